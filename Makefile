@@ -1,0 +1,39 @@
+# One command each. Every target makes its own environment; only Python, a C++ compiler and make are needed beforehand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo-ready
+DEMO_FILES := gradalign/cli/demo_assets.txt
+
+.PHONY: env demo test lint docs clean
+.DEFAULT_GOAL := test
+
+$(READY): pyproject.toml setup.py .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs]'
+	touch $@
+
+$(DEMO_READY): $(READY) $(DEMO_FILES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(DEMO_FILES)
+	touch $@
+
+env: $(READY) $(DEMO_READY)
+
+demo: $(DEMO_READY)
+	$(BIN)/gradalign demo --out demo-out
+
+test: $(DEMO_READY)
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info demo-out

@@ -1,0 +1,213 @@
+"""The kernels, for people with their own loops.
+
+Every function takes lists of tensors of one device and works on all of them at once. Scalars are 0-dim tensors on that
+device, so that nothing is read back to the host; reductions come back as float64 tensors on that device. Arithmetic is done
+in the wider of float32 and the storage dtype and rounded once at the store. Where `d` is the displacement and `delta`
+what the dtype of the parameters could represent of it:
+
+| op | per element | returns |
+|---|---|---|
+| `norm_dot(xs, ys)` | - | x.x, x.y, y.y |
+| `perturb_(params, backups, xs, scale, ys, scale_y)` | backup <- theta; theta <- theta + d, d = scale x + scale_y y | delta.d, d.d, delta.delta |
+| `restore_(params, backups)` | theta <- backup | |
+| `swap_(params, backups)` | exchange | |
+| `accumulate_(accs, grads, scale)` | acc <- acc + scale g | g.g, g.acc (acc before) |
+| `combine_(outs, xs, ys, a, b)` | out <- a x + b y | out.out |
+
+The same ops are registered with the dispatcher as `torch.ops.gradalign.*`, with fakes and mutation marked, so that they
+work under `torch.compile`. Examples:
+
+    >>> import torch
+    >>> from gradalign import ops
+    >>> theta, backup, x = [torch.zeros(3)], [torch.empty(3)], [torch.ones(3)]
+    >>> ops.perturb_(theta, backup, x, torch.tensor(0.5))
+    tensor([0.7500, 0.7500, 0.7500], dtype=torch.float64)
+    >>> ops.restore_(theta, backup)
+    >>> theta[0]
+    tensor([0., 0., 0.])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradalign import checks, dispatch
+
+Tensors = Sequence[Tensor]
+
+# One row an op: its schema, in one place, and how many sums it returns (None: nothing).
+SCHEMAS = {
+    "norm_dot": ("(Tensor[] xs, Tensor[]? ys=None) -> Tensor", 3),
+    "perturb_": (
+        "(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor[] xs, Tensor scale, Tensor[]? ys=None, "
+        "Tensor? scale_y=None, bool from_backups=False) -> Tensor",
+        3,
+    ),
+    "restore_": ("(Tensor(a!)[] params, Tensor[] backups) -> ()", None),
+    "swap_": ("(Tensor(a!)[] params, Tensor(b!)[] backups) -> ()", None),
+    "accumulate_": ("(Tensor(a!)[] accs, Tensor[] grads, Tensor scale) -> Tensor", 2),
+    "combine_": ("(Tensor(a!)[] outs, Tensor[] xs, Tensor[] ys, Tensor a, Tensor b) -> Tensor", 1),
+    # The steps: params <- params - lr update, everything else is state. `skip` != 0 leaves all but zeroed gradients alone.
+    "adamw_step_": (
+        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+        "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] masters, Tensor(g!)[] steps, Tensor grad_scale, Tensor lr, "
+        "Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, float beta1, float beta2, float eps, "
+        "bool decoupled=True, bool maximize=False, bool zero_grads=False) -> ()",
+        None,
+    ),
+    "sgd_step_": (
+        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffers, Tensor(d!)[] masters, "
+        "Tensor(e!)[] steps, Tensor grad_scale, Tensor lr, Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, "
+        "float momentum=0.0, float dampening=0.0, bool nesterov=False, bool maximize=False, bool zero_grads=False) -> ()",
+        None,
+    ),
+    "lamb_step_": (
+        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] masters, "
+        "Tensor(f!)[] steps, Tensor grad_scale, Tensor lr, Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, "
+        "float beta1, float beta2, float eps, bool trust=True, bool maximize=False, bool zero_grads=False) -> ()",
+        None,
+    ),
+}
+
+_library = torch.library.Library("gradalign", "FRAGMENT")
+
+
+def _register(name: str, schema: str, num_sums: int | None) -> None:
+    """The op, its kernel (whatever `dispatch` picks for the tensors at hand) and its fake."""
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def sums(make: Callable[..., Tensor], first: Tensors) -> Tensor | None:
+        device = first[0].device if first else torch.device("cpu")
+        return None if num_sums is None else make(num_sums, dtype=torch.float64, device=device)
+
+    def kernel(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
+        if not first:
+            return sums(torch.zeros, first)
+        return getattr(_backend(first, *args), name)(first, *args, **kwargs)
+
+    def fake(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
+        return sums(torch.empty, first)
+
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gradalign::{name}", fake, lib=_library)
+
+
+def _backend(first: Tensors, *args: object) -> object:
+    lists = [first, *(a for a in args if isinstance(a, (list, tuple)))]
+    return dispatch.backend("auto", first[0].device.type, frozenset(t.dtype for ts in lists for t in ts))
+
+
+for _name, (_schema, _num_sums) in SCHEMAS.items():
+    _register(_name, _schema, _num_sums)
+
+
+def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
+    """[x.x, x.y, y.y] summed over all tensors; without `ys` the last two are 0.
+
+    Args:
+        xs: tensors of one device.
+        ys: tensors of the same shapes, or None.
+
+    Returns:
+        float64 tensor of shape (3,) on that device.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    _check("norm_dot", {}, {"xs": xs} if ys is None else {"xs": xs, "ys": ys})
+    return torch.ops.gradalign.norm_dot(xs, ys)
+
+
+def perturb_(
+    params: Tensors,
+    backups: Tensors,
+    xs: Tensors,
+    scale: Tensor,
+    ys: Tensors | None = None,
+    scale_y: Tensor | None = None,
+    from_backups: bool = False,
+) -> Tensor:
+    """Keep theta and displace it: backup <- theta; theta <- theta + d with d = scale x + scale_y y.
+
+    A scale of 0 selects a displacement of 0, even where x is inf or NaN. Backups may be the very tensors of `xs` or `ys`
+    (read before they are overwritten). With `from_backups` the backups already hold theta, in the same or a wider
+    dtype (fp32 masters): they are read and not written, and theta <- round(backup + d).
+
+    Args:
+        params: the tensors to displace.
+        backups: where theta is kept; the same shapes, and the same dtypes unless `from_backups`.
+        xs: directions, the same shapes.
+        scale: 0-dim tensor, multiplies `xs`.
+        ys: further directions, or None.
+        scale_y: 0-dim tensor, multiplies `ys`.
+        from_backups: read theta from the backups.
+
+    Returns:
+        float64 tensor [delta.d, d.d, delta.delta], delta being the displacement that the dtype could represent.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    read = {"xs": xs} if ys is None else {"xs": xs, "ys": ys}
+    _check("perturb_", {"params": params, "backups": backups}, read)
+    return torch.ops.gradalign.perturb_(params, backups, xs, scale, ys, scale_y, from_backups)
+
+
+def restore_(params: Tensors, backups: Tensors) -> None:
+    """Put theta back: theta <- backup, bit for bit where the dtypes agree, else rounded once.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    _check("restore_", {"params": params}, {"backups": backups})
+    torch.ops.gradalign.restore_(params, backups)
+
+
+def swap_(params: Tensors, backups: Tensors) -> None:
+    """Exchange params and backups, bit for bit.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    _check("swap_", {"params": params, "backups": backups}, {})
+    torch.ops.gradalign.swap_(params, backups)
+
+
+def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
+    """acc <- acc + scale g, of any mix of dtypes.
+
+    Returns:
+        float64 tensor [g.g, g.acc], acc being the value before.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    _check("accumulate_", {"accs": accs}, {"grads": grads})
+    return torch.ops.gradalign.accumulate_(accs, grads, scale)
+
+
+def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:
+    """out <- a x + b y; an out may be its own x or y.
+
+    Returns:
+        float64 tensor [out.out] of the stored values.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory.
+        TypeError: tensors that are not dense, real and floating-point.
+    """
+    _check("combine_", {"outs": outs}, {"xs": xs, "ys": ys})
+    return torch.ops.gradalign.combine_(outs, xs, ys, a, b)
+
+
+def _check(op: str, mutated: dict[str, Tensors], read: dict[str, Tensors]) -> None:
+    if not torch.compiler.is_compiling():  # the checks read addresses, which a traced program does not have
+        checks.tensor_lists(op, mutated, read)
