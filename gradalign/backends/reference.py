@@ -8,17 +8,19 @@ lines leaves either the old parameter or its backup.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gradalign.backends.chunks import chunks, compute_dtype
+from gradalign.backends.reference_steps import adamw_step_ as adamw_step_
+from gradalign.backends.reference_steps import lamb_step_ as lamb_step_
+from gradalign.backends.reference_steps import sgd_step_ as sgd_step_
+
 NAME = "reference"
 
 Tensors = Sequence[Tensor]
-
-CPU_CHUNK = 1 << 17  # elements: the few temporaries of a chunk stay in the L2 cache
-DEVICE_CHUNK = 1 << 21  # elements: 16 MB of float64
 
 
 def why_unavailable() -> str | None:
@@ -35,7 +37,7 @@ def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
     total = _zeros(3, xs)
     for x, y in zip(xs, xs if ys is None else ys, strict=True):
-        for xc, yc in _chunks(x, y):
+        for xc, yc in chunks(x, y):
             a = _flat(xc)
             if ys is None:
                 total[0] += _dot(a, a)
@@ -62,7 +64,7 @@ def perturb_(
         moved = torch.empty_like(p) if aliased else p
         if not (aliased or from_backups):
             backup.copy_(p)
-        for mc, pc, bc, xc, yc in _chunks(moved, p, backup, x, x if y is None else y):
+        for mc, pc, bc, xc, yc in chunks(moved, p, backup, x, x if y is None else y):
             d = _scaled(xc, scale)
             if y is not None and scale_y is not None:
                 d += _scaled(yc, scale_y)
@@ -94,8 +96,8 @@ def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
     """acc <- acc + scale g; returns [g.g, g.acc] with acc as it was before."""
     total = _zeros(2, accs)
     for acc, g in zip(accs, grads, strict=True):
-        for ac, gc in _chunks(acc, g):
-            wide = gc.to(_compute_dtype(ac.dtype, gc.dtype))
+        for ac, gc in chunks(acc, g):
+            wide = gc.to(compute_dtype(ac.dtype, gc.dtype))
             before = ac.to(wide.dtype)
             flat = _flat(wide)
             total += torch.stack((_dot(flat, flat), _dot(flat, _flat(before))))
@@ -107,21 +109,17 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
     """out <- a x + b y (an out may be its x or y); returns [out.out]."""
     total = _zeros(1, outs)
     for out, x, y in zip(outs, xs, ys, strict=True):
-        for oc, xc, yc in _chunks(out, x, y):
-            dtype = _compute_dtype(oc.dtype, xc.dtype, yc.dtype)
+        for oc, xc, yc in chunks(out, x, y):
+            dtype = compute_dtype(oc.dtype, xc.dtype, yc.dtype)
             oc.copy_(xc.to(dtype) * a.to(dtype) + yc.to(dtype) * b.to(dtype))
             stored = _flat(oc.to(dtype))
             total += _dot(stored, stored)
     return total
 
 
-def _compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:
     # Selects instead of multiplying: 0 x inf is NaN, and a displacement of scale 0 must leave theta alone.
-    wide = x.to(_compute_dtype(x.dtype))
+    wide = x.to(compute_dtype(x.dtype))
     return (wide * scale.to(wide.dtype)).masked_fill_(scale == 0, 0.0)
 
 
@@ -130,23 +128,8 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.to(_compute_dtype(x.dtype)).reshape(-1)
+    return x.to(compute_dtype(x.dtype)).reshape(-1)
 
 
 def _zeros(n: int, like: Tensors) -> Tensor:
     return torch.zeros(n, dtype=torch.float64, device=like[0].device if like else "cpu")
-
-
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same elements of every tensor, piece by piece; the pieces are views."""
-    first = tensors[0]
-    limit = CPU_CHUNK if first.device.type == "cpu" else DEVICE_CHUNK
-    if first.numel() <= limit:
-        if first.numel():
-            yield tensors
-    elif all(t.is_contiguous() for t in tensors):
-        yield from zip(*(t.view(-1).split(limit) for t in tensors), strict=True)
-    else:
-        rows = max(1, limit // (first.numel() // first.shape[0]))
-        for pieces in zip(*(t.split(rows) for t in tensors), strict=True):
-            yield from _chunks(*(t[0] for t in pieces)) if len(pieces[0]) == 1 else _chunks(*pieces)
