@@ -1,17 +1,94 @@
-"""C++ kernels for the CPU and CUDA, from `csrc/`."""
+"""C++ kernels for the CPU, from `csrc/`.
+
+An op that mutates is one C call per list of tensors, followed in the same C loop by the bump of the version counters of what
+it wrote. Python runs signal handlers and trace functions between two bytecodes, never inside a C loop: so an interrupt
+finds every tensor either untouched with its old version or written with a new one, and the version tells which.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from gradalign.extension import UnavailableError, ensure, library
 
 NAME = "native"
 
+Tensors = Sequence[Tensor]
 
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+@functools.cache
 def why_unavailable() -> str | None:
-    """Why the kernels cannot be used, with the remedy; None where they work."""
-    return "not built yet"
+    """Why the kernels cannot be used, with the remedy; None where they work. Builds them if they are not there."""
+    try:
+        torch.ops.load_library(ensure(library.cpu()))
+    except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
+        return str(error)
+    except OSError as error:
+        return f"the built kernels do not load: {error}"
+    return None
 
 
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether tensors of these dtypes on this kind of device can be worked on."""
-    return False
+    return device_type == "cpu" and dtypes <= DTYPES
+
+
+def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
+    """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
+    return _kernel("norm_dot")(xs, ys)
+
+
+def perturb_(
+    params: Tensors,
+    backups: Tensors,
+    xs: Tensors,
+    scale: Tensor,
+    ys: Tensors | None = None,
+    scale_y: Tensor | None = None,
+    from_backups: bool = False,
+) -> Tensor:
+    """backup <- theta; theta <- theta + d, d = scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
+    written = (params,) if from_backups else (params, backups)
+    return _mutate("perturb_", written, (params, backups, xs, scale, ys, scale_y, from_backups))
+
+
+def restore_(params: Tensors, backups: Tensors) -> None:
+    """theta <- backup; bit for bit where the dtypes agree, else one rounding."""
+    _mutate("restore_", (params,), (params, backups))
+
+
+def swap_(params: Tensors, backups: Tensors) -> None:
+    """Exchange, bit for bit."""
+    _mutate("swap_", (params, backups), (params, backups))
+
+
+def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
+    """acc <- acc + scale g; returns [g.g, g.acc] with acc as it was before."""
+    return _mutate("accumulate_", (accs,), (accs, grads, scale))
+
+
+def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:
+    """out <- a x + b y (an out may be its x or y); returns [out.out]."""
+    return _mutate("combine_", (outs,), (outs, xs, ys, a, b))
+
+
+@functools.cache
+def _kernel(name: str) -> Callable[..., Any]:
+    why_unavailable()
+    # The C function behind the op: the Python layer above it costs microseconds and has bytecodes to be interrupted at.
+    return getattr(torch.ops.gradalign_native, name).default._op
+
+
+def _mutate(name: str, written: tuple[Tensors, ...], args: tuple[object, ...]) -> Any:
+    # The unpacking is one bytecode, which runs the kernel and then the bumps in one C loop (see the module's docstring).
+    calls = chain(map(_kernel(name), *((arg,) for arg in args)), map(torch._C._increment_version, written))
+    result, *_ = calls
+    return result

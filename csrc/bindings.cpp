@@ -1,0 +1,26 @@
+// The native ops as PyTorch knows them, through the LibTorch stable ABI: one binary for every torch from 2.10 on.
+//
+// They live in their own namespace; the public ops of gradalign.ops, with fakes and checks, call them.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/vector_ops.h"
+
+STABLE_TORCH_LIBRARY(gradalign_native, m) {
+  m.def("norm_dot(Tensor[] xs, Tensor[]? ys=None) -> Tensor");
+  m.def(
+      "perturb_(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor[] xs, Tensor scale, Tensor[]? ys=None, "
+      "Tensor? scale_y=None, bool from_backups=False) -> Tensor");
+  m.def("restore_(Tensor(a!)[] params, Tensor[] backups) -> ()");
+  m.def("swap_(Tensor(a!)[] params, Tensor(b!)[] backups) -> ()");
+  m.def("accumulate_(Tensor(a!)[] accs, Tensor[] grads, Tensor scale) -> Tensor");
+  m.def("combine_(Tensor(a!)[] outs, Tensor[] xs, Tensor[] ys, Tensor a, Tensor b) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) {
+  m.impl("norm_dot", TORCH_BOX(&gradalign::norm_dot_cpu));
+  m.impl("perturb_", TORCH_BOX(&gradalign::perturb_cpu));
+  m.impl("restore_", TORCH_BOX(&gradalign::restore_cpu));
+  m.impl("swap_", TORCH_BOX(&gradalign::swap_cpu));
+  m.impl("accumulate_", TORCH_BOX(&gradalign::accumulate_cpu));
+  m.impl("combine_", TORCH_BOX(&gradalign::combine_cpu));
+}

@@ -1,0 +1,21 @@
+// Every kernel for one instruction set. Compiled once for each, with GRADALIGN_ISA naming it.
+#include "kernels.h"
+
+#include "accumulate.h"
+#include "combine.h"
+#include "norm_dot.h"
+#include "perturb.h"
+#include "restore.h"
+
+#define GRADALIGN_JOIN(x, y) x##y
+#define GRADALIGN_TABLE(isa) GRADALIGN_JOIN(kernels_, isa)
+#define GRADALIGN_TEXT(x) #x
+#define GRADALIGN_NAME(isa) GRADALIGN_TEXT(isa)
+
+namespace gradalign {
+
+extern const Kernels GRADALIGN_TABLE(GRADALIGN_ISA) = {
+    GRADALIGN_NAME(GRADALIGN_ISA), norm_dot_cpu, perturb_cpu, restore_cpu, swap_cpu, accumulate_cpu, combine_cpu,
+};
+
+}  // namespace gradalign

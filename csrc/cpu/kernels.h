@@ -1,0 +1,86 @@
+// The table of kernels: one for each instruction set, chosen once.
+//
+// A kernel works on one page (see plan.h) and adds its sums to `sums`. Lists are arrays with one Operand a tensor.
+#pragma once
+
+#include "../plan.h"
+#include "operand.h"
+
+namespace gradalign {
+
+struct NormDotArgs {
+  const Operand* xs;
+  const Operand* ys;  // may be null
+};
+
+struct PerturbArgs {
+  const Operand* params;
+  const Operand* backups;
+  const Operand* xs;
+  const Operand* ys;  // may be null
+  double scale;
+  double scale_y;
+  bool from_backups;
+  bool stream;  // the lists are larger than the cache: write around it what is not read
+};
+
+struct RestoreArgs {
+  const Operand* params;
+  const Operand* backups;
+  bool stream;
+};
+
+struct SwapArgs {
+  const Operand* params;
+  const Operand* backups;
+};
+
+struct AccumulateArgs {
+  const Operand* accs;
+  const Operand* grads;
+  double scale;
+};
+
+struct CombineArgs {
+  const Operand* outs;
+  const Operand* xs;
+  const Operand* ys;
+  double a;
+  double b;
+  bool stream;
+};
+
+template <class Args>
+using Kernel = void (*)(const Args& args, const Piece* first, const Piece* last, double* sums);
+
+struct Kernels {
+  const char* isa;
+  Kernel<NormDotArgs> norm_dot;
+  Kernel<PerturbArgs> perturb;
+  Kernel<RestoreArgs> restore;
+  Kernel<SwapArgs> swap;
+  Kernel<AccumulateArgs> accumulate;
+  Kernel<CombineArgs> combine;
+};
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+inline const Kernels& kernels() {
+  static const Kernels& best = []() -> const Kernels& {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      return kernels_avx512;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2;
+#endif
+    return kernels_portable;
+  }();
+  return best;
+}
+
+}  // namespace gradalign

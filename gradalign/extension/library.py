@@ -1,0 +1,129 @@
+"""What is compiled: the binaries, their sources and flags."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+TORCH_TARGET = "0x020a000000000000"  # the LibTorch stable ABI as of 2.10: one binary for every torch from there on
+
+# No contraction: a fused multiply-add would make the results depend on the instruction set. No errno, no traps: both keep
+# loops with sqrt or a selection from being vectorised, and change no result.
+COMMON = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
+)
+INSTRUCTION_SETS = {
+    "portable": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One compiler call."""
+
+    source: str
+    object: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    """One binary: its units, how they are linked, and all that decides whether a cached one can be used."""
+
+    name: str
+    what: str
+    units: tuple[Unit, ...]
+    link: tuple[str, ...]
+    inputs: tuple[str, ...]  # files and folders of csrc that it is made of
+    built_for: str
+
+    def digest(self) -> str:
+        """Of the names and contents of all inputs."""
+        total = hashlib.sha256()
+        for path in self._files():
+            total.update(path.relative_to(sources()).as_posix().encode() + b"\0")
+            total.update(path.read_bytes())
+        return total.hexdigest()
+
+    def key(self, compiler: str) -> str:
+        """The name of its place in the cache."""
+        flags = [*COMMON, *(flag for unit in self.units for flag in unit.flags), *self.link]
+        text = "\n".join((self.digest(), self.built_for, platform.system(), platform.machine(), compiler, *flags))
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+    def _files(self) -> list[Path]:
+        roots = [sources() / name for name in self.inputs]
+        return sorted(f for root in roots for f in ([root] if root.is_file() else root.rglob("*")) if f.is_file())
+
+
+def sources() -> Path:
+    """`csrc`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "bindings.cpp").is_file():
+            return folder
+    raise FileNotFoundError(f"expected the sources of the kernels in {package / 'csrc'}; reinstall gradalign")
+
+
+def torch_version() -> str:
+    """The version of the torch that is compiled against, without importing it."""
+    return importlib.metadata.version("torch")
+
+
+def cpu() -> Library:
+    """The ops for the CPU, through the stable ABI."""
+    torch = _torch_folder()
+    sets = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ""}
+    kernels = tuple(
+        Unit("cpu/kernels.cpp", f"kernels_{isa}.o", (f"-DGRADALIGN_ISA={isa}", *flags.split()))
+        for isa, flags in sets.items()
+    )
+    # -O1: the bindings spend their time inside torch, and twice as long would be spent compiling them.
+    slim = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-O1", "-isystem", str(torch / "include"))
+    return Library(
+        name="libgradalign_cpu.so",
+        what="the CPU kernels",
+        units=(Unit("bindings.cpp", "bindings.o", slim), *kernels),
+        link=(f"-L{torch / 'lib'}", "-ltorch_cpu", *_undefined_at_load()),
+        inputs=("bindings.cpp", "plan.h", "math", "cpu"),
+        built_for=f"torch {torch_version()}",
+    )
+
+
+def module() -> Library:
+    """`gradalign._C`: build information and the launch planner; no torch header in it."""
+    pybind11 = importlib.util.find_spec("pybind11")
+    if pybind11 is None or pybind11.origin is None:
+        raise ModuleNotFoundError("pybind11 is missing; pip install 'gradalign[native]'")
+    python = sysconfig.get_paths()["include"]
+    if not (Path(python) / "Python.h").is_file():
+        raise ModuleNotFoundError(f"Python.h is missing from {python}; install the headers of Python (python3-dev)")
+    headers = ("-isystem", str(Path(pybind11.origin).parent / "include"), "-isystem", python)
+    return Library(
+        name=f"_C{sysconfig.get_config_var('EXT_SUFFIX')}",
+        what="gradalign._C",
+        units=(Unit("module.cpp", "module.o", ("-O1", *headers)),),
+        link=_undefined_at_load(),
+        inputs=("module.cpp", "plan.h"),
+        built_for=f"python {sysconfig.get_config_var('SOABI')}",
+    )
+
+
+def _torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("torch is missing; pip install torch")
+    return Path(spec.origin).parent
+
+
+def _undefined_at_load() -> tuple[str, ...]:
+    return ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()

@@ -1,0 +1,127 @@
+"""The binaries, ready to load: shipped with the package, from the cache, or compiled now."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from . import cache, compiler, library
+
+log = logging.getLogger("gradalign")
+
+
+class UnavailableError(RuntimeError):
+    """Why there is no binary, in one line, with the remedy."""
+
+
+def ensure(binary: library.Library) -> Path:
+    """The path of a binary that fits, compiling it if there is none.
+
+    Raises:
+        UnavailableError: switched off, no compiler, an untrusted cache, or a compiler that refused.
+    """
+    if os.environ.get("GRADALIGN_NATIVE") == "0":
+        raise UnavailableError("switched off by GRADALIGN_NATIVE=0; unset it")
+    shipped = _shipped(binary)
+    if shipped is not None:
+        return shipped
+    if os.name != "posix":
+        raise UnavailableError(f"{binary.what} are built on Linux and macOS only")
+    found = compiler.find_compiler()
+    if found is None:
+        raise UnavailableError(f"no C++ compiler found to build {binary.what}; install g++ or clang++, or set CXX")
+    try:
+        return _cached(binary, found)
+    except cache.UntrustedError as error:
+        raise UnavailableError(f"the cache is refused: {error}") from error
+    except OSError as error:
+        raise UnavailableError(
+            f"the cache cannot be used: {error}; set GRADALIGN_CACHE_DIR to a folder that can be written"
+        ) from error
+
+
+def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
+    key = binary.key(found.version)
+    ready = cache.find(key, binary.name)
+    if ready is not None:
+        return ready
+    with cache.locked(key):
+        ready = cache.find(key, binary.name)  # another process may have built it while this one waited
+        return ready if ready is not None else _build(binary, found, key)
+
+
+def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
+    _say(
+        f"building {binary.what} with {found.version}; about 10 to 40 seconds, once for this version of gradalign and torch"
+    )
+    start = time.monotonic()
+    with cache.workshop(key) as folder:
+        try:
+            made = compiler.build(binary, found, folder, defines=build_defines(binary, found))
+        except compiler.CompileError as error:
+            report = cache.directory() / f"{key}.log"
+            report.write_text(str(error))
+            raise UnavailableError(
+                f"{shlex.join(found.command)} could not build {binary.what}; what it said is in {report}"
+            ) from error
+        path = cache.publish(key, made)
+    _say(f"built {binary.what} in {time.monotonic() - start:.0f} s, kept in {path.parent}")
+    return path
+
+
+def build_defines(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
+    """What a binary remembers of its making."""
+    facts = {"COMPILER": found.version, "DIGEST": binary.digest(), "BUILT_FOR": binary.built_for}
+    return tuple(f'-DGRADALIGN_{name}="{value}"' for name, value in facts.items())
+
+
+def _shipped(binary: library.Library) -> Path | None:
+    """Built ahead of time: of these very sources, for this torch or an older one (the stable ABI keeps those working)."""
+    path = Path(__file__).resolve().parent.parent / binary.name
+    record = path.with_suffix(".json")
+    if not (path.is_file() and record.is_file()):
+        return None
+    made = json.loads(record.read_text())
+    return path if made["digest"] == binary.digest() and _runs_on_this(made["built_for"], binary.built_for) else None
+
+
+def _runs_on_this(made_for: str, wanted: str) -> bool:
+    (kind, made), (wanted_kind, want) = made_for.split(" ", 1), wanted.split(" ", 1)
+    if kind != "torch":
+        return made_for == wanted
+    return kind == wanted_kind and _release(made) <= _release(want)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+
+def load_module() -> ModuleType:
+    """`gradalign._C`, loaded under that name.
+
+    Raises:
+        UnavailableError: it cannot be built, with the reason.
+    """
+    try:
+        path = ensure(library.module())
+    except ModuleNotFoundError as error:
+        raise UnavailableError(str(error)) from error
+    spec = importlib.util.spec_from_file_location("gradalign._C", path)
+    if spec is None or spec.loader is None:
+        raise UnavailableError(f"{path} is not an extension module of this Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _say(message: str) -> None:
+    # To stderr as well: a process that is silent for half a minute looks hung, and few programs configure logging.
+    log.info(message)
+    print(f"gradalign: {message}", file=sys.stderr, flush=True)
