@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -27,24 +28,52 @@ def ensure(binary: library.Library) -> Path:
     Raises:
         UnavailableError: switched off, no compiler, an untrusted cache, or a compiler that refused.
     """
-    if os.environ.get("GRADALIGN_NATIVE") == "0":
+    if switched_off():
         raise UnavailableError("switched off by GRADALIGN_NATIVE=0; unset it")
     shipped = _shipped(binary)
     if shipped is not None:
         return shipped
-    if os.name != "posix":
-        raise UnavailableError(f"{binary.what} are built on Linux and macOS only")
-    found = compiler.find_compiler()
-    if found is None:
-        raise UnavailableError(f"no C++ compiler found to build {binary.what}; install g++ or clang++, or set CXX")
     try:
-        return _cached(binary, found)
+        return _cached(binary, _compiler())
     except cache.UntrustedError as error:
         raise UnavailableError(f"the cache is refused: {error}") from error
     except OSError as error:
         raise UnavailableError(
             f"the cache cannot be used: {error}; set GRADALIGN_CACHE_DIR to a folder that can be written"
         ) from error
+
+
+def switched_off() -> bool:
+    """Whether the user said no to native code."""
+    return os.environ.get("GRADALIGN_NATIVE") == "0"
+
+
+def build_all(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Every binary that can be built here, ahead of time, and the record that tells later whether it fits.
+
+    Raises:
+        CompileError: the compiler refused.
+    """
+    for make in (library.cpu, library.module):
+        try:
+            binary, found = make(), _compiler()
+        except (ModuleNotFoundError, UnavailableError) as error:
+            _say(f"not built ahead of time: {error}")
+            continue
+        place = folder / binary.name.split(".")[0]
+        place.mkdir(parents=True, exist_ok=True)
+        _say(f"building {binary.what} with {found.version}")
+        path = compiler.build(binary, found, place.resolve(), _remembered(binary, found))
+        yield path, {"digest": binary.digest(), "built_for": binary.built_for}
+
+
+def _compiler() -> compiler.Compiler:
+    if os.name != "posix":
+        raise UnavailableError("native kernels are built on Linux and macOS only")
+    found = compiler.find_compiler()
+    if found is None:
+        raise UnavailableError("no C++ compiler found; install g++ or clang++, or set CXX")
+    return found
 
 
 def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
@@ -64,7 +93,7 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
     start = time.monotonic()
     with cache.workshop(key) as folder:
         try:
-            made = compiler.build(binary, found, folder, defines=build_defines(binary, found))
+            made = compiler.build(binary, found, folder, _remembered(binary, found))
         except compiler.CompileError as error:
             report = cache.directory() / f"{key}.log"
             report.write_text(str(error))
@@ -76,8 +105,7 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
     return path
 
 
-def build_defines(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
-    """What a binary remembers of its making."""
+def _remembered(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
     facts = {"COMPILER": found.version, "DIGEST": binary.digest(), "BUILT_FOR": binary.built_for}
     return tuple(f'-DGRADALIGN_{name}="{value}"' for name, value in facts.items())
 
