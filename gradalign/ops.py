@@ -8,11 +8,12 @@ what the dtype of the parameters could represent of it:
 | op | per element | returns |
 |---|---|---|
 | `norm_dot(xs, ys)` | - | x.x, x.y, y.y |
-| `perturb_(params, backups, xs, scale, ys, scale_y)` | backup <- theta; theta <- theta + d, d = scale x + scale_y y | delta.d, d.d, delta.delta |
+| `perturb_(params, backups, xs, scale)` | backup <- theta; theta <- theta + d, d = scale x | delta.d, d.d, delta.delta |
 | `restore_(params, backups)` | theta <- backup | |
 | `swap_(params, backups)` | exchange | |
 | `accumulate_(accs, grads, scale)` | acc <- acc + scale g | g.g, g.acc (acc before) |
 | `combine_(outs, xs, ys, a, b)` | out <- a x + b y | out.out |
+| `adamw_step_`, `sgd_step_`, `lamb_step_` | one step of the optimizer on unscaled gradients | |
 
 The same ops are registered with the dispatcher as `torch.ops.gradalign.*`, with fakes and mutation marked, so that they
 work under `torch.compile`. Examples:
@@ -34,7 +35,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradalign import checks, dispatch
+from gradalign import checks, dispatch, step_checks
 
 Tensors = Sequence[Tensor]
 
@@ -206,6 +207,246 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
     """
     _check("combine_", {"outs": outs}, {"xs": xs, "ys": ys})
     return torch.ops.gradalign.combine_(outs, xs, ys, a, b)
+
+
+def adamw_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    max_exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """One step of AdamW, in one pass over memory.
+
+        g <- grad_scale grad;  theta <- (1 - lr weight_decay) theta      (coupled: g <- g + weight_decay theta)
+        m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
+        theta <- theta - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    (Loshchilov and Hutter 2019, arXiv:1711.05101; coupled: Kingma and Ba 2015, arXiv:1412.6980.) All scalars are 0-dim
+    tensors on the parameters' device.
+
+    Args:
+        params: theta; written.
+        grads: the gradients; written only with `zero_grads`.
+        exp_avgs: m, of any floating dtype; written.
+        exp_avg_sqs: v; written.
+        max_exp_avg_sqs: the largest v so far, used instead of v (Reddi et al. 2018, arXiv:1904.09237), or empty; written.
+        masters: float32 copies of theta, or empty. They are updated, and the parameters are their rounding.
+        steps: t - 1, one tensor for each parameter; incremented unless skipped.
+        grad_scale: multiplies the gradients: the clip coefficient over the loss scale.
+        lr: the learning rate.
+        weight_decay: the decay coefficient.
+        skip: where it is not 0, parameters, moments, masters and steps stay as they are.
+        seed: int64; parameters are rounded stochastically (bfloat16 without masters only), with the stream that
+            `gradalign.backends.rounding` defines from it, t and the place in the list.
+        beta1: decay rate of m.
+        beta2: decay rate of v.
+        eps: added to the root of v.
+        decoupled: whether weight decay bypasses the moments (AdamW) or is part of the gradient (Adam).
+        maximize: go up instead of down.
+        zero_grads: write zeros into the gradients, also where the step is skipped.
+
+    Raises:
+        ValueError: lists that differ in length, shapes or devices, or share memory; scalars that are not 0-dim.
+        TypeError: tensors that are not dense, real and floating-point; a seed for parameters that are not bfloat16.
+    """
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    if max_exp_avg_sqs:
+        states["max_exp_avg_sqs"] = max_exp_avg_sqs
+    _check_step("adamw_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
+    torch.ops.gradalign.adamw_step_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs,
+        masters,
+        steps,
+        grad_scale,
+        lr,
+        weight_decay,
+        skip,
+        seed,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        decoupled=decoupled,
+        maximize=maximize,
+        zero_grads=zero_grads,
+    )
+
+
+def sgd_step_(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """One step of SGD, in one pass over memory.
+
+        g <- grad_scale grad + weight_decay theta
+        b <- momentum b + (1 - dampening) g      (b <- g at the first step)
+        theta <- theta - lr b                    (nesterov: theta - lr (g + momentum b); without momentum: theta - lr g)
+
+    (Sutskever et al. 2013, in the form of `torch.optim.SGD`.)
+
+    Args:
+        params: theta; written.
+        grads: the gradients; written only with `zero_grads`.
+        momentum_buffers: b, or empty for no momentum; written. Where `steps` is 0 their content is not used.
+        masters: as in `adamw_step_`, like all that follows and is not named here.
+        steps: as there; 0 marks the first step.
+        grad_scale: as there.
+        lr: as there.
+        weight_decay: as there.
+        skip: as there.
+        seed: as there.
+        momentum: decay rate of b.
+        dampening: how much of the gradient b leaves out.
+        nesterov: look ahead along b.
+        maximize: as there.
+        zero_grads: as there.
+
+    Raises:
+        ValueError: as there; a momentum without buffers.
+        TypeError: as there.
+    """
+    states = {"momentum_buffers": momentum_buffers} if momentum_buffers or (params and momentum) else {}
+    _check_step("sgd_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
+    torch.ops.gradalign.sgd_step_(
+        params,
+        grads,
+        momentum_buffers,
+        masters,
+        steps,
+        grad_scale,
+        lr,
+        weight_decay,
+        skip,
+        seed,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        maximize=maximize,
+        zero_grads=zero_grads,
+    )
+
+
+def lamb_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    trust: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """One step of LAMB, in two passes over memory.
+
+        m, v as in `adamw_step_`;  u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay theta
+        theta <- theta - lr ||theta|| / ||u|| u, norms per tensor; the ratio is 1 where either norm is 0
+
+    (You et al. 2020, arXiv:1904.00962, with bias correction and phi(z) = z.) u is computed from the moments as stored.
+
+    Args:
+        params: theta; written.
+        grads: the gradients; written only with `zero_grads`.
+        exp_avgs: m; written.
+        exp_avg_sqs: v; written.
+        masters: as in `adamw_step_`, like all that follows and is not named here.
+        steps: as there.
+        grad_scale: as there.
+        lr: as there.
+        weight_decay: as there.
+        skip: as there.
+        seed: as there.
+        beta1: as there.
+        beta2: as there.
+        eps: as there.
+        trust: whether the ratio of the norms is used; else it is 1.
+        maximize: as there.
+        zero_grads: as there.
+
+    Raises:
+        ValueError: as there.
+        TypeError: as there.
+    """
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    _check_step("lamb_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
+    torch.ops.gradalign.lamb_step_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        masters,
+        steps,
+        grad_scale,
+        lr,
+        weight_decay,
+        skip,
+        seed,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        trust=trust,
+        maximize=maximize,
+        zero_grads=zero_grads,
+    )
+
+
+def _check_step(
+    op: str,
+    params: Tensors,
+    grads: Tensors,
+    states: dict[str, Tensors],
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None,
+    seed: Tensor | None,
+) -> None:
+    if not torch.compiler.is_compiling():
+        scalars = {"grad_scale": grad_scale, "lr": lr, "weight_decay": weight_decay, "skip": skip, "seed": seed}
+        step_checks.step_lists(op, params, grads, states, masters, steps, scalars)
 
 
 def _check(op: str, mutated: dict[str, Tensors], read: dict[str, Tensors]) -> None:
