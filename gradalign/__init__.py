@@ -1,5 +1,28 @@
-"""Train with gradients that agree between micro-batches."""
+"""Train so that the gradients of different micro-batches agree.
+
+One step of large-batch training sees k micro-batches with losses L_i and gradients g_i. gradalign fills `.grad` with the
+gradient of `mean_i L_i - weight * A`, where A measures how well the g_i agree. By the chain rule grad A is a sum of
+Hessian-vector products; each is the difference of two gradients of the same micro-batch, at theta and a small displacement
+away, so that memory stays O(n) and any model and optimizer will do.
+
+    >>> import torch, gradalign
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> aligner = gradalign.GradAlign(model, weight=0.001)
+    >>> loss_fn = lambda x: model(x).square().mean()
+    >>> for large_batch in torch.randn(2, 32, 3):
+    ...     loss = aligner.backward(loss_fn, gradalign.chunk(large_batch, 8))  # instead of loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+
+The rooms, each importing only from those after it: `aligner` (the step), `estimators` (schedules of passes), `passes` and
+`buffers` (one pass; displaced parameters and their way back), `ops` (the kernels' public schemas), `dispatch` (which
+backend runs them), `backends`. `objectives` says what A is, `telemetry` what a step tells.
+"""
 
 from gradalign._version import __version__
+from gradalign.aligner import Accumulation, GradAlign
+from gradalign.batches import chunk
+from gradalign.telemetry import AlignmentStats
 
-__all__ = ["__version__"]
+__all__ = ["Accumulation", "AlignmentStats", "GradAlign", "__version__", "chunk"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
@@ -17,22 +19,27 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def positive(name: str, value: float, unit: str) -> float:
-    """`value` if it is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number ({unit}); got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a finite number above 0 ({unit}); got {value!r}")
+def real(name: str, value: object) -> float:
+    """`value` as a float, if it is a real number (NumPy's count, tensors and booleans do not)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number; got {type(value).__name__} ({value!r})")
     return float(value)
+
+
+def positive(name: str, value: object, unit: str) -> float:
+    """`value` if it is a finite number above 0."""
+    number = real(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}: expected a finite number above 0 ({unit}); got {value!r}")
+    return number
 
 
 def finite(name: str, value: object) -> float:
     """`value` as a float, if it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a finite number; got {type(value).__name__} ({value!r})")
-    if not math.isfinite(value):
+    number = real(name, value)
+    if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number; got {value!r}")
-    return float(value)
+    return number
 
 
 def count(name: str, value: object, least: int) -> int:
@@ -54,26 +61,35 @@ def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, 
     (first_name, first), *others = named.items()
     for name, tensors in others:
         if len(tensors) != len(first):
-            raise ValueError(f"{op}: expected {name} to have one tensor for each of {first_name} ({len(first)}); got {len(tensors)}")
+            raise ValueError(
+                f"{op}: expected {name} to have one tensor for each of {first_name} ({len(first)}); got {len(tensors)}"
+            )
     devices = {t.device for tensors in named.values() for t in tensors}
     if len(devices) > 1:
-        raise ValueError(f"{op}: expected tensors of one device; got {sorted(map(str, devices))}; call it once a device")
+        raise ValueError(
+            f"{op}: expected tensors of one device; got {sorted(map(str, devices))}; call it once a device"
+        )
     for name, tensors in named.items():
         for i, t in enumerate(tensors):
             if not t.is_floating_point() or t.layout != torch.strided:
-                raise TypeError(f"{op}: expected dense real floating-point tensors; got {t.dtype}, {t.layout} in {name}[{i}]")
-            if t.shape != first[i].shape:
-                raise ValueError(
-                    f"{op}: expected {name}[{i}] to have the shape of {first_name}[{i}], {tuple(first[i].shape)}; got {tuple(t.shape)}"
+                raise TypeError(
+                    f"{op}: expected dense real floating-point tensors; got {t.dtype}, {t.layout} in {name}[{i}]"
                 )
+            if t.shape != first[i].shape:
+                shapes = f"{tuple(first[i].shape)}; got {tuple(t.shape)}"
+                raise ValueError(f"{op}: expected {name}[{i}] to have the shape of {first_name}[{i}], {shapes}")
     _no_overlap(op, mutated, read)
 
 
 def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
     for name, tensors in mutated.items():
         for i, t in enumerate(tensors):
-            if t.numel() > 1 and any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
-                raise ValueError(f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first")
+            if t.numel() > 1 and any(
+                stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
+            ):
+                raise ValueError(
+                    f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
+                )
     spans = sorted(
         (*_span(t), name in mutated, i, name, _layout(t))
         for name, tensors in {**mutated, **read}.items()
@@ -85,7 +101,9 @@ def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, S
     for span in spans:
         for other in (written, reach if span[2] else None):
             if other is not None and span[0] < other[1]:
-                in_place = span[3] == other[3] and span[5] == other[5] and not (span[2] and other[2] and span[4] == other[4])
+                in_place = (
+                    span[3] == other[3] and span[5] == other[5] and not (span[2] and other[2] and span[4] == other[4])
+                )
                 if not in_place:
                     raise ValueError(
                         f"{op}: expected tensors that do not share memory; {span[4]}[{span[3]}] overlaps "
@@ -104,3 +122,144 @@ def _span(t: Tensor) -> tuple[int, int]:
 
 def _layout(t: Tensor) -> tuple:
     return (t.data_ptr(), tuple(t.stride()), str(t.dtype))
+
+
+def loss_and_aux(result: Any) -> tuple[Any, Any]:
+    """The pair that a loss_fn returns with has_aux=True."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"loss_fn: expected (loss, aux) with has_aux=True; got {type(result).__name__}; return a pair or drop has_aux"
+        )
+    return result
+
+
+def differentiable_scalar(loss: object) -> None:
+    """A loss is one real number with a graph."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss_fn: expected a scalar tensor; got {type(loss).__name__}; return the loss itself (has_aux=True for a pair)"
+        )
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn: expected a scalar tensor; got shape {tuple(loss.shape)}; reduce it with .mean()")
+    if not loss.is_floating_point():
+        raise TypeError(f"loss_fn: expected a real floating-point loss; got {loss.dtype}")
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn: expected a loss with a graph; got one that does not require grad; do not detach it, and do not call "
+            "under torch.no_grad() or inference_mode()"
+        )
+
+
+def no_backward_inside(versions: Sequence[int | None], grads: Sequence[Tensor | None]) -> None:
+    """The loss_fn only computes the loss: no `.grad` appeared or changed in it."""
+    if any((None if g is None else g._version) != v for v, g in zip(versions, grads, strict=True)):
+        raise RuntimeError(
+            "loss_fn: expected a function that computes the loss and leaves .grad alone; got one that called backward (or "
+            "zero_grad); return the loss and let gradalign differentiate it"
+        )
+
+
+def dense_gradients(grads: Sequence[Tensor | None]) -> None:
+    """No gradient is sparse."""
+    for g in grads:
+        if g is not None and g.layout is not torch.strided:
+            raise TypeError(f"expected dense gradients; got {g.layout}; build embeddings with sparse=False")
+
+
+def no_grads(params: Iterable[Tensor]) -> None:
+    """Every `.grad` is None."""
+    if any(p.grad is not None for p in params):
+        raise ValueError(
+            "expected every .grad to be None on entry; got gradients of an earlier backward; call optimizer.zero_grad() "
+            "before aligner.backward (with set_to_none=False, pass zeroed_grads=True to GradAlign)"
+        )
+
+
+def no_consuming_hooks(params: Iterable[Tensor]) -> None:
+    """No parameter hands its gradient on as soon as it is accumulated."""
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
+        raise ValueError(
+            "expected parameters without post-accumulate-grad hooks; got some (an optimizer fused into backward?): they would "
+            "consume the scaled gradients of single passes; step the optimizer after aligner.backward instead"
+        )
+
+
+def trainable(params: list[nn.Parameter]) -> list[nn.Parameter]:
+    """`params` if there is something to train, and it is of a kind that can be displaced."""
+    if not params:
+        raise ValueError("expected a model with trainable parameters; got none that requires grad")
+    for p in params:
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError("expected initialised parameters; got a lazy one; run one forward pass first")
+        if p.is_complex():
+            raise TypeError(
+                f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead"
+            )
+        if hasattr(p, "placements"):
+            raise TypeError(
+                "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
+            )
+    return params
+
+
+def micro_batches(value: object) -> list:
+    """At least two micro-batches, as a list."""
+    if isinstance(value, (Tensor, Mapping, str)) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"micro_batches: expected a list of micro-batches; got {type(value).__name__}; "
+            "split one large batch with gradalign.chunk(batch, k)"
+        )
+    batches = list(value)
+    if len(batches) < 2:
+        raise ValueError(
+            f"micro_batches: expected at least 2, to compare their gradients; got {len(batches)}; "
+            "split one large batch with gradalign.chunk(batch, k)"
+        )
+    return batches
+
+
+def modules(model: object) -> list[nn.Module]:
+    """One module or several, as a list."""
+    several: list[Any] = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
+    for m in several:
+        if not isinstance(m, nn.Module):
+            raise TypeError(f"model: expected an nn.Module or several; got {type(m).__name__}")
+        if isinstance(m, nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "model: expected the module itself; got DistributedDataParallel, which would average the scaled gradients of "
+                "every pass; pass and call model.module, and average .grad after aligner.backward"
+            )
+    return several
+
+
+def fraction(name: str, value: object) -> float:
+    """`value` if it is above 0 and at most 1."""
+    number = finite(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name}: expected a number above 0 and at most 1; got {value!r}")
+    return number
+
+
+def subset(params: Iterable[nn.Parameter], trainable: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters that are all among the trainable ones."""
+    chosen: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+    known = {id(p) for p in trainable}
+    if not chosen:
+        raise ValueError("params: expected at least one parameter; got none; pass None for all that require grad")
+    for p in chosen:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params: expected parameters of the model; got {type(p).__name__}")
+        if id(p) not in known:
+            raise ValueError(
+                f"params: expected trainable parameters of the model; got another one, of shape {tuple(p.shape)}"
+            )
+    return chosen
+
+
+def one_scaler(own: Any, other: Any) -> Any:
+    """The one GradScaler of a step, or None."""
+    if own is not None and other is not None and own is not other:
+        raise ValueError(
+            "scaler: expected one GradScaler; got one here and another that `backward` applies by itself; pass only the latter"
+        )
+    return own if own is not None else other

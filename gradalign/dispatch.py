@@ -49,7 +49,7 @@ def load(name: str) -> ModuleType:
 
 
 def _best(device_type: str, dtypes: frozenset[torch.dtype]) -> ModuleType:
-    reasons = []
+    reasons: list[str] = []
     for name in ORDER:
         reason = _unfit(name, device_type, dtypes)
         if reason is None:

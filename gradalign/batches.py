@@ -1,0 +1,76 @@
+"""Micro-batches: splitting one large batch, and handing out copies of its parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
+from typing import Any
+
+from torch import Tensor
+
+from gradalign import checks
+
+
+def chunk(batch: Any, k: int) -> list[Any]:
+    """Split one batch into k micro-batches along dimension 0, as `torch.tensor_split` does.
+
+    The first `rows % k` micro-batches have one row more than the others; the mean of their mean losses is then not the mean
+    over all rows (use `reduction="sum"` with losses that carry their own share of the rows where that matters).
+
+    Args:
+        batch: a tensor, or nested mappings (`BatchEncoding` too), lists and tuples of tensors with the same first dimension.
+            Anything else in it, 0-dim tensors included, goes to every micro-batch as it is.
+        k: the number of micro-batches.
+
+    Returns:
+        k batches of the same structure, their tensors views of the given ones.
+
+    Raises:
+        ValueError: no tensors, fewer than k rows, or tensors with different numbers of rows.
+
+    Examples:
+        >>> import torch
+        >>> [part["x"].shape[0] for part in chunk({"x": torch.zeros(5, 2)}, 2)]
+        [3, 2]
+    """
+    checks.count("k", k, least=1)
+    rows = {tensor.shape[0] for tensor in _tensors(batch)}
+    if len(rows) != 1:
+        raise ValueError(f"chunk: expected tensors with one common number of rows; got {sorted(rows) or 'no tensor'}")
+    if (num_rows := rows.pop()) < k:
+        raise ValueError(f"chunk: expected at least k = {k} rows; got {num_rows}; use a smaller k or a larger batch")
+    return [_part(batch, k, i) for i in range(k)]
+
+
+def handed_out(micro_batch: Any) -> Any:
+    """A shallow copy of a mapping or list, so that a loss_fn that pops keys can be called twice; anything else as it is."""
+    return copy.copy(micro_batch) if isinstance(micro_batch, (MutableMapping, MutableSequence)) else micro_batch
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        if batch.dim():
+            yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def _part(batch: Any, k: int, i: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.tensor_split(k)[i] if batch.dim() else batch
+    if isinstance(batch, MutableMapping):
+        part = copy.copy(batch)
+        for key, value in batch.items():
+            part[key] = _part(value, k, i)
+        return part
+    if isinstance(batch, Mapping):
+        return type(batch)({key: _part(value, k, i) for key, value in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_part(value, k, i) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_part(value, k, i) for value in batch)
+    return batch

@@ -1,0 +1,35 @@
+"""The contract of an estimator: a schedule of passes over the micro-batches of one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradalign.estimators.step import Step
+from gradalign.passes import Closure
+
+
+class Schedule(ABC):
+    """Visits the micro-batches in order and leaves the step's gradient in `.grad`.
+
+    Parameters equal theta whenever a method returns. A new estimator is one file with a subclass, named in
+    `estimators.ESTIMATORS`.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.num_visited = 0
+
+    @abstractmethod
+    def visit(self, closure: Closure) -> Tensor:
+        """All passes of the next micro-batch; returns its base loss, detached."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Tensor]:
+        """After the last visit: fills `.grad`; returns the fields of `AlignmentStats` that only the schedule knows."""
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """All micro-batches, where all are there from the start; a schedule may then choose a cheaper order of passes."""
+        return [self.visit(closure) for closure in closures]

@@ -1,0 +1,234 @@
+"""`split`: the last m micro-batches are probes, compared with the k - m anchors before them.
+
+    term = s / m sum_i H_i w_i over the probes i, in k + m passes (forward differences), k + 2m (central).
+
+Averaged over all orders of the micro-batches, with normalize="none", it is the gradient of A.
+
+Where one displacement serves all probes (dot, norm), the displaced passes come before the base passes and autograd adds all of
+them into one vector through scaled losses; the term is never stored (`Shared`). Where a displacement contains the probe's own
+gradient (variance, cosine), each probe is evaluated at theta first (`Own`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradalign.estimators.schedule import Schedule
+from gradalign.estimators.step import Step
+from gradalign.passes import Closure
+from gradalign.space import Vector
+
+
+def num_probes(num: int, probe_fraction: float) -> int:
+    """m = min(k - 1, max(1, round(probe_fraction k)))."""
+    return min(num - 1, max(1, round(probe_fraction * num)))
+
+
+def split(step: Step, total: Vector, probe_fraction: float) -> Schedule:
+    """The schedule for the step's objective; `total` is the vector that becomes `.grad`."""
+    kind = Own if step.settings.objective.own else Shared
+    return kind(step, total, num_probes(step.num, probe_fraction))
+
+
+class _Split(Schedule):
+    """The anchors, which every kind of split treats alike."""
+
+    def __init__(self, step: Step, total: Vector, num: int) -> None:
+        super().__init__(step)
+        settings = step.settings
+        self.m = num
+        self.num_anchors = step.num - num
+        self.total = total
+        self.units: Vector | None = step.space.zeros() if settings.telemetry or settings.objective.unit else None
+
+    def visit(self, closure: Closure) -> Tensor:
+        """Base pass of an anchor, or all passes of a probe."""
+        visit = self.anchor if self.num_visited < self.num_anchors else self.probe
+        loss = visit(closure)
+        self.num_visited += 1
+        return loss
+
+    def anchor(self, closure: Closure) -> Tensor:
+        """Base pass of an anchor; its gradient is isolated only where its norm is needed."""
+        if self.units is None:
+            return self.step.passes.base(closure, self.total)
+        loss, g = self.step.passes.isolated(closure)
+        self.record(g, self.total, self.num_visited)
+        return loss
+
+    @abstractmethod
+    def probe(self, closure: Closure) -> Tensor:
+        """All passes of a probe."""
+
+    @property
+    def reference_scale(self) -> Tensor:
+        """What turns the sum over the anchors into the mean of their (unit) gradients."""
+        scale = self.step.space.scalar(1.0) if self.step.settings.objective.unit else self.step.own_scale
+        return scale / self.num_anchors
+
+    def record(self, g: Vector, total: Vector, num_before: int) -> None:
+        """Add an isolated gradient to the sums."""
+        square = self.step.record(g, total, num_before)
+        if self.units is not None:
+            self.step.record_unit(g, square, self.units, self.num_visited)
+
+
+class Shared(_Split):
+    """dot and norm: every probe is displaced along the mean gradient of the anchors.
+
+    With `q` from the displacement and `gain = q k / m`, passes are differentiated with these ratios to the plain loop's factor:
+    displaced -weight gain, base 1 + weight gain (central: -+ weight gain / 2 at the two sides, base 1).
+
+    The term is stored on its own only where its norm, or that of gbar, is needed.
+    """
+
+    def __init__(self, step: Step, total: Vector, num: int) -> None:
+        super().__init__(step, total, num)
+        stored = step.settings.telemetry or step.settings.normalize == "gradient"
+        self.term: Vector | None = step.space.zeros() if stored else None
+        self.side = 1.0
+        self.loss_change = step.space.scalar(0.0)
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """Displaced passes of all probes first, chained in random numbers and buffers, then all base passes."""
+        losses = [self.visit(closure) for closure in closures[: self.num_anchors]]
+        probes = closures[self.num_anchors :]
+        start = self.step.passes.moment()
+        self.displace()
+        self.far(probes)
+        start.put_back()
+        if self.step.settings.central:
+            self.cross()
+            self.far(probes)
+            start.put_back()
+        self.step.displacement.restore()
+        for closure in probes:
+            losses.append(self.near(closure))
+            self.num_visited += 1
+        return losses
+
+    def probe(self, closure: Closure) -> Tensor:
+        """Displaced pass, then base pass, the parameters at theta in between visits."""
+        displacement = self.step.displacement
+        start = self.step.passes.moment()
+        if self.num_visited == self.num_anchors:
+            self.displace()
+        else:
+            displacement.step_in()
+        self.far([closure])
+        start.put_back()
+        if self.step.settings.central:
+            self.cross()
+            self.far([closure])
+            start.put_back()
+        displacement.step_out()
+        return self.near(closure)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Fill `.grad`; in the lean form the dot product is the quotient of the probes' losses."""
+        self.step.displacement.restore()
+        found = self.step.close(self.total, self.term)
+        quotient = self.step.settings.objective.alpha * self.loss_change / (self.eps * self.m)
+        return {"dot": torch.where(self.eps != 0, quotient, 0.0)} | found
+
+    def displace(self) -> None:
+        """theta -> theta + radius v^."""
+        step = self.step
+        aim = step.aim(step.space.norm_dot(self.total, over=step.space.measured), self.reference_scale)
+        self.eps, q = step.displace(aim, self.total)
+        self.gain = q * step.num / self.m
+        self.sides = 2 if step.settings.central else 1
+
+    def cross(self) -> None:
+        """To the other side of theta."""
+        self.step.displacement.reflect()
+        self.side = -self.side
+
+    def far(self, closures: Sequence[Closure]) -> None:
+        """Displaced passes."""
+        ratio = self.side / self.sides * self.gain
+        for closure in closures:
+            if self.term is None:
+                loss = self.step.passes.displaced(closure, self.total, -self.step.weight * ratio)
+            else:
+                loss = self.step.passes.displaced(closure, self.term, ratio)
+            self.note_loss(loss, self.side / self.sides)
+
+    def near(self, closure: Closure) -> Tensor:
+        """Base pass of a probe."""
+        step, one_sided = self.step, self.sides == 1
+        if self.term is None:
+            loss = step.passes.base(closure, self.total, 1 + step.weight * self.gain if one_sided else 1.0)
+        else:
+            loss, g = step.passes.isolated(closure)
+            self.record(g, self.total, self.num_visited)
+            if one_sided:
+                step.space.accumulate(self.term, g, -self.gain)
+        if one_sided:
+            self.note_loss(loss, -1.0)
+        return loss
+
+    def note_loss(self, loss: Tensor, sign: float) -> None:
+        """One loss of the difference quotient."""
+        loss = loss.to(self.loss_change.device, torch.float64, non_blocking=True)
+        self.loss_change = self.loss_change + sign * self.step.loss_share * loss
+
+
+class Own(_Split):
+    """variance and cosine: the displacement of a probe contains its own gradient.
+
+    The reference x (the sum over the anchors) stays as it is until the last probe has been compared with it; meanwhile
+    gradients of probes are added to a vector of their own. The probe's gradient is let go before its displaced pass.
+    """
+
+    def __init__(self, step: Step, total: Vector, num: int) -> None:
+        super().__init__(step, total, num)
+        self.term: Vector = step.space.zeros()
+        self.reference: Vector = self.units if step.settings.objective.unit and self.units is not None else total
+        frozen = self.reference is total and num > 1
+        self.late: Vector = step.space.zeros() if frozen else total
+
+    def probe(self, closure: Closure) -> Tensor:
+        """Base pass, then displaced along a combination of the reference and this gradient."""
+        step, passes = self.step, self.step.passes
+        start = passes.moment()
+        loss, g = passes.isolated(closure)
+        end = passes.moment()
+        gain = self.displace(g)
+        if not step.settings.central:
+            step.space.accumulate(self.term, g, -gain)
+        g.clear()
+        sides = (0.5, -0.5) if step.settings.central else (1.0,)
+        for side in sides:
+            if side < 0:
+                step.displacement.reflect()
+            start.put_back()
+            passes.displaced(closure, self.term, side * gain)
+        step.displacement.restore()
+        end.put_back()
+        return loss
+
+    def displace(self, g: Vector) -> Tensor:
+        """theta -> theta + radius v_i^, with the sums that g goes into; returns the gain of the displaced passes."""
+        step = self.step
+        sums = step.space.norm_dot(self.reference, g, over=step.space.measured)
+        _, q = step.displace(step.aim(sums, self.reference_scale), self.reference, g)
+        if step.settings.objective.unit:
+            step.agreement.cosines(sums[1] * step.unit_of(sums[2]), self.num_anchors)
+            step.record(g, self.late, self.num_visited)
+        else:
+            if self.late is not self.total:
+                step.agreement.dots(sums[1] * step.own_scale**2, self.num_anchors)
+            num_late = self.num_visited - (0 if self.late is self.total else self.num_anchors)
+            self.record(g, self.late, num_late)
+        return q * step.num / self.m
+
+    def finish(self) -> dict[str, Tensor]:
+        """Put the sums together and fill `.grad`."""
+        if self.late is not self.total:
+            self.step.space.accumulate(self.total, self.late)
+        return self.step.close(self.total, self.term)

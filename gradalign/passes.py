@@ -1,0 +1,129 @@
+"""One pass: a forward and a backward of one micro-batch, at theta or displaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradalign import checks
+from gradalign.replay import BufferState, RandomState
+from gradalign.space import ParamSpace, Vector
+
+Closure = Callable[[], Any]
+
+
+class Passes:
+    """Runs the passes of one step and lets autograd add their gradients to a vector.
+
+    Every pass differentiates `scale * ratio * factor * loss`: `factor` is what the plain accumulation loop multiplies
+    losses with (1/k, or 1 where they carry it), `scale` the loss scale, `ratio` the caller's.
+
+    Args:
+        space: the trainable parameters.
+        models: where forward hooks look for autocast.
+        modules: every module whose buffers are replayed.
+        factor: see above.
+        differentiate: called with the scaled loss, `loss.backward()` by default.
+        has_aux: whether closures return (loss, anything).
+        notice: told True before a displaced pass and False after it.
+    """
+
+    def __init__(
+        self,
+        space: ParamSpace,
+        models: Iterable[nn.Module],
+        modules: Iterable[nn.Module],
+        factor: float,
+        differentiate: Callable[[Tensor], Any],
+        has_aux: bool,
+        notice: Callable[[bool], None],
+    ) -> None:
+        self._space = space
+        self._models = list(models)
+        self._modules = list(modules)
+        self._factor = factor
+        self._differentiate = differentiate
+        self.has_aux = has_aux
+        self._notice = notice
+        self._devices = sorted({p.device for p in space.params}, key=str)
+        self.autocast = _autocast_enabled(self._devices)
+        self.count = 0
+        self.aux: list[Any] = []
+
+    def base(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
+        """A pass at theta whose gradient is added to `into`; returns its loss, detached."""
+        with self._watching_autocast():
+            return self._run(closure, into, ratio, keep_aux=True)
+
+    def isolated(self, closure: Closure) -> tuple[Tensor, Vector]:
+        """A pass at theta; returns its loss, detached, and its own gradient (times factor and loss scale)."""
+        gradient = self._space.zeros()
+        return self.base(closure, gradient), gradient
+
+    def displaced(self, closure: Closure, into: Vector, ratio: Tensor) -> Tensor:
+        """A pass at displaced parameters whose gradient is added to `into`; returns its loss, detached."""
+        self._notice(True)
+        try:
+            return self._run(closure, into, ratio, keep_aux=False)
+        finally:
+            self._notice(False)
+
+    def moment(self) -> Moment:
+        """The random numbers and buffers of now, to come back to."""
+        return Moment(self._devices, self._modules)
+
+    def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
+        params = self._space.params
+        self._space.set_grads(into)
+        before = [None if g is None else g._version for g in into]
+        loss, aux = checks.loss_and_aux(closure()) if self.has_aux else (closure(), None)
+        checks.differentiable_scalar(loss)
+        checks.no_backward_inside(before, [p.grad for p in params])
+        factor = ratio * self._factor
+        if isinstance(factor, Tensor):
+            factor = factor.to(loss.device, non_blocking=True)
+        self._differentiate(loss.reshape(()) * factor)
+        self.count += 1
+        into[:] = self._space.grads()
+        checks.dense_gradients(into)
+        if keep_aux:
+            self.aux.append(aux)
+        return loss.detach().reshape(())
+
+    @contextmanager
+    def _watching_autocast(self) -> Iterator[None]:
+        """In the first base pass: does a model's forward run under autocast?"""
+        if self.count:
+            yield
+            return
+
+        def note(*_: object) -> None:
+            self.autocast = self.autocast or _autocast_enabled(self._devices)
+
+        handles = [model.register_forward_pre_hook(note) for model in self._models]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Moment:
+    """Random numbers and buffer values at one moment of a step."""
+
+    def __init__(self, devices: list[torch.device], modules: list[nn.Module]) -> None:
+        self._random = RandomState(devices)
+        self._buffers = BufferState(modules)
+
+    def put_back(self) -> None:
+        """The random numbers and buffers as they were."""
+        self._random.put_back()
+        self._buffers.put_back()
+
+
+def _autocast_enabled(devices: Iterable[torch.device]) -> bool:
+    return any(torch.is_autocast_enabled(d.type) for d in devices)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import itertools
+
+import oracle
+import pytest
+import torch
+from networks import Awkward, Counting, Spectral, make, state, trainable
+
+import gradalign
+from gradalign.estimators.split import num_probes
+
+OBJECTIVES = ("dot", "variance", "cosine", "norm")
+NORMALIZATIONS = ("none", "direction", "gradient")
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def measured_term(model, loss_fn, batches, weight=0.5, **options):
+    """The term that ends in .grad, and the aligner."""
+    params, before = trainable(model), state(model)
+    torch.manual_seed(1)
+    gbar, _, _, _ = oracle.term(model, loss_fn, batches, "dot", "none", [])
+    model.load_state_dict(before)
+    torch.manual_seed(1)
+    aligner = gradalign.GradAlign(model, weight=weight, **options)
+    aligner.backward(loss_fn, batches)
+    model.load_state_dict(before)
+    return (gbar - oracle.flat([p.grad for p in params], params)) / weight, aligner
+
+
+def exact_term(model, loss_fn, batches, objective, normalize, pairs, mask=None):
+    before = state(model)
+    torch.manual_seed(1)
+    _, term, g, losses = oracle.term(model, loss_fn, batches, objective, normalize, pairs, mask)
+    model.load_state_dict(before)
+    return term, g, losses
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_term_equals_double_backward(objective, normalize, difference):
+    model, loss_fn, batches = make(Awkward, k=6)
+    found, _ = measured_term(
+        model, loss_fn, batches, objective=objective, normalize=normalize, difference=difference, radius=1e-5
+    )
+    expected, _, _ = exact_term(model, loss_fn, batches, objective, normalize, oracle.split_pairs(6, 2))
+    assert relative(found, expected) < 1e-4
+
+
+def by_hand(model, loss_fn, batches, objective, pairs, radius):
+    """The term with direction, from forward differences of deep copies that share nothing but their starting state."""
+    params = trainable(model)
+    torch.manual_seed(1)
+    starts, g = [], []
+    for batch in batches:
+        starts.append((torch.get_rng_state(), state(model)))
+        g.append(oracle.flat(torch.autograd.grad(loss_fn(batch), params, allow_unused=True), params))
+    g = torch.stack(g)
+    total = torch.zeros_like(g[0])
+    for i, others, omega in pairs:
+        random_state, before = starts[i]
+        model.load_state_dict(before)
+        torch.set_rng_state(random_state)
+        v = oracle.displacement(objective, i, others, g)
+        with torch.no_grad():
+            for p, d in zip(params, (v / v.norm()).split([p.numel() for p in params]), strict=True):
+                p += radius * d.view_as(p)
+        there = oracle.flat(torch.autograd.grad(loss_fn(batches[i]), params, allow_unused=True), params)
+        total += omega * (there - g[i]) / radius
+    model.load_state_dict(starts[0][1])
+    return total
+
+
+@pytest.mark.parametrize("telemetry", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", [Spectral, Counting])
+def test_a_displaced_pass_replays_random_numbers_and_buffers(kind, objective, telemetry):
+    model, loss_fn, batches = make(kind, k=8)
+    found, _ = measured_term(model, loss_fn, batches, objective=objective, radius=1e-5, telemetry=telemetry)
+    expected = by_hand(model, loss_fn, batches, objective, oracle.split_pairs(8, 2), 1e-5)
+    # The second displaced pass of a chain starts from buffers that are O(radius) off: 5e-4 with spectral_norm. Buffers
+    # put back before each displaced pass instead would be off by a factor of 100.
+    assert relative(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize(("difference", "order"), [("forward", 1), ("central", 2)])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_differences_converge_at_their_order(objective, difference, order):
+    model, loss_fn, batches = make(Awkward, k=4)
+    expected, _, _ = exact_term(model, loss_fn, batches, objective, "direction", oracle.split_pairs(4, 1))
+    errors = []
+    for radius in (0.08, 0.04, 0.02):
+        model.zero_grad()
+        found, _ = measured_term(model, loss_fn, batches, objective=objective, difference=difference, radius=radius)
+        errors.append(relative(found, expected))
+    rates = [errors[0] / errors[1], errors[1] / errors[2]]
+    assert all(0.7 * 2**order < rate < 1.4 * 2**order for rate in rates), (errors, rates)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_averaged_over_all_orders_it_is_the_gradient_of_A(objective):  # noqa: N802
+    model, loss_fn, batches = make(Awkward, k=4)
+    model.eval()  # dropout would tie the loss to the order
+    expected, _, _ = exact_term(model, loss_fn, batches, objective, "none", oracle.all_pairs(4))
+    orders, total = list(itertools.permutations(batches)), 0.0
+    for order in orders:
+        model.zero_grad()
+        found, _ = measured_term(
+            model,
+            loss_fn,
+            order,
+            objective=objective,
+            normalize="none",
+            probe_fraction=0.5,
+            radius=1e-4,
+            difference="central",
+        )
+        total = total + found / len(orders)
+    assert relative(total, expected) < 1e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_params_measure_A_on_a_subset_and_the_term_reaches_all(objective, normalize):  # noqa: N802
+    model, loss_fn, batches = make(Awkward, k=6)
+    subset = [model.head.weight, model.conv.weight]
+    mask = torch.cat([torch.full((p.numel(),), float(any(p is s for s in subset))) for p in trainable(model)])
+    found, aligner = measured_term(
+        model, loss_fn, batches, objective=objective, normalize=normalize, params=subset, radius=1e-5, telemetry=True
+    )
+    expected, g, _ = exact_term(model, loss_fn, batches, objective, normalize, oracle.split_pairs(6, 2), mask)
+    assert relative(found, expected) < 1e-4
+    assert float((expected * (1 - mask)).norm()) > 0.01
+    seen = g * mask
+    pairs = [float(seen[i] @ seen[j]) for i in range(6) for j in range(6) if i != j]
+    assert float(aligner.stats.dot) == pytest.approx(sum(pairs) / 30, rel=1e-9)
+
+
+@pytest.mark.parametrize(("k", "m"), [(2, 1), (3, 1), (4, 1), (6, 2), (8, 2), (10, 2), (16, 4)])
+def test_number_of_probes(k, m):
+    assert num_probes(k, 0.25) == m
+    model, loss_fn, batches = make(Counting, k=k, rows=2)
+    for difference, passes in (("forward", k + m), ("central", k + 2 * m)):
+        for objective in OBJECTIVES:
+            model.zero_grad()
+            aligner = gradalign.GradAlign(model, 0.1, difference=difference, objective=objective)
+            aligner.backward(loss_fn, batches)
+            assert aligner.stats.passes == passes
+
+
+def test_the_number_of_probes_is_bounded():
+    assert num_probes(2, 1.0) == 1
+    assert num_probes(8, 1.0) == 7
+    assert num_probes(8, 1e-9) == 1
+
+
+@pytest.mark.parametrize("objective", ["dot", "norm"])
+@pytest.mark.parametrize("normalize", ["none", "direction"])
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_lean_dot_is_the_quotient_of_the_probes_losses(objective, normalize, difference):
+    model, loss_fn, batches = make(Awkward, k=6)
+    _, aligner = measured_term(
+        model, loss_fn, batches, objective=objective, normalize=normalize, difference=difference, radius=1e-6
+    )
+    _, g, _ = exact_term(model, loss_fn, batches, "dot", "none", [])
+    expected = (g[4:] @ g[:4].mean(0)).mean()
+    assert float(aligner.stats.dot) == pytest.approx(float(expected), rel=1e-3)
+    assert aligner.stats.cosine is aligner.stats.term_norm is aligner.stats.noise_scale is None
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_telemetry_knows_every_field(objective, normalize, weight):
+    model, loss_fn, batches = make(Awkward, k=6)
+    before = state(model)
+    torch.manual_seed(1)
+    gbar, term, g, losses = oracle.term(model, loss_fn, batches, objective, normalize, oracle.split_pairs(6, 2))
+    model.load_state_dict(before)
+    torch.manual_seed(1)
+    aligner = gradalign.GradAlign(model, weight, objective=objective, normalize=normalize, telemetry=True, radius=1e-5)
+    loss = aligner.backward(loss_fn, batches)
+    stats = aligner.stats
+    unit = g / g.norm(dim=1, keepdim=True)
+    off_diagonal = ~torch.eye(6, dtype=torch.bool)
+    dot = (g @ g.T)[off_diagonal].mean()
+    square = g.square().sum(1).mean()
+    assert float(loss) == float(stats.loss) == pytest.approx(float(losses.mean()), rel=1e-12)
+    assert float(stats.dot) == pytest.approx(float(dot), rel=1e-9)
+    assert float(stats.noise_numerator) == pytest.approx(float(square - dot), rel=1e-9)
+    assert float(stats.noise_denominator) == pytest.approx(float(dot), rel=1e-9)
+    assert float(stats.noise_scale) == pytest.approx(float((square - dot) / dot), rel=1e-9)
+    assert float(stats.grad_norm) == pytest.approx(float((gbar - weight * term).norm()), rel=1e-5)
+    cosines = (unit @ unit.T)[off_diagonal].mean()
+    if weight and objective == "cosine":  # the pair of the two probes is not looked at
+        inner = unit @ unit.T
+        cosines = (inner[:4, :4].sum() - 4 + 2 * inner[4:, :4].sum()) / (12 + 16)
+    assert float(stats.cosine) == pytest.approx(float(cosines), rel=1e-9)
+    if weight:
+        assert float(stats.term_norm) == pytest.approx(float(term.norm()), rel=1e-4)
+        assert stats.radius == 1e-5
+        assert float(stats.displacement_cosine) == pytest.approx(1.0, abs=1e-6)
+        assert stats.passes == 8
+    else:
+        assert stats.term_norm is stats.radius is stats.displacement_cosine is None
+        assert stats.passes == 6
+    assert set(stats.as_dict()) == set(vars(stats))
