@@ -50,6 +50,53 @@ struct CombineArgs {
   bool stream;
 };
 
+// What the optimizer steps have in common.
+struct StepArgs {
+  const Operand* params;
+  const Operand* grads;
+  const Operand* masters;  // may be null: then theta is the parameter itself
+  const uint32_t* keys;    // of the streams for stochastic rounding, one a tensor; may be null
+  double grad_scale;       // negative to maximize
+  bool zero_grads;
+};
+
+struct AdamWTensor {
+  double step_size;
+  double correction;
+};
+
+struct AdamWArgs {
+  StepArgs step;
+  const Operand* exp_avgs;
+  const Operand* exp_avg_sqs;
+  const Operand* max_exp_avg_sqs;  // may be null: no amsgrad
+  const AdamWTensor* tensors;
+  double beta1, beta2, eps, kept, weight_decay;
+  bool decoupled;
+};
+
+struct SgdArgs {
+  StepArgs step;
+  const Operand* momentum_buffers;  // may be null: no momentum
+  const uint8_t* first;             // whether a tensor's buffer holds nothing yet
+  double lr, weight_decay, momentum, dampening;
+  bool nesterov;
+};
+
+struct LambTensor {
+  double correction1;
+  double correction2;
+  double rate;  // lr times the trust ratio; for the second sweep
+};
+
+struct LambArgs {
+  StepArgs step;
+  const Operand* exp_avgs;
+  const Operand* exp_avg_sqs;
+  const LambTensor* tensors;
+  double beta1, beta2, eps, weight_decay;
+};
+
 template <class Args>
 using Kernel = void (*)(const Args& args, const Piece* first, const Piece* last, double* sums);
 
@@ -61,6 +108,11 @@ struct Kernels {
   Kernel<SwapArgs> swap;
   Kernel<AccumulateArgs> accumulate;
   Kernel<CombineArgs> combine;
+  Kernel<AdamWArgs> adamw;
+  Kernel<SgdArgs> sgd;
+  Kernel<LambArgs> lamb_moments;  // adds ||theta||^2 and ||direction||^2 of every piece to a row of `sums` of its own
+  Kernel<LambArgs> lamb_update;
+  Kernel<StepArgs> skipped;  // clears the gradients and leaves the rest alone
 };
 
 extern const Kernels kernels_portable;

@@ -7,8 +7,10 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "kernels.h"
@@ -27,15 +29,14 @@ inline double compensated_sum(const std::vector<double>& partials, int64_t colum
 }
 
 template <class Args>
-void launch(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums, double* sums) {
+void run_pages(Kernel<Args> kernel, const Args& args, const Plan& plan, const std::function<double*(int64_t)>& sums_of) {
   const int64_t num_pages = plan.num_pages();
-  std::vector<double> partials(static_cast<size_t>(num_pages * num_sums));
   std::atomic<int64_t> next{0};
   // Threads take the next page when they are free: the pages, and so the sums, are the same whoever takes them.
   const auto work = [&](int64_t, int64_t) {
     for (int64_t page = next++; page < num_pages; page = next++) {
       const Piece* pieces = plan.pieces.data();
-      kernel(args, pieces + plan.pages[page], pieces + plan.pages[page + 1], partials.data() + page * num_sums);
+      kernel(args, pieces + plan.pages[page], pieces + plan.pages[page + 1], sums_of(page));
     }
   };
   const int64_t num_threads = std::min<int64_t>(torch::stable::get_num_threads(), num_pages);
@@ -44,7 +45,22 @@ void launch(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num
   } else {
     torch::stable::parallel_for(0, num_threads, 1, work);
   }
+}
+
+// Sums over all tensors.
+template <class Args>
+void launch(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums = 0, double* sums = nullptr) {
+  std::vector<double> partials(static_cast<size_t>(plan.num_pages() * num_sums));
+  run_pages<Args>(kernel, args, plan, [&](int64_t page) { return partials.data() + page * num_sums; });
   for (int64_t i = 0; i < num_sums; ++i) sums[i] = compensated_sum(partials, i, num_sums);
+}
+
+// A row of sums for every piece.
+template <class Args>
+std::vector<double> launch_by_piece(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums) {
+  std::vector<double> partials(plan.pieces.size() * static_cast<size_t>(num_sums));
+  run_pages<Args>(kernel, args, plan, [&](int64_t page) { return partials.data() + plan.pages[page] * num_sums; });
+  return partials;
 }
 
 // Whether the lists are larger than the last level of cache.

@@ -86,17 +86,32 @@ void store_as(const Operand& operand, int64_t begin, int64_t n, const T* in) {
 }
 
 template <class T>
+void load_block(const Operand& operand, int64_t begin, int64_t n, T* out) {
+  switch (operand.dtype) {
+    case Dtype::f32: return load_as<float>(operand, begin, n, out);
+    case Dtype::f64: return load_as<double>(operand, begin, n, out);
+    case Dtype::bf16: return load_as<bf16>(operand, begin, n, out);
+    case Dtype::f16: return load_as<fp16>(operand, begin, n, out);
+  }
+}
+
+template <class T>
+void store_block(const Operand& operand, int64_t begin, int64_t n, const T* in) {
+  switch (operand.dtype) {
+    case Dtype::f32: return store_as<float>(operand, begin, n, in);
+    case Dtype::f64: return store_as<double>(operand, begin, n, in);
+    case Dtype::bf16: return store_as<bf16>(operand, begin, n, in);
+    case Dtype::f16: return store_as<fp16>(operand, begin, n, in);
+  }
+}
+
+template <class T>
 class Stage {
  public:
   // The block's values; in place where that can be, unless `copy` asks for values that outlive a write to the operand.
   const T* load(const Operand& operand, int64_t begin, int64_t n, bool copy = false) {
     if (direct(operand) && !copy) return at(operand, begin);
-    switch (operand.dtype) {
-      case Dtype::f32: load_as<float>(operand, begin, n, buffer_); break;
-      case Dtype::f64: load_as<double>(operand, begin, n, buffer_); break;
-      case Dtype::bf16: load_as<bf16>(operand, begin, n, buffer_); break;
-      case Dtype::f16: load_as<fp16>(operand, begin, n, buffer_); break;
-    }
+    load_block(operand, begin, n, buffer_);
     return buffer_;
   }
 
@@ -110,13 +125,8 @@ class Stage {
     if (in_place_) return;
     if (direct(operand)) {
       copy_bytes(at(operand, begin), buffer_, n * static_cast<int64_t>(sizeof(T)), true);
-      return;
-    }
-    switch (operand.dtype) {
-      case Dtype::f32: store_as<float>(operand, begin, n, buffer_); break;
-      case Dtype::f64: store_as<double>(operand, begin, n, buffer_); break;
-      case Dtype::bf16: store_as<bf16>(operand, begin, n, buffer_); break;
-      case Dtype::f16: store_as<fp16>(operand, begin, n, buffer_); break;
+    } else {
+      store_block(operand, begin, n, buffer_);
     }
   }
 

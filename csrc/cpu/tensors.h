@@ -113,15 +113,26 @@ inline void flatten_alike(const std::vector<Operands*>& lists) {
   }
 }
 
+// Calls visit(a pointer of the tensor's own type) for the types that a scalar can have; false for any other.
+template <class Visit>
+bool visit_scalar(const Tensor& tensor, Visit visit) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  void* data = tensor.data_ptr();
+  if (dtype == aoti_torch_dtype_float32()) return visit(static_cast<float*>(data)), true;
+  if (dtype == aoti_torch_dtype_float64()) return visit(static_cast<double*>(data)), true;
+  if (dtype == aoti_torch_dtype_int64()) return visit(static_cast<int64_t*>(data)), true;
+  if (dtype == aoti_torch_dtype_int32()) return visit(static_cast<int32_t*>(data)), true;
+  if (dtype == aoti_torch_dtype_bool()) return visit(static_cast<uint8_t*>(data)), true;
+  return false;
+}
+
 inline double scalar_of(const Tensor& tensor, const char* op, const char* name) {
   expect(tensor.numel() == 1 && tensor.is_cpu(), op, std::string("expected ") + name + " to be a 0-dim tensor on the CPU");
+  double value = 0;
+  if (visit_scalar(tensor, [&](const auto* data) { value = static_cast<double>(*data); })) return value;
   const void* data = tensor.const_data_ptr();
-  switch (dtype_of(tensor, op)) {
-    case Dtype::f32: return *static_cast<const float*>(data);
-    case Dtype::f64: return *static_cast<const double*>(data);
-    case Dtype::bf16: return widen(*static_cast<const bf16*>(data));
-    default: return widen(*static_cast<const fp16*>(data));
-  }
+  return dtype_of(tensor, op) == Dtype::bf16 ? widen(*static_cast<const bf16*>(data)) : widen(*static_cast<const fp16*>(data));
 }
 
 }  // namespace gradalign

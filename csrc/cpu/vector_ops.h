@@ -50,7 +50,11 @@ inline Tensor perturb_cpu(Tensors params, Tensors backups, Tensors xs, Tensor sc
   const bool two = ys && scale_y;
   Operands y = two ? operands_of(*ys, numels, op, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
-  PerturbArgs args{p.data(), backup.data(), x.data(), data_or_null(y, two)};
+  PerturbArgs args{};
+  args.params = p.data();
+  args.backups = backup.data();
+  args.xs = x.data();
+  args.ys = data_or_null(y, two);
   args.scale = scalar_of(scale, op, "scale");
   args.scale_y = two ? scalar_of(*scale_y, op, "scale_y") : 0;
   args.from_backups = from_backups;
@@ -65,7 +69,7 @@ inline void restore_cpu(Tensors params, Tensors backups) {
   Operands p = operands_of(params, numels, "restore_", "params");
   Operands backup = operands_of(backups, numels, "restore_", "backups");
   flatten_alike({&p, &backup});
-  launch(kernels().restore, {p.data(), backup.data(), exceeds_cache(2 * total_bytes(p, numels))}, plan_of(numels), 0, nullptr);
+  launch(kernels().restore, {p.data(), backup.data(), exceeds_cache(2 * total_bytes(p, numels))}, plan_of(numels));
 }
 
 inline void swap_cpu(Tensors params, Tensors backups) {
@@ -73,7 +77,7 @@ inline void swap_cpu(Tensors params, Tensors backups) {
   Operands p = operands_of(params, numels, "swap_", "params");
   Operands backup = operands_of(backups, numels, "swap_", "backups");
   flatten_alike({&p, &backup});
-  launch(kernels().swap, {p.data(), backup.data()}, plan_of(numels), 0, nullptr);
+  launch(kernels().swap, {p.data(), backup.data()}, plan_of(numels));
 }
 
 inline Tensor accumulate_cpu(Tensors accs, Tensors grads, Tensor scale) {
@@ -93,8 +97,8 @@ inline Tensor combine_cpu(Tensors outs, Tensors xs, Tensors ys, Tensor a, Tensor
   Operands x = operands_of(xs, numels, op, "xs");
   Operands y = operands_of(ys, numels, op, "ys");
   flatten_alike({&out, &x, &y});
-  CombineArgs args{out.data(), x.data(), y.data(), scalar_of(a, op, "a"), scalar_of(b, op, "b")};
-  args.stream = exceeds_cache(3 * total_bytes(out, numels));
+  const bool stream = exceeds_cache(3 * total_bytes(out, numels));
+  const CombineArgs args{out.data(), x.data(), y.data(), scalar_of(a, op, "a"), scalar_of(b, op, "b"), stream};
   double sums[1];
   launch(kernels().combine, args, plan_of(numels), 1, sums);
   return sums_tensor(sums, 1);

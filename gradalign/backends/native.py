@@ -80,6 +80,89 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
     return _mutate("combine_", (outs,), (outs, xs, ys, a, b))
 
 
+def adamw_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    max_exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """m <- lerp(m, g, 1 - beta1); v <- beta2 v + (1 - beta2) g^2; p <- p - lr/bc1 m / (sqrt(v)/sqrt(bc2) + eps)."""
+    state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps)
+    scalars = (grad_scale, lr, weight_decay, skip, seed, beta1, beta2, eps, decoupled, maximize, zero_grads)
+    _step("adamw_step_", params, grads, state, scalars)
+
+
+def sgd_step_(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """g <- g + wd p; b <- momentum b + (1 - dampening) g, at the first step b <- g; p <- p - lr (b, or g + momentum b)."""
+    state = (momentum_buffers, masters, steps)
+    scalars = (grad_scale, lr, weight_decay, skip, seed, momentum, dampening, nesterov, maximize, zero_grads)
+    _step("sgd_step_", params, grads, state, scalars)
+
+
+def lamb_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    trust: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """Moments as in Adam; u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps) + wd p; p <- p - lr ||p||/||u|| u."""
+    state = (exp_avgs, exp_avg_sqs, masters, steps)
+    scalars = (grad_scale, lr, weight_decay, skip, seed, beta1, beta2, eps, trust, maximize, zero_grads)
+    _step("lamb_step_", params, grads, state, scalars)
+
+
+def _step(name: str, params: Tensors, grads: Tensors, state: tuple[Tensors, ...], scalars: tuple[object, ...]) -> None:
+    zero_grads = scalars[-1]
+    written = (params, *state, grads) if zero_grads else (params, *state)
+    _mutate(name, written, (params, grads, *state, *scalars))
+
+
 @functools.cache
 def _kernel(name: str) -> Callable[..., Any]:
     why_unavailable()
