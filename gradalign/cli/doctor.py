@@ -1,0 +1,107 @@
+"""`gradalign doctor`: versions, devices, which backends work, why the others do not and what would help.
+
+Works with torch alone and raises for nothing that is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+
+import torch
+
+from gradalign import dispatch
+from gradalign._version import __version__
+from gradalign.cli import machine
+
+PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `doctor` and its options."""
+    parser = subparsers.add_parser(
+        "doctor", help="versions, devices, backends, and what would help where one is missing"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings; 0, since a backend that is missing is a finding and no failure."""
+    found = examine()
+    print(json.dumps(found, indent=2) if args.json else as_text(found))
+    return 0
+
+
+def examine() -> dict[str, dict]:
+    """Everything `doctor` reports, as plain data."""
+    compilers, gpus = machine.compilers(), machine.gpus()
+    return {
+        "versions": {"gradalign": __version__, "platform": platform.platform(), **machine.versions(*PACKAGES)},
+        "torch": {"cuda": torch.version.cuda, "hip": torch.version.hip, "cxx11_abi": torch.compiled_with_cxx11_abi()},
+        "compilers": dict(compilers),
+        "devices": {"cpu": machine.cpu(), "gpus": gpus},
+        "backends": {name: diagnose(name, compilers, bool(gpus)) for name in dispatch.ORDER},
+    }
+
+
+def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str, object]:
+    """Whether one backend works here: {"works", "why_not", "remedy"}."""
+    try:
+        reason = dispatch.load(name).why_unavailable()
+    except Exception as error:  # a broken installation is what doctor is asked about
+        reason = f"{type(error).__name__}: {error}"
+    works = reason is None
+    return {"works": works, "why_not": reason, "remedy": None if works else remedy(name, compilers, gpu)}
+
+
+def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
+    """What would make a backend work, from what was found on the machine."""
+    if name == "triton":
+        if not gpu:
+            return "needs a CUDA or ROCm GPU that PyTorch can use; on the CPU, native and reference are the choices"
+        return "pip install 'gradalign[triton]'"
+    if name == "native":
+        missing = (
+            []
+            if any(compilers.get(cxx) for cxx in ("g++", "clang++", "cl"))
+            else ["a C++ compiler (g++, clang++ or MSVC)"]
+        )
+        if not compilers.get("ninja"):
+            missing.append("ninja (pip install 'gradalign[native]')")
+        if gpu and not (compilers.get("nvcc") or compilers.get("hipcc")):
+            missing.append("for GPU kernels: nvcc")
+        if missing:
+            return f"install {', '.join(missing)}"
+        return "compiler and ninja are here; reinstall with: pip install --no-build-isolation --force-reinstall --no-deps gradalign"
+    return "reinstall gradalign: reference needs torch alone"
+
+
+def as_text(found: dict[str, dict]) -> str:
+    """The findings in plain text, a section each."""
+    cpu, gpus = found["devices"]["cpu"], found["devices"]["gpus"]
+    flags = f" ({' '.join(cpu['flags'])})" if cpu["flags"] else ""
+    lines = ["versions", *_pairs(found["versions"], "not installed")]
+    lines += _pairs(
+        {"torch's CUDA": found["torch"]["cuda"], "torch's ROCm": found["torch"]["hip"]}, "none, a build without it"
+    )
+    lines += ["", "compilers", *_pairs(found["compilers"], "not found")]
+    lines += ["", "devices", f"  cpu           {cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads"]
+    lines += [f"  instructions  {cpu['architecture']}, PyTorch uses {cpu['instruction_set']}{flags}"]
+    lines += [f"  gpu {i}         {_gpu(gpu)}" for i, gpu in enumerate(gpus)] or ["  gpu           none"]
+    lines += ["", "backends, best first"]
+    for name, state in found["backends"].items():
+        lines.append(f"  {name:<13} {'works' if state['works'] else 'does not work: ' + state['why_not']}")
+        if state["remedy"]:
+            lines.append(f"  {'':<13} what would help: {state['remedy']}")
+    return "\n".join(lines)
+
+
+def _pairs(values: dict[str, str | None], absent: str) -> list[str]:
+    return [f"  {name:<13} {value if value is not None else absent}" for name, value in values.items()]
+
+
+def _gpu(gpu: dict[str, object]) -> str:
+    if gpu["capability"] is None:
+        return str(gpu["name"])
+    return f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB"

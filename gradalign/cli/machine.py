@@ -1,0 +1,118 @@
+"""What this machine is: processor, accelerators, compilers, versions. Nothing here raises where something is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+# Tool: the argument that makes it say its version.
+COMPILERS = {
+    "g++": "--version",
+    "clang++": "--version",
+    "cl": "",
+    "nvcc": "--version",
+    "hipcc": "--version",
+    "ninja": "--version",
+}
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Python's version and those of installed packages, None for what is not installed; nothing is imported."""
+    return {"python": platform.python_version(), **{name: _installed(name) for name in packages}}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> dict[str, object]:
+    """Model, cores this process may use, PyTorch's threads, and the instruction set PyTorch's kernels use."""
+    return {
+        "model": _cpu_model(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "flags": _cpu_flags(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in _cpuinfo():
+        if line.startswith(("model name", "Model", "Processor")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _cpu_flags() -> list[str]:
+    """Those of the vector extensions that kernels care about."""
+    wanted = {
+        "sse4_2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512_bf16",
+        "amx_bf16",
+        "asimd",
+        "sve",
+        "bf16",
+    }
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return sorted(wanted & set(line.partition(":")[2].split()))
+    return []
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def gpus() -> list[dict[str, object]]:
+    """Each CUDA or ROCm device: name, compute capability, memory in GiB."""
+    try:
+        found = []
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            found.append(
+                {"name": p.name, "capability": f"{p.major}.{p.minor}", "memory_gib": round(p.total_memory / 2**30, 1)}
+            )
+        return found
+    except (RuntimeError, AssertionError) as error:  # a driver that is broken or too old
+        return [{"name": f"not usable: {_first_line(str(error))}", "capability": None, "memory_gib": None}]
+
+
+def compilers() -> dict[str, str | None]:
+    """Each build tool's version line, None for what is not on the PATH."""
+    return {name: _version_line(name, argument) for name, argument in COMPILERS.items()}
+
+
+def _version_line(name: str, argument: str) -> str | None:
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run([path, *argument.split()], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{path} (does not run: {error})"
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    release = [line for line in lines if "release" in line or "Version" in line]  # nvcc and cl say it further down
+    return (release or lines or [path])[0]
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[0]
