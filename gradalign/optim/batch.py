@@ -1,0 +1,63 @@
+"""What one call of a step op works on: the parameters of one group, device and combination of dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parameters that share settings, device and dtypes, with their gradients and state.
+
+    Attributes:
+        group: the settings.
+        params: the parameters.
+        grads: their gradients.
+        state: by name ("step", "exp_avg", ..., "master"), one tensor for each parameter; a name that is not used is absent.
+    """
+
+    group: Mapping[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    state: Mapping[str, list[Tensor]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of it lives."""
+        return self.params[0].device
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The storage dtypes of all that an op is given."""
+        first = (tensors[0] for name, tensors in self.state.items() if name != "step")
+        return frozenset((self.params[0].dtype, self.grads[0].dtype, *(t.dtype for t in first)))
+
+    def states(self, name: str) -> list[Tensor]:
+        """The state tensors of that name, or an empty list."""
+        return self.state.get(name, [])
+
+
+class DeviceScalars:
+    """Numbers as 0-dim tensors on a device, made without a host synchronisation, each once a step."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+        """`value` on `device`; a tensor keeps its dtype, a number gets `dtype`."""
+        if isinstance(value, Tensor):
+            return moved(value.detach().reshape(()), device)
+        key = (value, dtype, device)
+        if key not in self._made:
+            self._made[key] = torch.full((), value, dtype=dtype, device=device)
+        return self._made[key]
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`, without waiting for it unless the host is to read it."""
+    return x.to(device, non_blocking=device.type != "cpu")

@@ -1,0 +1,55 @@
+"""Loading a state dict, from here or from torch's class of the same name, without losing precision.
+
+`torch.optim.Optimizer.load_state_dict` casts every floating-point state to the dtype of its parameter, which would round
+float32 masters and moments of bfloat16 parameters. State travels through it wrapped, and is placed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Uncast:
+    """A state tensor that torch's loading is not to touch."""
+
+    tensor: Tensor
+
+
+def wrapped(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state dict with its tensors wrapped, state that is None left out, and settings it lacks filled in from here."""
+    state = {
+        key: {k: Uncast(v) if isinstance(v, Tensor) else v for k, v in entry.items() if v is not None}
+        for key, entry in state_dict["state"].items()
+    }
+    groups = list(state_dict["param_groups"])
+    for i, (mine, saved) in enumerate(zip(param_groups, groups, strict=False)):
+        groups[i] = {**{k: v for k, v in mine.items() if k not in ("params", "param_names")}, **saved}
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def placed(value: Any, name: str, param: Tensor, least: torch.dtype) -> Any:
+    """The state called `name` of `param`: on its device, a copy, in the wider of its own dtype and `least`.
+
+    Steps are counted in float32; float64 is kept for float64 parameters only.
+    """
+    if not isinstance(value, Uncast):
+        return (
+            torch.tensor(float(value), device=param.device)
+            if isinstance(value, (int, float)) and name == "step"
+            else value
+        )
+    saved = value.tensor
+    dtype = saved.dtype
+    if name == "step":
+        dtype = torch.float32
+    elif dtype.is_floating_point:
+        dtype = torch.promote_types(dtype, least)
+        if dtype == torch.float64 and param.dtype != torch.float64:
+            dtype = torch.float32
+    return saved.detach().to(device=param.device, dtype=dtype, copy=True)

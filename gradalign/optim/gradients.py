@@ -1,0 +1,75 @@
+"""What a step does to the gradients before it uses them: unscale, clip by global norm, skip where they are not finite."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradalign import dispatch
+from gradalign.optim.batch import Batch, moved
+
+
+@dataclass(frozen=True)
+class GradientScale:
+    """What multiplies every gradient, and whether the step is skipped; on one device, nothing read back.
+
+    Attributes:
+        factor: clip coefficient over loss scale, float64.
+        skip: not 0 where the step is to be skipped; None where that cannot be.
+        norm: global norm of the unscaled gradients before clipping, float64; None where it was not needed.
+    """
+
+    factor: Tensor
+    skip: Tensor | None
+    norm: Tensor | None
+
+
+def gradient_scale(
+    batches: Sequence[Batch],
+    loss_scale: Tensor | float | None,
+    found_inf: Tensor | None,
+    max_norm: Tensor | float | None,
+    skip_nonfinite: bool,
+    backend: str,
+) -> GradientScale:
+    """The clip coefficient of `torch.nn.utils.clip_grad_norm_`, min(1, max_norm / (norm + 1e-6)), over the loss scale.
+
+    The gradients are read only where a norm is needed: to clip, or to know whether they are finite where no GradScaler
+    has looked.
+    """
+    device = _home(batches)
+    factor = torch.ones((), dtype=torch.float64, device=device)
+    if loss_scale is not None:
+        factor = factor / (moved(loss_scale, device).reshape(()) if isinstance(loss_scale, Tensor) else loss_scale)
+    skip = None if found_inf is None else moved(found_inf, device).reshape(()) != 0
+    if max_norm is None and not (skip_nonfinite and found_inf is None):
+        return GradientScale(factor, None if skip is None else skip.float(), None)
+
+    norm = _sum_of_squares(batches, device, backend).sqrt() * factor
+    if skip_nonfinite:
+        skip = ~norm.isfinite() if skip is None else skip | ~norm.isfinite()
+    if max_norm is not None:
+        limit = moved(max_norm, device).reshape(()) if isinstance(max_norm, Tensor) else max_norm
+        factor = factor * (limit / (norm + 1e-6)).clamp(max=1.0)
+    return GradientScale(factor, None if skip is None else skip.float(), norm)
+
+
+def _home(batches: Sequence[Batch]) -> torch.device:
+    """Where the sums meet: an accelerator if there is one, since the host would have to wait for it."""
+    devices = [batch.device for batch in batches]
+    return next((device for device in devices if device.type != "cpu"), devices[0])
+
+
+def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str) -> Tensor:
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for batch in batches:
+        by_device[batch.device].extend(batch.grads)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for place, grads in by_device.items():
+        ops = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
+        total = total + moved(ops.norm_dot(grads)[0], device)
+    return total

@@ -1,0 +1,95 @@
+"""LAMB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from gradalign import step_checks
+from gradalign.optim.batch import Batch
+from gradalign.optim.fused import FusedOptimizer
+
+
+class LAMB(FusedOptimizer):
+    """LAMB (You et al. 2020, arXiv:1904.00962) in one fused step of two passes over memory.
+
+        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay theta
+        theta <- theta - lr ||theta|| / ||u|| u
+
+    with norms per tensor, bias correction, phi(z) = z, the decay inside the update, and a ratio of 1 where either norm is 0
+    or the group has `trust=False` (biases and norms of layers, commonly). The arguments that are not listed here are
+    those of `FusedOptimizer`. The state is "step", "exp_avg", "exp_avg_sq" and "master".
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups of them with their own settings.
+        lr: learning rate, float or tensor: the length of a step relative to ||theta||.
+        betas: decay rates of the moments, in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: float or tensor.
+        trust: whether the step is scaled by the ratio of the norms.
+        maximize: go up instead of down.
+        max_grad_norm: clip to this global norm.
+        clear: what becomes of the gradients: None, "none" or "zero".
+        skip_nonfinite: skip the step where the gradients are not finite.
+        master_weights: keep float32 masters of bfloat16 and float16 parameters, and their moments in float32.
+        stochastic_rounding: round bfloat16 parameters stochastically, with moments in float32.
+        rounding_seed: of that rounding, in [0, 2^32); the same on all data-parallel ranks.
+        backend: "auto", "native", "triton" or "reference".
+
+    Raises:
+        ValueError: settings out of range; masters together with stochastic rounding.
+        TypeError: complex or sharded parameters; float16 parameters with stochastic rounding.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float | Tensor = 1e-2,
+        *,
+        trust: bool = True,
+        maximize: bool = False,
+        max_grad_norm: float | Tensor | None = None,
+        clear: str | None = None,
+        skip_nonfinite: bool = True,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": step_checks.betas(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "maximize": maximize,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
+        }
+        super().__init__(
+            params, defaults, max_grad_norm=max_grad_norm, clear=clear, skip_nonfinite=skip_nonfinite, backend=backend
+        )
+
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        beta1, beta2 = map(float, batch.group["betas"])
+        ops.lamb_step_(
+            batch.params,
+            batch.grads,
+            *map(batch.states, ("exp_avg", "exp_avg_sq", "master", "step")),
+            *args,
+            beta1=beta1,
+            beta2=beta2,
+            eps=batch.group["eps"],
+            trust=batch.group["trust"],
+            **kwargs,
+        )

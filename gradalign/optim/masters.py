@@ -1,0 +1,41 @@
+"""float32 masters of bfloat16 and float16 parameters: the parameter is the rounding of its master."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gradalign.backends.chunks import chunks
+
+LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
+
+
+def make_master(param: Tensor) -> Tensor:
+    """A float32 copy."""
+    return param.detach().to(torch.float32, memory_format=torch.preserve_format, copy=True)
+
+
+class MasterVersions:
+    """Which parameters are known to be the rounding of their masters, by the version that autograd counts.
+
+    Whoever writes to a parameter otherwise (a checkpoint loaded into the model, weights clamped or tied) raises its version;
+    the master then takes over the elements that no longer are its rounding, and keeps the rest at full precision.
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[Tensor, int] = {}
+
+    def matched(self, params: Iterable[Tensor]) -> None:
+        """These parameters are the rounding of their masters as they are now."""
+        self._versions.update((p, p._version) for p in params)
+
+    @torch.no_grad()
+    def follow(self, param: Tensor, master: Tensor) -> None:
+        """Bring the master up to date, if the parameter may have changed without it."""
+        if self._versions.get(param) == param._version:
+            return
+        for mc, pc in chunks(master, param.detach()):
+            mc.copy_(torch.where(mc.to(pc.dtype) == pc, mc, pc.float()))
+        self.matched((param,))

@@ -1,0 +1,114 @@
+"""SGD with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.optim.batch import Batch
+from gradalign.optim.fused import FusedOptimizer
+
+
+class SGD(FusedOptimizer):
+    """SGD with momentum (Sutskever et al. 2013), in the form of `torch.optim.SGD`, in one fused step.
+
+        g <- grad + weight_decay theta;  b <- momentum b + (1 - dampening) g, at the first step b <- g
+        theta <- theta - lr b      (nesterov: theta - lr (g + momentum b); without momentum: theta - lr g)
+
+    The arguments that are not listed here are those of `FusedOptimizer`. The state is torch's "momentum_buffer", and
+    "step" (0: the buffer has not been used yet) and "master".
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups of them with their own settings.
+        lr: learning rate, float or tensor.
+        momentum: decay rate of the buffer; 0 keeps none.
+        dampening: how much of the gradient the buffer leaves out.
+        weight_decay: float or tensor.
+        nesterov: look ahead along the buffer.
+        maximize: go up instead of down.
+        max_grad_norm: clip to this global norm.
+        clear: what becomes of the gradients: None, "none" or "zero".
+        skip_nonfinite: skip the step where the gradients are not finite.
+        master_weights: keep float32 masters of bfloat16 and float16 parameters, and their buffers in float32.
+        stochastic_rounding: round bfloat16 parameters stochastically, with buffers in float32.
+        rounding_seed: of that rounding, in [0, 2^32); the same on all data-parallel ranks.
+        backend: "auto", "native", "triton" or "reference".
+        fused: accepted for calls written for torch; every step here is fused.
+
+    Raises:
+        ValueError: settings out of range; masters together with stochastic rounding.
+        TypeError: complex or sharded parameters; float16 parameters with stochastic rounding.
+    """
+
+    _first_moment_name = "momentum_buffer"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        max_grad_norm: float | Tensor | None = None,
+        clear: str | None = None,
+        skip_nonfinite: bool = True,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
+        backend: str = "auto",
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
+        }
+        super().__init__(
+            params, defaults, max_grad_norm=max_grad_norm, clear=clear, skip_nonfinite=skip_nonfinite, backend=backend
+        )
+
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def _init_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[param]
+        if group["momentum"] and "momentum_buffer" not in state:
+            state.pop("step", None)  # a new buffer: its first step is to come
+        elif "step" not in state and "momentum_buffer" in state:
+            state["step"] = torch.ones((), dtype=torch.float32, device=param.device)  # from torch, which counts none
+        super()._init_state(param, group)
+
+    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        ops.sgd_step_(
+            batch.params,
+            batch.grads,
+            *map(batch.states, ("momentum_buffer", "master", "step")),
+            *args,
+            momentum=batch.group["momentum"],
+            dampening=batch.group["dampening"],
+            nesterov=batch.group["nesterov"],
+            **kwargs,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; a buffer that has not been used yet is left out, since torch would not know it from a used one."""
+        saved = super().state_dict()
+        unused = {key for key, state in saved["state"].items() if float(state.get("step", 1)) == 0}
+        kept = {
+            key: {k: v for k, v in state.items() if key not in unused or k not in ("step", "momentum_buffer")}
+            for key, state in saved["state"].items()
+        }
+        return {**saved, "state": kept}
