@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -160,10 +159,13 @@ class GradAlign:
             return lambda: loss_fn(handed_out(batch))
 
         closures = [closure_of(batch) for batch in batches]
-        with self._step(len(batches), reduction, has_aux, backward) as step:
-            losses = step.schedule.run(closures)
-            loss = step.close(losses)
+        step = self._begin(len(batches), reduction, has_aux, backward)
+        try:
+            loss = step.complete(step.schedule.run(closures))
             return (loss, step.passes.aux) if has_aux else loss
+        except BaseException:
+            step.abort()
+            raise
 
     def accumulate(
         self, k: int, *, reduction: str = "mean", has_aux: bool = False, backward: Callable[[Tensor], Any] | None = None
@@ -179,7 +181,8 @@ class GradAlign:
         Raises:
             ValueError: k below 2.
         """
-        return Accumulation(self._step(checks.count("k", k, least=2), reduction, has_aux, backward), k)
+        checks.count("k", k, least=2)
+        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward), k)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps."""
@@ -208,16 +211,9 @@ class GradAlign:
         weight = self._weight
         return self._every * (checks.finite("weight(step)", weight(self._num_steps)) if callable(weight) else weight)
 
-    @contextmanager
-    def _step(
-        self, num: int, reduction: str, has_aux: bool, backward: Callable[[Tensor], Any] | None
-    ) -> Iterator[_OpenStep]:
-        """One step from checked arguments to a filled `.grad`, or back to where it began."""
+    def _begin(self, num: int, reduction: str, has_aux: bool, backward: Callable[[Tensor], Any] | None) -> _OpenStep:
+        """Check everything that can be checked before anything is touched."""
         checks.one_of("reduction", reduction, REDUCTIONS)
-        if self._busy:
-            raise RuntimeError(
-                "expected one step at a time; got a second one begun inside a step of the same GradAlign"
-            )
         weight = self._weight_now()
         space = ParamSpace(self._trainable(), self._params, self._backend)
         checks.no_consuming_hooks(space.params)
@@ -230,17 +226,7 @@ class GradAlign:
         step = Step(space, passes, self._settings, num, space.scalar(weight), loss_scale, share)
         total = space.grads()
         schedule = self._estimator(step, total, self._probe_fraction) if weight else Plain(step, total)
-        before, self._busy = (self._num_steps, self._stats, BufferState(modules)), True
-        try:
-            yield _OpenStep(self, step, schedule)
-        except BaseException:
-            step.displacement.restore()
-            self._num_steps, self._stats, buffers = before
-            buffers.put_back()
-            space.set_grads(None)
-            raise
-        finally:
-            self._busy = False
+        return _OpenStep(self, step, schedule, BufferState(modules))
 
     def _differentiation(
         self, space: ParamSpace, backward: Callable[[Tensor], Any] | None
@@ -258,46 +244,56 @@ class GradAlign:
     def _notice(self, displaced: bool) -> None:
         self._displaced = displaced
 
-    def _complete(self, stats: AlignmentStats) -> None:
-        self._stats = stats
-        self._num_steps += 1
-
 
 def _as_it_is(loss: Tensor) -> Tensor:
     return loss
 
 
 class _OpenStep:
-    """A step in progress."""
+    """A step in progress, and the two ways it can end."""
 
-    def __init__(self, aligner: GradAlign, step: Step, schedule: Schedule) -> None:
+    def __init__(self, aligner: GradAlign, step: Step, schedule: Schedule, buffers: BufferState) -> None:
         self._aligner = aligner
         self._step = step
+        self._buffers = buffers
+        self._before = (aligner._num_steps, aligner._stats, torch.is_grad_enabled())
         self.schedule = schedule
         self.passes = step.passes
 
-    def close(self, losses: list[Tensor]) -> Tensor:
+    def complete(self, losses: list[Tensor]) -> Tensor:
         """Fill `.grad` and note the step; returns the mean loss."""
         stats = self._step.stats(losses, self.schedule.finish())
-        self._aligner._complete(stats)
+        self._aligner._stats = stats
+        self._aligner._num_steps += 1
         return stats.loss
+
+    def abort(self) -> None:
+        """Parameters, buffers and the aligner as before the step, `.grad` None."""
+        self._step.displacement.restore()
+        self._buffers.put_back()
+        self._step.space.set_grads(None)
+        aligner = self._aligner
+        aligner._num_steps, aligner._stats, grad_enabled = self._before
+        aligner._displaced = False
+        torch.set_grad_enabled(grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
 
 
 class Accumulation:
     """A step that is given one micro-batch at a time; made by `GradAlign.accumulate`."""
 
-    def __init__(self, context: AbstractContextManager[_OpenStep], k: int) -> None:
-        self._context = context
+    def __init__(self, begin: Callable[[], _OpenStep], k: int) -> None:
+        self._begin = begin
         self._k = k
         self._open: _OpenStep | None = None
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Accumulation:
-        self._open = self._context.__enter__()
+        self._open = self._begin()
+        self._losses = []
         return self
 
     def backward(self, closure: Closure) -> Any:
-        """All passes of the next micro-batch.
+        """All passes of the next micro-batch; the last of the k fills `.grad`.
 
         Args:
             closure: computes its scalar loss, with a graph; called twice for a probe.
@@ -309,29 +305,31 @@ class Accumulation:
             RuntimeError: outside the `with` block, or after a failed call.
             ValueError: more than k calls, or a loss that is not a scalar with a graph.
         """
-        if self._open is None:
+        step = self._open
+        if step is None:
             raise RuntimeError(
-                "expected a call inside `with aligner.accumulate(k)`; got one outside it, or after a failed one"
+                "expected a call inside `with aligner.accumulate(k)`; got one outside, or after a failed one"
             )
         if len(self._losses) == self._k:
             raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
-        step, self._open = self._open, None  # a call that fails leaves no step to go on with
-        loss = step.schedule.visit(closure)
-        self._losses.append(loss)
-        self._open = step
-        return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
+        try:
+            loss = step.schedule.visit(closure)
+            self._losses.append(loss)
+            if len(self._losses) == self._k:
+                step.complete(self._losses)
+            return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
+        except BaseException:
+            self._open = None
+            step.abort()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         step, self._open = self._open, None
+        if len(self._losses) == self._k:
+            return
+        if step is not None:
+            step.abort()
         if kind is None:
-            try:
-                if step is None or len(self._losses) < self._k:
-                    raise ValueError(
-                        f"expected k = {self._k} calls of step.backward; got {len(self._losses)}; .grad is None"
-                    )
-                step.close(self._losses)
-            except BaseException as failure:
-                kind, error, traceback = type(failure), failure, failure.__traceback__
-        self._context.__exit__(kind, error, traceback)
+            raise ValueError(f"expected k = {self._k} calls of step.backward; got {len(self._losses)}; .grad is None")

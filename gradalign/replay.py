@@ -37,9 +37,8 @@ class BufferState:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._buffers = [(m, dict(m._buffers)) for m in modules]
         tensors = {id(b): b for _, named in self._buffers for b in named.values() if b is not None}
-        self._tensors: list[Tensor] = list(tensors.values())
-        with torch.no_grad():
-            self._values = [t.clone() for t in self._tensors]
+        self._tensors: list[Tensor] = [t.detach() for t in tensors.values()]
+        self._values = [t.clone() for t in self._tensors]
 
     def put_back(self) -> None:
         """Every buffer the same tensor with the same value as when this was made, none added, none gone."""
@@ -49,8 +48,7 @@ class BufferState:
                 now.clear()
                 now.update(named)
         if self._tensors:
-            with torch.no_grad():
-                torch._foreach_copy_(self._tensors, self._values)
+            torch._foreach_copy_(self._tensors, self._values)
 
 
 def modules_with_buffers(models: Iterable[nn.Module]) -> list[nn.Module]:

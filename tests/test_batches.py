@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections import OrderedDict, UserDict, namedtuple
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from gradalign import chunk
+from gradalign.batches import handed_out
+
+Pair = namedtuple("Pair", "x y")
+
+
+def test_nested_structures_are_split_like_tensor_split():
+    x, y = torch.arange(10).view(5, 2), torch.arange(5)
+    batch = {"x": x, "more": [Pair(x, y), (y, {"z": y})], "flag": True, "none": None, "scalar": torch.tensor(3.0)}
+    parts = chunk(batch, 2)
+    for part, xs, ys in zip(parts, x.tensor_split(2), y.tensor_split(2), strict=True):
+        assert torch.equal(part["x"], xs)
+        assert isinstance(part["more"][0], Pair)
+        assert torch.equal(part["more"][0].y, ys)
+        assert torch.equal(part["more"][1][1]["z"], ys)
+        assert (part["flag"], part["none"], float(part["scalar"])) == (True, None, 3.0)
+    assert torch.equal(batch["x"], x)
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, UserDict, MappingProxyType])
+def test_mappings_keep_their_type(kind):
+    parts = chunk(kind({"x": torch.zeros(4, 1)}), 2)
+    assert [type(part) for part in parts] == [kind, kind]
+    assert [part["x"].shape[0] for part in parts] == [2, 2]
+
+
+def test_a_batch_encoding_keeps_its_type():
+    transformers = pytest.importorskip("transformers")
+    parts = chunk(transformers.BatchEncoding({"input_ids": torch.zeros(4, 3), "mask": torch.zeros(4, 3)}), 2)
+    assert [type(part) for part in parts] == [transformers.BatchEncoding] * 2
+    assert parts[1]["input_ids"].shape == (2, 3)
+    copied = handed_out(parts[0])
+    copied.pop("mask")
+    assert "mask" in parts[0]
+
+
+def test_parts_are_views():
+    x = torch.zeros(4)
+    chunk(x, 2)[1].add_(1)
+    assert x.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "k", "error", "message"),
+    [
+        (torch.zeros(3), 4, ValueError, "chunk: expected at least k = 4 rows; got 3"),
+        ({"x": torch.zeros(3), "y": torch.zeros(4)}, 2, ValueError, r"one common number of rows; got \[3, 4\]"),
+        ({"x": 3}, 2, ValueError, "got no tensor"),
+        (torch.zeros(3), 0, ValueError, "k: expected an integer of at least 1; got 0"),
+        (torch.zeros(3), 1.5, TypeError, "k: expected an integer"),
+    ],
+)
+def test_what_cannot_be_split(batch, k, error, message):
+    with pytest.raises(error, match=message):
+        chunk(batch, k)
+
+
+def test_only_mutable_containers_are_copied():
+    tensor = torch.zeros(2)
+    for same in (tensor, (1, 2), "text", None):
+        assert handed_out(same) is same
+    given = [tensor]
+    assert handed_out(given) is not given
+    assert handed_out(given)[0] is tensor
