@@ -87,7 +87,8 @@ def _register(name: str, schema: str, num_sums: int | None) -> None:
     def kernel(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
         if not first:
             return sums(torch.zeros, first)
-        return getattr(_backend(first, *args), name)(first, *args, **kwargs)
+        with torch.no_grad():  # parameters are written in place
+            return getattr(_backend(first, *args), name)(first, *args, **kwargs)
 
     def fake(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
         return sums(torch.empty, first)

@@ -117,3 +117,13 @@ def dense_gradients(optimizer: str, grads: Sequence[Tensor]) -> None:
             f"{optimizer} does not support sparse gradients: expected dense ones; got {grads[0].layout}; "
             "build embeddings with sparse=False"
         )
+
+
+def same_device(optimizer: str, param: Tensor, state: Mapping[str, Sequence[Tensor]]) -> None:
+    """The state lives where its parameter does; of lists whose tensors share a device."""
+    for name, tensors in state.items():
+        if tensors[0].device != param.device:
+            raise ValueError(
+                f"{optimizer}: expected {name} on {param.device}, where its parameter is; got {tensors[0].device}; make the "
+                "optimizer after model.to(device), or move its state with optimizer.load_state_dict(optimizer.state_dict())"
+            )

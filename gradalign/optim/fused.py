@@ -1,9 +1,9 @@
-"""The optimizer that all of them are: state, settings and one fused step."""
+"""The optimizer that all of them are: one fused step."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from gradalign import checks, dispatch, step_checks
-from gradalign.optim import exchange
 from gradalign.optim.batch import Batch, DeviceScalars, moved
 from gradalign.optim.gradients import GradientScale, gradient_scale
-from gradalign.optim.masters import LOW_PRECISION, MasterVersions, make_master
+from gradalign.optim.masters import LOW_PRECISION
+from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(StatefulOptimizer):
     """A `torch.optim.Optimizer` that unscales, clips, skips, updates and clears in one pass over memory.
 
     Where a norm is needed, one more read of the gradients comes first. Nothing is read back to the host: learning rate,
@@ -69,21 +69,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.backend = backend
         self.grad_norm: Tensor | None = None
-        self._master_versions = MasterVersions()
-        self._check_settings(defaults)
         super().__init__(params, defaults)
-
-    @abstractmethod
-    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The parameter-size state that a group needs, "master" aside."""
 
     @abstractmethod
     def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
         """Call the step op: `args` are grad_scale, lr, weight_decay, skip and seed, `kwargs` what else all of them take."""
-
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise ValueError for settings out of range."""
-        step_checks.settings(settings)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, on the parameters that have a gradient.
@@ -96,6 +86,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: sparse gradients.
+            ValueError: parameters that were moved to another device than their state.
         """
         loss = None
         if closure is not None:
@@ -154,102 +145,32 @@ class FusedOptimizer(torch.optim.Optimizer):
         """All parameters with a gradient, their state made where it is missing, by what one op can take at once."""
         batches = []
         for group in self.param_groups:
+            plain = self._all_names(torch.float32, group)
+            low = self._all_names(torch.bfloat16, group)
             rows: dict[tuple, list[tuple[Tensor, ...]]] = {}
-            for p in group["params"]:
+            for p in group["params"]:  # a thousand parameters a step: this loop is kept lean
                 grad = p.grad
                 if grad is None:
                     continue
-                row = (p, grad, *self._state_of(p, group))
-                rows.setdefault((p.device, grad.layout, *[t.dtype for t in row]), []).append(row)
-            for members in rows.values():
-                params, grads, *state = map(list, zip(*members, strict=True))
-                step_checks.dense_gradients(type(self).__name__, grads)
-                batches.append(
-                    Batch(group, params, grads, dict(zip(self._all_names(params[0], group), state, strict=True)))
-                )
+                dtype = p.dtype
+                names = low if dtype in LOW_PRECISION else plain
+                state = self.state[p]
+                try:
+                    row = [state[name] for name in names]
+                except KeyError:
+                    self._init_state(p, group)
+                    row = [state[name] for name in names]
+                key = (p.device, dtype, grad.dtype, grad.layout, *[t.dtype for t in row[1:]])
+                rows.setdefault(key, []).append((p, grad, *row))
+            batches += [self._batch(group, members) for members in rows.values()]
         return batches
 
-    def _state_of(self, param: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
-        state = self.state[param]
-        names = self._all_names(param, group)
-        try:
-            return [state[name] for name in names]
-        except KeyError:
-            self._init_state(param, group)
-            return [state[name] for name in names]
-
-    def _all_names(self, param: Tensor, group: Mapping[str, Any]) -> tuple[str, ...]:
-        names = ("step", *self._state_names(group))
-        return (*names, "master") if group["master_weights"] and param.dtype in LOW_PRECISION else names
-
-    def _init_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
-        state = self.state[param]
-        for name in self._all_names(param, group):
-            if name in state:
-                continue
-            if name == "master":
-                state[name] = make_master(param)
-            elif name == "step":
-                state[name] = torch.zeros((), dtype=torch.float32, device=param.device)
-            else:
-                dtype = self._moment_dtype(param, group)
-                state[name] = torch.zeros_like(
-                    param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
-                )
-
-    @staticmethod
-    def _moment_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
-        widened = param.dtype in LOW_PRECISION and (group["master_weights"] or group["stochastic_rounding"])
-        return torch.float32 if widened else param.dtype
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; their float32 masters, if asked for, are made here."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check_settings(group)
-            step_checks.parameters(group["params"], stochastic=group["stochastic_rounding"])
-        except (TypeError, ValueError):
-            del self.param_groups[-1]
-            raise
-        self._make_masters(group)
-
-    def _make_masters(self, group: Mapping[str, Any]) -> None:
-        for p in group["params"]:
-            if "master" in self._all_names(p, group):
-                self._init_state(p, group)
-
-    def master(self, param: Tensor) -> Tensor | None:
-        """The float32 master of a parameter, brought up to date if the parameter was changed otherwise; None without one."""
-        master = self.state[param].get("master") if param in self.state else None
-        if master is not None:
-            self._master_versions.follow(param, master)
-        return master
-
-    def masters_match(self, params: Iterable[Tensor]) -> None:
-        """Tell the optimizer that these parameters were written and are again the rounding of their masters.
-
-        Without this, the next step compares them: right all the same, at the price of one more pass over masters.
-        """
-        self._master_versions.matched(params)
-
-    def first_moment(self, param: Tensor) -> Tensor | None:
-        """The running mean of the parameter's gradients, up to a factor; None where there is none (yet)."""
-        return self.state[param].get(self._first_moment_name) if param in self.state else None
-
-    _first_moment_name = "exp_avg"
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, of this class or of torch's class of the same name; nothing is cast to a narrower dtype.
-
-        Settings that the state dict does not know stay as they are. Tensors are copied.
-        """
-        # Registered last, so that the user's own hooks see the state as it was saved.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: exchange.wrapped(saved, self.param_groups))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+    def _batch(self, group: Mapping[str, Any], rows: Sequence[tuple[Tensor, ...]]) -> Batch:
+        params, grads, *tensors = map(list, zip(*rows, strict=True))
+        state = dict(zip(self._all_names(params[0].dtype, group), tensors, strict=True))
+        step_checks.dense_gradients(type(self).__name__, grads)
+        step_checks.same_device(type(self).__name__, params[0], state)
+        return Batch(group, params, grads, state)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
@@ -258,15 +179,3 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.grad_norm = None
-        self._master_versions = MasterVersions()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in self.state:
-                    self._place_state(p, group)
-            self._make_masters(group)
-
-    def _place_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
-        state = self.state[param]
-        for name, value in state.items():
-            least = torch.float32 if name == "master" else self._moment_dtype(param, group)
-            state[name] = exchange.placed(value, name, param, least)

@@ -1,0 +1,121 @@
+"""The state of an optimizer: made when it is needed, float32 masters, loaded without losing precision."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign import step_checks
+from gradalign.optim import exchange
+from gradalign.optim.masters import LOW_PRECISION, MasterVersions, make_master
+
+
+class StatefulOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` with float32 masters, whose moments are at least as wide as the settings ask for.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups of them with their own settings.
+        defaults: settings of groups that do not have their own.
+    """
+
+    _first_moment_name = "exp_avg"
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._master_versions = MasterVersions()
+        step_checks.settings(defaults)
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The parameter-size state that a group needs, "master" aside."""
+
+    def _all_names(self, dtype: torch.dtype, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The state of a parameter of that dtype."""
+        names = ("step", *self._state_names(group))
+        return (*names, "master") if group["master_weights"] and dtype in LOW_PRECISION else names
+
+    def _init_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[param]
+        for name in self._all_names(param.dtype, group):
+            if name in state:
+                continue
+            if name == "master":
+                state[name] = make_master(param)
+            elif name == "step":
+                state[name] = torch.zeros((), dtype=torch.float32, device=param.device)
+            else:
+                dtype = self._moment_dtype(param, group)
+                state[name] = torch.zeros_like(
+                    param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
+                )
+
+    @staticmethod
+    def _moment_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+        widened = param.dtype in LOW_PRECISION and (group["master_weights"] or group["stochastic_rounding"])
+        return torch.float32 if widened else param.dtype
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; their float32 masters, if asked for, are made here."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            step_checks.settings(group)
+            step_checks.parameters(group["params"], stochastic=group["stochastic_rounding"])
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+        self._make_masters(group)
+
+    def _make_masters(self, group: Mapping[str, Any]) -> None:
+        for p in group["params"]:
+            if "master" in self._all_names(p.dtype, group):
+                self._init_state(p, group)
+
+    def master(self, param: Tensor) -> Tensor | None:
+        """The float32 master of a parameter, brought up to date if the parameter was changed otherwise; None without one."""
+        master = self.state[param].get("master") if param in self.state else None
+        if master is not None:
+            self._master_versions.follow(param, master)
+        return master
+
+    def masters_match(self, params: Iterable[Tensor]) -> None:
+        """Tell the optimizer that these parameters were written and are again the rounding of their masters.
+
+        Without this, the next step compares them: right all the same, at the price of one more pass over masters.
+        """
+        self._master_versions.matched(params)
+
+    def first_moment(self, param: Tensor) -> Tensor | None:
+        """The running mean of the parameter's gradients, up to a factor; None where there is none (yet)."""
+        return self.state[param].get(self._first_moment_name) if param in self.state else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict, of this class or of torch's class of the same name; nothing is cast to a narrower dtype.
+
+        Settings that the state dict does not know stay as they are. Tensors are copied.
+        """
+        # Registered last, so that the user's own hooks see the state as it was saved.
+        handle = self.register_load_state_dict_pre_hook(lambda _, saved: exchange.wrapped(saved, self.param_groups))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._master_versions = MasterVersions()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    self._place_state(p, group)
+            self._make_masters(group)
+
+    def _place_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[param]
+        for name, value in state.items():
+            least = torch.float32 if name == "master" else self._moment_dtype(param, group)
+            state[name] = exchange.placed(value, name, param, least)
