@@ -15,14 +15,16 @@ away, so that memory stays O(n) and any model and optimizer will do.
     ...     optimizer.step()
     ...     optimizer.zero_grad()
 
-The rooms, each importing only from those after it: `aligner` (the step), `estimators` (schedules of passes), `passes` and
-`buffers` (one pass; displaced parameters and their way back), `ops` (the kernels' public schemas), `dispatch` (which
-backend runs them), `backends`. `objectives` says what A is, `telemetry` what a step tells.
+The rooms, each importing only from those after it: `aligner` and `baselines` (the methods), `method` (a step and its
+promises), `estimators` (schedules of passes), `passes` and `buffers` (one pass; displaced parameters and their way back),
+`space` (all parameters as one vector), `ops` (the kernels' public schemas), `dispatch` (which backend runs them), `backends`.
+`objectives` says what A is, `telemetry` what a step tells.
 """
 
 from gradalign._version import __version__
-from gradalign.aligner import Accumulation, GradAlign
+from gradalign.aligner import GradAlign
 from gradalign.batches import chunk
+from gradalign.method import Accumulation
 from gradalign.telemetry import AlignmentStats
 
 __all__ = ["Accumulation", "AlignmentStats", "GradAlign", "__version__", "chunk"]

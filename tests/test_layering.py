@@ -15,17 +15,21 @@ ROOT = Path(gradalign.__file__).parent
 
 # Every room may import from those below it in this list, and from itself.
 LAYERS = (
+    ("__main__",),
     ("cli", "integrations"),
-    ("__init__", "__main__"),
+    ("__init__",),
     ("aligner", "baselines"),
+    ("method",),
     ("estimators",),
     ("passes", "buffers"),
     ("space", "replay", "batches", "objectives", "telemetry", "optim"),
     ("ops",),
     ("dispatch",),
     ("backends",),
-    ("native", "kernels"),
-    ("checks", "step_checks", "_version"),
+    ("_C",),
+    ("extension", "kernels"),
+    ("step_checks",),
+    ("checks", "_version"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -1,0 +1,286 @@
+"""What every way of filling `.grad` shares: one call in place of `loss.backward()`, and the promises it keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gradalign import checks
+from gradalign.batches import handed_out
+from gradalign.estimators import Plain, Schedule, Settings, Step
+from gradalign.passes import Closure, Passes
+from gradalign.replay import BufferState, modules_with_buffers
+from gradalign.space import ParamSpace, Vector
+from gradalign.telemetry import AlignmentStats
+
+REDUCTIONS = ("mean", "sum")
+
+
+class Method(ABC):
+    """Fills `.grad` from the micro-batches of a step.
+
+    `GradAlign` and every baseline are methods, so that any two can be swapped. A subclass says which schedule of passes
+    runs (`_schedule`) and with what weight (`_weight_now`). Parameters come back bit for bit after every step; after any exception parameters and buffers are as before and `.grad` is None; what a pass
+    at other parameters than theta does to buffers and random streams leaves no trace.
+
+    Args:
+        model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
+        settings: what the schedules need to know.
+        params: the parameters that are displaced; None: all that require grad.
+        scaler: the GradScaler that scales the losses.
+        zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
+        backend: what runs the kernels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        settings: Settings,
+        *,
+        params: Iterable[Parameter] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        zeroed_grads: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        self._models = checks.modules(model)
+        self._settings = settings
+        self._scaler = scaler
+        self._zeroed_grads = zeroed_grads
+        self._backend = backend
+        self._params = None if params is None else checks.subset(params, self._trainable())
+        self._num_steps = 0
+        self._displaced = False
+        self._stats: AlignmentStats | None = None
+        ParamSpace(self._trainable(), self._params, backend)  # an impossible backend or dtype shows here, not in a step
+
+    @abstractmethod
+    def _schedule(self, step: Step, total: Vector) -> Schedule:
+        """The passes of a step with the term; `total` is the vector that becomes `.grad`."""
+
+    def _weight_now(self) -> float:
+        """The weight of the coming step; 0 is the plain accumulation loop."""
+        return 1.0
+
+    @property
+    def displaced(self) -> bool:
+        """Whether a displaced pass is running: metrics and logging in a model or loss_fn may look away."""
+        return self._displaced
+
+    @property
+    def stats(self) -> AlignmentStats | None:
+        """Statistics of the last complete step, on the device; None before the first."""
+        return self._stats
+
+    @property
+    def num_steps(self) -> int:
+        """Complete steps so far: the step that a scheduled weight and `every` see next."""
+        return self._num_steps
+
+    def backward(
+        self,
+        loss_fn: Callable[[Any], Any],
+        micro_batches: Iterable[Any],
+        *,
+        reduction: str = "mean",
+        has_aux: bool = False,
+        backward: Callable[[Tensor], Any] | None = None,
+    ) -> Any:
+        """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
+
+        Args:
+            loss_fn: micro_batch -> scalar loss with a graph; calls no backward; called twice for a probe, each time with a
+                shallow copy of a mapping or list.
+            micro_batches: k >= 2 of them.
+            reduction: "mean": the step's loss is the mean of the losses; "sum": they already carry their 1/k.
+            has_aux: loss_fn returns (loss, anything).
+            backward: who differentiates the scaled loss, `accelerator.backward` for instance; None: autograd.
+
+        Returns:
+            The mean loss, detached; with has_aux (loss, [aux of every micro-batch, from the base passes, in order]).
+
+        Raises:
+            ValueError: fewer than two micro-batches, a `.grad` that is not None, a loss that is not a scalar with a graph.
+            TypeError: micro-batches that are no list, sparse gradients, complex parameters.
+            RuntimeError: a loss_fn that calls backward, or `GradAlign` itself.
+
+        After any exception parameters and buffers are as before the call and `.grad` is None.
+        """
+        batches = checks.micro_batches(micro_batches)
+
+        def closure_of(batch: Any) -> Closure:
+            return lambda: loss_fn(handed_out(batch))
+
+        closures = [closure_of(batch) for batch in batches]
+        step = self._begin(len(batches), reduction, has_aux, backward)
+        try:
+            loss = step.complete(step.schedule.run(closures))
+            return (loss, step.passes.aux) if has_aux else loss
+        except BaseException:
+            step.abort()
+            raise
+
+    def accumulate(
+        self, k: int, *, reduction: str = "mean", has_aux: bool = False, backward: Callable[[Tensor], Any] | None = None
+    ) -> Accumulation:
+        """The same step for a loop that sees one micro-batch at a time.
+
+            with aligner.accumulate(k) as step:
+                for micro_batch in ...:  # k of them
+                    loss = step.backward(lambda: loss_fn(micro_batch))
+
+        Parameters equal theta whenever control is with the caller. Arguments as in `backward`.
+
+        Raises:
+            ValueError: k below 2.
+        """
+        checks.count("k", k, least=2)
+        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward), k)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the number of complete steps."""
+        return {"num_steps": self._num_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Raises:
+            ValueError: a state without the number of steps.
+        """
+        if "num_steps" not in state:
+            raise ValueError(
+                f"load_state_dict: expected the state of a {type(self).__name__} (num_steps); got keys {sorted(state)}"
+            )
+        self._num_steps = checks.count("num_steps", state["num_steps"], least=0)
+
+    def _trainable(self) -> list[Parameter]:
+        params = {id(p): p for model in self._models for p in model.parameters() if p.requires_grad}
+        return checks.trainable(list(params.values()))
+
+    def _begin(self, num: int, reduction: str, has_aux: bool, backward: Callable[[Tensor], Any] | None) -> OpenStep:
+        """Check everything that can be checked before anything is touched."""
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        weight = self._weight_now()
+        space = ParamSpace(self._trainable(), self._params, self._backend)
+        checks.no_consuming_hooks(space.params)
+        if not self._zeroed_grads:
+            checks.no_grads(space.params)
+        differentiate, loss_scale = self._differentiation(space, backward)
+        modules = modules_with_buffers(self._models)
+        factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
+        passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
+        step = Step(space, passes, self._settings, num, space.scalar(weight), loss_scale, share)
+        total = space.grads()
+        schedule = self._schedule(step, total) if weight else Plain(step, total)
+        return OpenStep(self, step, schedule, BufferState(modules))
+
+    def _differentiation(
+        self, space: ParamSpace, backward: Callable[[Tensor], Any] | None
+    ) -> tuple[Callable[[Tensor], Any], Tensor | None]:
+        """Who differentiates a loss, and the loss scale in it."""
+        call = Tensor.backward if backward is None else backward
+        owner = getattr(backward, "__self__", None)
+        divides_by = getattr(owner, "gradient_accumulation_steps", 1)
+        scaler: torch.amp.GradScaler | None = checks.one_scaler(self._scaler, getattr(owner, "scaler", None))
+        if scaler is None or not scaler.is_enabled():
+            return (lambda loss: call(loss * divides_by)) if divides_by != 1 else call, None
+        scale: Callable[[Tensor], Tensor] = scaler.scale if scaler is self._scaler else _as_it_is
+        return (lambda loss: call(scale(loss * divides_by))), scaler.scale(space.scalar(1.0))
+
+    def _notice(self, displaced: bool) -> None:
+        self._displaced = displaced
+
+
+def _as_it_is(loss: Tensor) -> Tensor:
+    return loss
+
+
+class OpenStep:
+    """A step in progress, and the two ways it can end."""
+
+    def __init__(self, method: Method, step: Step, schedule: Schedule, buffers: BufferState) -> None:
+        self._method = method
+        self._step = step
+        self._buffers = buffers
+        self._before = (method._num_steps, method._stats, torch.is_grad_enabled())
+        self.schedule = schedule
+        self.passes = step.passes
+
+    def complete(self, losses: list[Tensor]) -> Tensor:
+        """Fill `.grad` and note the step; returns the mean loss."""
+        stats = self._step.stats(losses, self.schedule.finish())
+        self._method._stats = stats
+        self._method._num_steps += 1
+        return stats.loss
+
+    def abort(self) -> None:
+        """Parameters, buffers and the aligner as before the step, `.grad` None."""
+        self._step.displacement.restore()
+        self._buffers.put_back()
+        self._step.space.set_grads(None)
+        method = self._method
+        method._num_steps, method._stats, grad_enabled = self._before
+        method._displaced = False
+        torch.set_grad_enabled(grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
+
+
+class Accumulation:
+    """A step that is given one micro-batch at a time; made by `GradAlign.accumulate`."""
+
+    def __init__(self, begin: Callable[[], OpenStep], k: int) -> None:
+        self._begin = begin
+        self._k = k
+        self._open: OpenStep | None = None
+        self._losses: list[Tensor] = []
+
+    def __enter__(self) -> Accumulation:
+        self._open = self._begin()
+        self._losses = []
+        return self
+
+    def backward(self, closure: Closure) -> Any:
+        """All passes of the next micro-batch; the last of the k fills `.grad`.
+
+        Args:
+            closure: computes its scalar loss, with a graph; called twice for a probe.
+
+        Returns:
+            The loss of the base pass, detached; with has_aux (loss, aux).
+
+        Raises:
+            RuntimeError: outside the `with` block, or after a failed call.
+            ValueError: more than k calls, or a loss that is not a scalar with a graph.
+        """
+        step = self._open
+        if step is None:
+            raise RuntimeError(
+                "expected a call inside `with aligner.accumulate(k)`; got one outside, or after a failed one"
+            )
+        if len(self._losses) == self._k:
+            raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
+        try:
+            loss = step.schedule.visit(closure)
+            self._losses.append(loss)
+            if len(self._losses) == self._k:
+                step.complete(self._losses)
+            return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
+        except BaseException:
+            self._open = None
+            step.abort()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        step, self._open = self._open, None
+        if len(self._losses) == self._k:
+            return
+        if step is not None:
+            step.abort()
+        if kind is None:
+            raise ValueError(f"expected k = {self._k} calls of step.backward; got {len(self._losses)}; .grad is None")
