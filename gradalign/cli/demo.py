@@ -26,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="fine-tune a pretrained BERT with AdamW and with gradalign, and compare",
-        description="Fine-tunes a pretrained text encoder with AdamW and with gradalign from the same weights, on the same batches, "
-        "with the same dropout, and compares them at equal steps and at equal time. Writes demo.png and demo.json.",
+        description="Fine-tunes a pretrained text encoder with AdamW and with gradalign from the same weights, on the same "
+        "batches, with the same dropout, and compares them at equal steps and at equal time. Writes demo.png and demo.json.",
     )
     add_settings(parser)
     parser.add_argument(
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     record = demo_record.run_record(asdict(settings), seeds, memory, time.perf_counter() - begun)
     demo_report.show(record, console)
     demo_plot.save_plot(record, args.out / "demo.png")
-    (args.out / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / "demo.json").write_text(json.dumps(demo_record.as_json(record), indent=1, allow_nan=False) + "\n")
     console.print(
         f"  {args.out / 'demo.png'} and {args.out / 'demo.json'} written after {record['seconds']:.0f} s.",
         highlight=False,

@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
 import gradalign
 from gradalign.cli.demo_model import Classifier
-from gradalign.cli.demo_train import Arm, Batch
+from gradalign.cli.demo_train import Arm, Batch, mean_loss
 
 
 def alignment(model: Classifier, micro_batches: Sequence[Batch]) -> dict[str, float]:
@@ -26,11 +25,10 @@ def alignment(model: Classifier, micro_batches: Sequence[Batch]) -> dict[str, fl
     """
     model.eval()
     aligner = gradalign.GradAlign(model, weight=0.0, telemetry=True)
-    aligner.backward(lambda b: F.cross_entropy(model(b["input_ids"], b["attention_mask"]), b["labels"]), micro_batches)
+    aligner.backward(lambda batch: mean_loss(model, batch), micro_batches)
     model.zero_grad()
     model.train()
-    known = aligner.stats.as_dict()
-    return {name: float(known[name]) for name in ("dot", "cosine", "grad_norm", "noise_scale")}
+    return {name: float(getattr(aligner.stats, name)) for name in ("dot", "cosine", "grad_norm", "noise_scale")}
 
 
 def peak_memory(make_arm: Callable[[], Arm], micro_batches: Sequence[Batch], device: torch.device) -> int:

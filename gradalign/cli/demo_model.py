@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ class Classifier(nn.Module):
         return self.head((states * mask).sum(1) / mask.sum(1))
 
 
-def load_pretrained(name: str) -> tuple[nn.Module, Any]:
+def load_pretrained(name: str) -> tuple[Any, Any]:
     """Encoder and tokenizer.
 
     Args:
@@ -47,6 +49,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, Any]:
     if local:  # before transformers is imported, which reads it once
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _hide_own_kernels()
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -69,6 +72,13 @@ def load_pretrained(name: str) -> tuple[nn.Module, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return encoder, tokenizer
+
+
+def _hide_own_kernels() -> None:
+    """In the source tree, transformers would take our folder `kernels/` for another package of that name."""
+    found, own = importlib.util.find_spec("kernels"), importlib.util.find_spec("gradalign.kernels")
+    if found and own and found.origin and own.origin and os.path.samefile(found.origin, own.origin):
+        sys.modules["kernels"] = None  # type: ignore[assignment]
 
 
 class Collator:

@@ -11,15 +11,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 (the backend has to be chosen first)
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from gradalign.cli.demo_record import ARMS  # noqa: E402
-from gradalign.cli.demo_report import title  # noqa: E402
+from gradalign.cli.demo_record import ARMS
+from gradalign.cli.demo_report import title
 
 COLORS = {"before": "#9aa5b1", "adamw": "#3b6ea8", "gradalign": "#d9572b"}
 LABELS = {"before": "before", "adamw": "AdamW", "gradalign": "gradalign"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

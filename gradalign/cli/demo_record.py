@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import statistics
 from typing import Any
 
@@ -87,6 +88,15 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "cost_factor": statistics.median(s["cost_factor"] for s in seeds),
     }
+
+
+def as_json(value: Any) -> Any:
+    """The same, with None for numbers that are not finite: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def accuracy_after(curve: dict[str, Any], steps: int) -> float:

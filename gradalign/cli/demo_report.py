@@ -1,4 +1,4 @@
-"""The demo's table and what it lets one say."""
+"""The demo's table and what it lets one say. ASCII alone, beside the frames: not every terminal has more."""
 
 from __future__ import annotations
 
@@ -9,104 +9,106 @@ from rich.table import Table
 
 from gradalign.cli.paired import LEAST_SEEDS, Interval
 
+Row = tuple[str, str, str, str]
+
 
 def show(record: dict[str, Any], console: Console) -> None:
     """Prints the table and, below it, the findings in words."""
     console.print(table(record))
-    for sentence in findings(record):
-        console.print(f"  {sentence}", highlight=False)
+    for sentence in (conditions(record), *findings(record)):
+        console.print(sentence, highlight=False)
 
 
 def table(record: dict[str, Any]) -> Table:
     """One row a measure, one column an arm."""
-    s, settings = record["summary"], record["settings"]
-    shown = Table(title=title(settings), title_style="bold", caption=caption(record), caption_justify="left")
-    shown.add_column("")
-    shown.add_column("AdamW", justify="right")
-    shown.add_column("AdamW, equal time", justify="right")
-    shown.add_column("gradalign", justify="right")
-    for row in rows(s, record["peak_memory_bytes"]):
+    shown = Table(title=title(record["settings"]), title_style="bold", title_justify="left")
+    shown.add_column()
+    for arm in ("AdamW", "AdamW, equal time", "gradalign"):
+        shown.add_column(arm, justify="right")
+    for row in rows(record["summary"], record["peak_memory_bytes"]):
         shown.add_row(*row)
     return shown
 
 
 def title(settings: dict[str, Any]) -> str:
     """What was compared."""
-    return (
-        f"{settings['model']} on {settings['data']}: AdamW and gradalign "
-        f"({settings['objective']}, weight {settings['weight']:g}, {settings['normalize']})"
-    )
+    noise = f" ({settings['label_noise']:.0%} wrong labels)" if settings["label_noise"] else ""
+    return f"{settings['model']} on {settings['data']}{noise}: AdamW, and gradalign's {objective(settings)}"
 
 
-def rows(s: dict[str, Any], peak_memory: dict[str, int]) -> list[tuple[str, str, str, str]]:
+def objective(settings: dict[str, Any]) -> str:
+    """The objective with its weight."""
+    return f"{settings['objective']} x {settings['weight']:g} ({settings['normalize']})"
+
+
+def rows(s: dict[str, Any], peak_memory: dict[str, int]) -> list[Row]:
     """The cells of the table, from the summary of a run."""
-    before, after = s["alignment_before"], s["alignment_after"]
-    accuracy = {name: _accuracy(Interval(**value)) for name, value in s["accuracy"].items()}
-    seconds = s["seconds_per_step"]
+    before, after, seconds = s["alignment_before"], s["alignment_after"], s["seconds_per_step"]
+    steps, more = s["steps"], s["further_adamw_steps"]
+    plain, longer, aligned = (
+        _interval(s["accuracy"][arm], 1, "%") for arm in ("adamw", "adamw_equal_time", "gradalign")
+    )
+    equal_steps, equal_time = (
+        _interval(s["difference_points"][at], 2, "", "+") for at in ("equal_steps", "equal_time")
+    )
     return [
-        ("optimizer steps", f"{s['steps']}", f"{s['steps'] + s['further_adamw_steps']:.0f}", f"{s['steps']}"),
-        (f"test accuracy{_over(s)}", accuracy["adamw"], accuracy["adamw_equal_time"], accuracy["gradalign"]),
-        ("training loss, last 20 steps", f"{s['train_loss']['adamw']:.3f}", "", f"{s['train_loss']['gradalign']:.3f}"),
+        ("optimizer steps", f"{steps}", f"{steps + more:.0f}", f"{steps}"),
+        ("test accuracy", plain, longer, aligned),
+        ("gradalign minus this", equal_steps, equal_time, ""),
+        _both("training loss", *(f"{s['train_loss'][arm]:.3f}" for arm in ("adamw", "gradalign"))),
         *(
-            (
-                f"alignment {name}, before -> after",
-                f"{before[name]:.3g} -> {after['adamw'][name]:.3g}",
-                "",
-                f"{before[name]:.3g} -> {after['gradalign'][name]:.3g}",
+            _both(
+                f"alignment {name}",
+                *(f"{before[name]:.2g} -> {after[arm][name]:.2g}" for arm in ("adamw", "gradalign")),
             )
             for name in ("dot", "cosine")
         ),
-        ("seconds per step, median", f"{seconds['adamw']:.4f}", "", f"{seconds['gradalign']:.4f}"),
-        ("cost factor, median of paired steps", "1", "", f"{s['cost_factor']:.2f}"),
-        ("peak memory of tensors", _megabytes(peak_memory["adamw"]), "", _megabytes(peak_memory["gradalign"])),
+        _both("seconds per step", f"{seconds['adamw']:.4f}", f"{seconds['gradalign']:.4f}"),
+        _both("cost factor", "1", f"{s['cost_factor']:.2f}"),
+        _both("peak memory", *(f"{peak_memory[arm] / 2**20:.0f} MiB" for arm in ("adamw", "gradalign"))),
     ]
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """How the numbers came about."""
+    settings, s = record["settings"], record["summary"]
+    seeds = "One seed" if s["num_seeds"] == 1 else f"Means of {s['num_seeds']} seeds"
+    spread = " with 95% intervals" if s["num_seeds"] >= LEAST_SEEDS else ", too few for an interval"
+    return (
+        f"{seeds}{spread}; {settings['train_size']} texts for training and {settings['test_size']} for the test, no group "
+        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: same weights, batches, dropout. "
+        "Loss: last 20 steps. Alignment: before -> after equal steps, held-out micro-batches, eval mode. Times: medians, the "
+        "arms taking turns."
+    )
 
 
 def findings(record: dict[str, Any]) -> list[str]:
     """What the run shows and what it does not, a sentence each."""
     s = record["summary"]
-    differences = {name: Interval(**value) for name, value in s["difference_points"].items()}
     return [
-        verdict(differences["equal_steps"], "equal steps", s["num_seeds"]),
-        verdict(differences["equal_time"], "equal time", s["num_seeds"]),
+        verdict(Interval(**s["difference_points"][key]), words, s["num_seeds"])
+        for key, words in (("equal_steps", "equal steps"), ("equal_time", "equal time"))
     ]
 
 
 def verdict(difference: Interval, at: str, num_seeds: int) -> str:
     """What the accuracies of some seeds let one say, and no more."""
-    measured = f"At {at}, gradalign minus AdamW is {difference.mean:+.2f} points of test accuracy"
+    measured = f"At {at}: gradalign minus AdamW = {difference.mean:+.2f} points"
     if difference.half_width is None:
         seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
-        return f"{measured} on {seeds}, which cannot show a difference: for an interval, give --seeds {LEAST_SEEDS} or more."
+        return f"{measured} on {seeds}, which cannot show a difference; --seeds {LEAST_SEEDS} or more give an interval."
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
     bounds = f"{measured}, 95% interval {low:+.2f} to {high:+.2f} over {num_seeds} paired seeds"
     if difference.excludes_zero:
-        return f"{bounds}: a difference, for this model, data and setting."
+        return f"{bounds}: it leaves out 0, a difference for this model, data and setting."
     return f"{bounds}: it includes 0, so no difference is shown."
 
 
-def caption(record: dict[str, Any]) -> str:
-    """How the numbers came about."""
-    settings, s = record["settings"], record["summary"]
-    flipped = f", {settings['label_noise']:.0%} of the training labels wrong" if settings["label_noise"] else ""
-    return (
-        f"{s['num_seeds']} seed{'s' if s['num_seeds'] > 1 else ''}, {settings['train_size']} training and {settings['test_size']} "
-        f"test texts with no group (film) in common{flipped}; k = {settings['k']} micro-batches of {settings['batch']}. Both arms: "
-        "same weights, batches and dropout. Alignment: held-out micro-batches, eval mode, means over the seeds; after "
-        "= after equal steps."
-    )
+def _both(name: str, plain: str, aligned: str) -> Row:
+    return (name, plain, "", aligned)
 
 
-def _over(s: dict[str, Any]) -> str:
-    if s["num_seeds"] == 1:
-        return ", one seed"
-    return f", mean of {s['num_seeds']} seeds" + (" and 95% interval" if s["num_seeds"] >= LEAST_SEEDS else "")
-
-
-def _accuracy(value: Interval) -> str:
-    spread = "" if value.half_width is None else f" ± {100 * value.half_width:.1f}"
-    return f"{100 * value.mean:.1f}%{spread}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+def _interval(value: dict[str, Any], digits: int, unit: str, sign: str = "") -> str:
+    scale = 100 if unit == "%" else 1
+    mean = f"{scale * value['mean']:{sign}.{digits}f}{unit}"
+    return mean if value["half_width"] is None else f"{mean} +/- {scale * value['half_width']:.{digits}f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -61,7 +61,7 @@ class Settings:
     device: str
 
     @property
-    def aligner_options(self) -> dict[str, object]:
+    def aligner_options(self) -> dict[str, Any]:
         """The arguments of `GradAlign` beside the model and the weight."""
         names = ("objective", "normalize", "estimator", "probe_fraction", "difference", "radius")
         return {name: getattr(self, name) for name in names}

@@ -7,15 +7,15 @@ arm keeps its own random stream, seeded alike, which its steps alone advance.
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import gradalign
 from gradalign.cli.demo_model import Classifier
@@ -65,15 +65,11 @@ class Arm:
         self.curve = Curve()
         self._random = _random_state_after(seed, self.device)
 
-    def loss_fn(self, batch: Batch) -> Tensor:
-        """The mean cross-entropy of one micro-batch."""
-        return F.cross_entropy(self.model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """One optimizer step, timed."""
         _set_random_state(self._random, self.device)
         begun = _now(self.device)
-        loss = self.backward(self.loss_fn, micro_batches)
+        loss = self.backward(functools.partial(mean_loss, self.model), micro_batches)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -85,6 +81,11 @@ class Arm:
     def evaluate(self, batches: Sequence[Batch]) -> None:
         """Adds the share of right answers over `batches`, in eval mode, to the curve."""
         self.curve.accuracies.append((len(self.curve.losses), accuracy(self.model, batches)))
+
+
+def mean_loss(model: Classifier, batch: Batch) -> Tensor:
+    """The mean cross-entropy of one micro-batch, 0-dim."""
+    return nn.functional.cross_entropy(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
 
 
 def plain_backward(model: Classifier) -> Backward:
@@ -101,7 +102,7 @@ def plain_backward(model: Classifier) -> Backward:
     return backward
 
 
-def aligned_backward(weight: float, warmup: int, **options: object) -> Callable[[Classifier], Backward]:
+def aligned_backward(weight: float, warmup: int, **options: Any) -> Callable[[Classifier], Backward]:
     """gradalign, its weight rising linearly over `warmup` steps."""
     return lambda model: gradalign.GradAlign(model, weight=lambda step: weight * ramp(step, warmup), **options).backward
 

@@ -73,7 +73,7 @@ def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
             missing.append("for GPU kernels: nvcc")
         if missing:
             return f"install {', '.join(missing)}"
-        return "compiler and ninja are here; reinstall with: pip install --no-build-isolation --force-reinstall --no-deps gradalign"
+        return "a compiler and ninja are here; from the source tree: pip install --no-build-isolation ."
     return "reinstall gradalign: reference needs torch alone"
 
 
