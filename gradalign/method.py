@@ -25,9 +25,10 @@ REDUCTIONS = ("mean", "sum")
 class Method(ABC):
     """Fills `.grad` from the micro-batches of a step.
 
-    `GradAlign` and every baseline are methods, so that any two can be swapped. A subclass says which schedule of passes
-    runs (`_schedule`) and with what weight (`_weight_now`). Parameters come back bit for bit after every step; after any exception parameters and buffers are as before and `.grad` is None; what a pass
-    at other parameters than theta does to buffers and random streams leaves no trace.
+    `GradAlign` and every baseline are methods, so that any two can be swapped. A subclass says which schedule of passes runs
+    (`_schedule`) and with what weight (`_weight_now`). Parameters come back bit for bit after every step; after any exception
+    parameters and buffers are as before and `.grad` is None; what a pass at other parameters than theta does to buffers
+    and random streams leaves no trace.
 
     Args:
         model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
