@@ -1,17 +1,49 @@
-"""Triton kernels for CUDA and ROCm, from `gradalign.kernels`."""
+"""Triton kernels for CUDA and ROCm, from `gradalign.kernels`.
+
+Triton is imported when an op is asked for, not before.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from gradalign.ops import SCHEMAS
+
 NAME = "triton"
+
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
 def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work."""
-    return "not built yet"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install 'gradalign[triton]'"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "no GPU that this build of torch can use; run on one, with torch's CUDA or ROCm build"
+    if not any(map(shutil.which, [os.environ.get("CC", "cc"), "gcc", "clang"])):
+        return "Triton finds no C compiler to build its launcher with; install gcc or clang, or set CC"
+    return None
 
 
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether tensors of these dtypes on this kind of device can be worked on."""
-    return False
+    """Whether tensors of these dtypes on this kind of device can be worked on; on the CPU under TRITON_INTERPRET=1."""
+    return device_type == ("cpu" if _interpreted() else "cuda") and dtypes <= DTYPES
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "") == "1"
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    if name not in SCHEMAS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("gradalign.kernels"), name)

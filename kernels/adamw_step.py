@@ -1,0 +1,94 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), and Adam with `decoupled=False`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradalign.kernels.advance import advance_steps, double, power
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.run import Sweep, run
+from gradalign.kernels.step import clear, moments, step_lists, unscaled, write, write_params
+from gradalign.kernels.sweep import read_wide
+
+
+@triton.jit
+def adamw_coefficients(t, scalars, parts):
+    """lr / (1 - beta1^t), sqrt(1 - beta2^t), 1 - lr weight_decay."""
+    lr = tl.zeros(t.shape, tl.float64) + tl.load(scalars[0]).to(tl.float64)
+    weight_decay = tl.load(scalars[1]).to(tl.float64)
+    step_size = lr / (1 - power(double(parts, 0, t), t))
+    correction = tl.sqrt(1 - power(double(parts, 1, t), t))
+    return step_size.to(tl.float32), correction.to(tl.float32), (1 - lr * weight_decay).to(tl.float32)
+
+
+@triton.jit
+def adamw_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """ptrs are params, grads, (masters,) exp_avgs, exp_avg_sqs(, max_exp_avg_sqs)."""
+    MASTER: tl.constexpr = options[0]
+    STOCHASTIC: tl.constexpr = options[1]
+    MAXIMIZE: tl.constexpr = options[2]
+    ZERO: tl.constexpr = options[3]
+    DECOUPLED: tl.constexpr = options[4]
+    STATE: tl.constexpr = 3 if MASTER else 2
+    grad_scale, weight_decay, kept, key, step_size, correction, shrink, w1, beta2, w2, eps = scalars
+    if kept != 0:
+        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
+        g = unscaled(ptrs[1], offs, mask, grad_scale, MAXIMIZE)
+        m = read_wide(ptrs[STATE], offs, mask)
+        v = read_wide(ptrs[STATE + 1], offs, mask)
+        if DECOUPLED:
+            p = p * shrink
+        else:
+            g = g + p * weight_decay.to(tl.float32)
+        m, v = moments(m, v, g, w1, beta2, w2)
+        largest = v
+        if len(ptrs) > STATE + 2:
+            # a NaN stays, as in torch.maximum
+            largest = tl.maximum(read_wide(ptrs[STATE + 2], offs, mask), v, propagate_nan=tl.PropagateNan.ALL)
+            write(ptrs[STATE + 2], offs, mask, largest)
+        new = p - tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(largest), correction) + eps)
+        write(ptrs[STATE], offs, mask, m)
+        write(ptrs[STATE + 1], offs, mask, v)
+        write_params(ptrs, offs, mask, start, new, key, MASTER, STOCHASTIC)
+    if ZERO:
+        clear(ptrs[1], offs, mask)
+    return sums
+
+
+def adamw_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    max_exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """m <- lerp(m, g, 1 - beta1); v <- beta2 v + (1 - beta2) g^2; p <- p - lr/bc1 m / (sqrt(v)/sqrt(bc2) + eps)."""
+    known = advance_steps(steps, adamw_coefficients, 3, (lr, weight_decay), (beta1, beta2), skip, seed)
+    states = (exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if max_exp_avg_sqs else []))
+    lists, written = step_lists(params, grads, masters, *states, zero_grads=zero_grads)
+    work = Sweep(
+        adamw_step_block,
+        written,
+        scalars=(grad_scale, weight_decay),
+        per_tensor=known,
+        floats=(1 - beta1, beta2, 1 - beta2, eps),
+        options=(bool(masters), seed is not None, maximize, zero_grads, decoupled),
+        row_major=seed is not None,
+    )
+    run(work, lists)

@@ -1,0 +1,31 @@
+"""out <- a x + b y."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.rounding import narrow
+from gradalign.kernels.run import Sweep, run
+from gradalign.kernels.sweep import lanes, read_wide
+
+
+@triton.jit
+def combine_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """out.out as stored; ptrs are outs, xs and ys."""
+    x = read_wide(ptrs[1], offs, mask)
+    y = read_wide(ptrs[2], offs, mask)
+    out = narrow(x * scalars[0].to(tl.float32) + y * scalars[1].to(tl.float32), ptrs[0].dtype.element_ty)
+    tl.store(ptrs[0] + offs, out, mask=mask)
+    stored = out.to(tl.float32)
+    if mask is not None:
+        stored = tl.where(mask, stored, 0.0)  # a x is NaN where x is 0 and a inf
+    return (sums[0] + lanes(stored * stored),)
+
+
+def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:
+    """out <- a x + b y (an out may be its x or y); returns [out.out]."""
+    work = Sweep(combine_block, written=(0,), scalars=(a, b), num_sums=1, num_results=1)
+    return run(work, (outs, xs, ys))

@@ -1,0 +1,123 @@
+"""LAMB (You et al. 2020, arXiv:1904.00962): one sweep for the moments and the norms, one for the update."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradalign.kernels.advance import advance_steps, double, power
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.rounding import narrow
+from gradalign.kernels.run import Sweep, run, run_each
+from gradalign.kernels.step import clear, moments, unscaled, write, write_params
+from gradalign.kernels.sweep import lanes, read_wide
+
+
+@triton.jit
+def lamb_coefficients(t, scalars, parts):
+    """1 - beta1^t, sqrt(1 - beta2^t)."""
+    correction1 = 1 - power(double(parts, 0, t), t)
+    correction2 = tl.sqrt(1 - power(double(parts, 1, t), t))
+    return correction1.to(tl.float32), correction2.to(tl.float32)
+
+
+@triton.jit
+def direction(p, m, v, correction1, correction2, eps, weight_decay):
+    """u = (m / bc1) / (sqrt(v) / sqrt(bc2) + eps) + weight_decay p."""
+    adam = tl.div_rn(tl.div_rn(m, correction1), tl.div_rn(tl.sqrt_rn(v), correction2) + eps)
+    return adam + p * weight_decay.to(tl.float32)
+
+
+@triton.jit
+def lamb_moments_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """theta.theta and u.u, u from the moments as stored; ptrs are grads, exp_avgs, exp_avg_sqs and thetas."""
+    MAXIMIZE: tl.constexpr = options[0]
+    ZERO: tl.constexpr = options[1]
+    grad_scale, weight_decay, kept, key, correction1, correction2, w1, beta2, w2, eps = scalars
+    pp = sums[0]
+    uu = sums[1]
+    if kept != 0:
+        g = unscaled(ptrs[0], offs, mask, grad_scale, MAXIMIZE)
+        m = read_wide(ptrs[1], offs, mask)
+        v = read_wide(ptrs[2], offs, mask)
+        p = read_wide(ptrs[3], offs, mask)
+        m, v = moments(m, v, g, w1, beta2, w2)
+        m = narrow(m, ptrs[1].dtype.element_ty)
+        v = narrow(v, ptrs[2].dtype.element_ty)
+        tl.store(ptrs[1] + offs, m, mask=mask)
+        tl.store(ptrs[2] + offs, v, mask=mask)
+        u = direction(p, m.to(tl.float32), v.to(tl.float32), correction1, correction2, eps, weight_decay)
+        if mask is not None:
+            u = tl.where(mask, u, 0.0)  # 0 / 0 where eps is 0
+        pp += lanes(p * p)
+        uu += lanes(u * u)
+    if ZERO:
+        clear(ptrs[0], offs, mask)
+    return pp, uu
+
+
+@triton.jit
+def lamb_update_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """ptrs are params, exp_avgs, (masters,) exp_avg_sqs."""
+    MASTER: tl.constexpr = options[0]
+    STOCHASTIC: tl.constexpr = options[1]
+    TRUST: tl.constexpr = options[2]
+    lr, weight_decay, kept, key, correction1, correction2, pp, uu, eps = scalars
+    if kept != 0:
+        rate = lr.to(tl.float64)
+        if TRUST:
+            ratio = tl.sqrt(pp / uu)
+            rate = rate * tl.where((pp > 0) & (uu > 0), ratio, 1.0)
+        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
+        m = read_wide(ptrs[1], offs, mask)
+        v = read_wide(ptrs[3 if MASTER else 2], offs, mask)
+        u = direction(p, m, v, correction1, correction2, eps, weight_decay)
+        write_params(ptrs, offs, mask, start, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)
+    return sums
+
+
+def lamb_step_(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    trust: bool = True,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """Moments as in Adam; u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps) + wd p; p <- p - lr ||p||/||u|| u."""
+    known = advance_steps(steps, lamb_coefficients, 2, (), (beta1, beta2), skip, seed)
+    squares = run_each(
+        Sweep(
+            lamb_moments_block,
+            written=(1, 2, 0) if zero_grads else (1, 2),
+            scalars=(grad_scale, weight_decay),
+            per_tensor=known,
+            floats=(1 - beta1, beta2, 1 - beta2, eps),
+            options=(maximize, zero_grads),
+            num_sums=2,
+        ),
+        (grads, exp_avgs, exp_avg_sqs, masters or params),
+    )
+    update = Sweep(
+        lamb_update_block,
+        written=(2, 0) if masters else (0,),
+        scalars=(lr, weight_decay),
+        per_tensor=(*known, *squares),
+        floats=(eps,),
+        options=(bool(masters), seed is not None, trust),
+        row_major=seed is not None,
+    )
+    run(update, (params, exp_avgs, *([masters] if masters else []), exp_avg_sqs))

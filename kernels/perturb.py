@@ -1,0 +1,58 @@
+"""backup <- theta; theta <- theta + d, d = scale x + scale_y y."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.rounding import converted, narrow
+from gradalign.kernels.run import Sweep, run
+from gradalign.kernels.sweep import lanes, read, read_wide
+
+
+@triton.jit
+def scaled(ptr, offs, mask, scale):
+    """Scale x, 0 where the scale is: it selects, since 0 x inf is NaN."""
+    return tl.where(scale == 0, 0.0, read_wide(ptr, offs, mask) * scale.to(tl.float32))
+
+
+@triton.jit
+def perturb_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """delta.d, d.d, delta.delta; ptrs are params, backups, xs and perhaps ys."""
+    FROM_BACKUPS: tl.constexpr = options[0]
+    p = read(ptrs[0], offs, mask)
+    old = p.to(tl.float32)
+    base = read_wide(ptrs[1], offs, mask) if FROM_BACKUPS else old
+    d = scaled(ptrs[2], offs, mask, scalars[0])
+    if len(ptrs) == 4:
+        d += scaled(ptrs[3], offs, mask, scalars[1])
+    moved = narrow(base + d, p.dtype)
+    if not FROM_BACKUPS:
+        tl.store(ptrs[1] + offs, converted(p, ptrs[1].dtype.element_ty), mask=mask)
+    tl.store(ptrs[0] + offs, moved, mask=mask)
+    delta = moved.to(tl.float32) - old
+    if mask is not None:
+        d = tl.where(mask, d, 0.0)  # scale x is NaN where x is 0 and the scale inf
+        delta = tl.where(mask, delta, 0.0)
+    return sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
+
+
+def perturb_(
+    params: Tensors,
+    backups: Tensors,
+    xs: Tensors,
+    scale: Tensor,
+    ys: Tensors | None = None,
+    scale_y: Tensor | None = None,
+    from_backups: bool = False,
+) -> Tensor:
+    """backup <- theta; theta <- theta + d, d = scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
+    lists: tuple[Tensors, ...] = (params, backups, xs)
+    scalars: tuple[Tensor, ...] = (scale,)
+    if ys is not None and scale_y is not None:
+        lists, scalars = (*lists, ys), (scale, scale_y)
+    written = (0,) if from_backups else (1, 0)
+    work = Sweep(perturb_block, written, scalars, options=(from_backups,), num_sums=3, num_results=3)
+    return run(work, lists)

@@ -1,0 +1,24 @@
+"""theta <- backup."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.rounding import converted
+from gradalign.kernels.run import Sweep, run
+from gradalign.kernels.sweep import read
+
+
+@triton.jit
+def restore_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """ptrs are params and backups."""
+    backup = read(ptrs[1], offs, mask)
+    tl.store(ptrs[0] + offs, converted(backup, ptrs[0].dtype.element_ty), mask=mask)
+    return sums
+
+
+def restore_(params: Tensors, backups: Tensors) -> None:
+    """theta <- backup; bit for bit where the dtypes agree, else one rounding."""
+    run(Sweep(restore_block, written=(0,)), (params, backups))

@@ -1,0 +1,77 @@
+"""SGD with momentum, in torch's form (Sutskever et al. 2013, with the learning rate outside the buffer)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradalign.kernels.advance import advance_steps
+from gradalign.kernels.columns import Tensors
+from gradalign.kernels.run import Sweep, run
+from gradalign.kernels.step import clear, step_lists, unscaled, write, write_params
+from gradalign.kernels.sweep import read_wide
+
+
+@triton.jit
+def sgd_coefficients(t, scalars, parts):
+    """Whether it is the first step."""
+    return ((t == 1).to(tl.float32),)
+
+
+@triton.jit
+def sgd_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+    """ptrs are params, grads, (masters,) (momentum_buffers)."""
+    MASTER: tl.constexpr = options[0]
+    STOCHASTIC: tl.constexpr = options[1]
+    MAXIMIZE: tl.constexpr = options[2]
+    ZERO: tl.constexpr = options[3]
+    NESTEROV: tl.constexpr = options[4]
+    STATE: tl.constexpr = 3 if MASTER else 2
+    grad_scale, lr, weight_decay, kept, key, first, momentum, undamped = scalars
+    if kept != 0:
+        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
+        g = unscaled(ptrs[1], offs, mask, grad_scale, MAXIMIZE) + p * weight_decay.to(tl.float32)
+        if len(ptrs) > STATE:
+            buffer = read_wide(ptrs[STATE], offs, mask) * momentum + g * undamped
+            buffer = tl.where(first != 0, g, buffer)
+            write(ptrs[STATE], offs, mask, buffer)
+            g = g + momentum * buffer if NESTEROV else buffer
+        write_params(ptrs, offs, mask, start, p - lr.to(tl.float32) * g, key, MASTER, STOCHASTIC)
+    if ZERO:
+        clear(ptrs[1], offs, mask)
+    return sums
+
+
+def sgd_step_(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors,
+    masters: Tensors,
+    steps: Tensors,
+    grad_scale: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    skip: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    zero_grads: bool = False,
+) -> None:
+    """g <- g + wd p; b <- momentum b + (1 - dampening) g, at the first step b <- g; p <- p - lr (b, or g + momentum b)."""
+    known = advance_steps(steps, sgd_coefficients, 1, (), (), skip, seed)
+    states = [momentum_buffers] if momentum_buffers else []
+    lists, written = step_lists(params, grads, masters, *states, zero_grads=zero_grads)
+    work = Sweep(
+        sgd_step_block,
+        written,
+        scalars=(grad_scale, lr, weight_decay),
+        per_tensor=known,
+        floats=(momentum, 1 - dampening),
+        options=(bool(masters), seed is not None, maximize, zero_grads, nesterov),
+        row_major=seed is not None,
+    )
+    run(work, lists)

@@ -1,0 +1,101 @@
+"""Integers that kernels read: made on the host, copied to the device once.
+
+A copy belongs to the stream that it was made on, so that nothing has to be synchronised. While a CUDA graph is captured
+copies of any stream will do (a capture starts from a device at rest); one that has to be made then is a node of the graph,
+never seen by later eager calls, and all that a graph uses is kept for its replays.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from triton.runtime import driver
+
+Value = TypeVar("Value")
+
+_kept_for_graphs: list[Any] = []
+
+
+def current_stream(device: torch.device) -> int | None:
+    """The stream that kernels go to; None while it is being captured."""
+    if device.type == "cpu":
+        return 0
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    return driver.active.get_current_stream(device.index)
+
+
+class Table:
+    """One vector or matrix of int64, with a copy for every stream that asked."""
+
+    def __init__(self, values: Tensor, device: torch.device) -> None:
+        self._values = values
+        self._device = device
+        self._copies: dict[int, Tensor] = {}
+
+    def on(self, stream: int | None) -> Tensor:
+        """The copy that work on the stream may read."""
+        if stream is None:
+            copy = next(iter(self._copies.values()), None)
+            staged, copy = self._copy() if copy is None else (None, copy)
+            _kept_for_graphs.append((staged, copy))
+            return copy
+        copy = self._copies.get(stream)
+        if copy is None:
+            _, copy = self._copy()
+            self._copies[stream] = copy
+        return copy
+
+    def _copy(self) -> tuple[Tensor, Tensor]:
+        if self._device.type == "cpu":
+            return self._values, self._values
+        staged = self._values.pin_memory()
+        return staged, staged.to(self._device, non_blocking=True)
+
+
+def integers(values: Sequence[int]) -> Tensor:
+    """Int64 tensor on the CPU; several times faster than `torch.tensor`."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
+
+
+class Recent(Generic[Value]):
+    """The values of the keys that were asked for last."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[object, Value] = OrderedDict()
+
+    def get(self, key: object, make: Callable[[], Value]) -> Value:
+        """The value of the key, made if it is not there."""
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+            return value
+        value = self._values[key] = make()
+        if len(self._values) > self._capacity:
+            self._values.popitem(last=False)
+        return value
+
+
+class Interned:
+    """Small numbers that stand for long tuples: equal where they are equal, and quick to hash."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple, int] = {}
+        self._tuples: list[tuple] = []
+
+    def number(self, value: tuple) -> int:
+        """The tuple's number."""
+        number = self._numbers.setdefault(value, len(self._tuples))
+        if number == len(self._tuples):
+            self._tuples.append(value)
+        return number
+
+    def __getitem__(self, number: int) -> tuple:
+        """The tuple of a number."""
+        return self._tuples[number]
