@@ -30,7 +30,9 @@ STABLE_TORCH_LIBRARY(gradalign_native, m) {
       "Tensor? seed, float beta1, float beta2, float eps, bool trust, bool maximize, bool zero_grads) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) {
+namespace {
+
+void register_cpu(torch::stable::detail::StableLibrary& m) {
   m.impl("norm_dot", TORCH_BOX(&gradalign::norm_dot_cpu));
   m.impl("perturb_", TORCH_BOX(&gradalign::perturb_cpu));
   m.impl("restore_", TORCH_BOX(&gradalign::restore_cpu));
@@ -41,3 +43,10 @@ STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) {
   m.impl("sgd_step_", TORCH_BOX(&gradalign::sgd_step_cpu));
   m.impl("lamb_step_", TORCH_BOX(&gradalign::lamb_step_cpu));
 }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) { register_cpu(m); }
+
+// Empty lists have no device.
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, Undefined, m) { register_cpu(m); }
