@@ -63,9 +63,11 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
     from gradalign.cli.demo_bar import Bar
 
     device = _device(settings.device)
-    with console.status(f"loading {settings.model} and {settings.data}"):
+    with console.status(f"loading {settings.model} and {settings.data}") as status:
         corpus = load_corpus(settings)
         encoder, tokenizer = load_pretrained(settings.model)
+        status.update("preparing gradalign (its first use on a machine may build kernels)")
+        demo_seed.check_aligner(settings, encoder.to(device))
     seeds: list[dict[str, Any]] = []
     memory: dict[str, int] = {}
     with Bar(console, settings.steps * settings.seeds) as bar:
@@ -73,7 +75,6 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
             bar.name(f"seed {len(seeds) + 1} of {settings.seeds}")
             torch.manual_seed(seed)
             model = Classifier(encoder, encoder.config.hidden_size, len(corpus.classes)).to(device)
-            demo_seed.check_aligner(settings, model)
             texts = demo_seed.Texts(corpus, tokenizer, settings, seed, device)
             memory = memory or demo_seed.peak_memories(settings, model, texts)
             seeds.append(demo_seed.train_seed(settings, seed, model, texts, bar))

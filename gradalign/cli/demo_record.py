@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradalign import dispatch
 from gradalign._version import __version__
 from gradalign.cli import machine
 from gradalign.cli.demo_train import Arm, cost_factor
@@ -56,7 +57,7 @@ def run_record(
         "seconds": round(seconds, 1),
         "machine": {"cpu": machine.cpu(), "gpus": machine.gpus(), "platform": machine.platform.platform()},
         "versions": machine.versions(*PACKAGES),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "backend": dispatch.backend("auto", torch.device(settings["device"]).type, frozenset({torch.float32})).NAME,
         "settings": settings,
         "peak_memory_bytes": peak_memory,
         "seeds": seeds,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 import gradalign
 from gradalign.cli import demo_data, demo_record
@@ -99,8 +100,8 @@ def peak_memories(settings: Settings, model: Classifier, texts: Texts) -> dict[s
     }
 
 
-def check_aligner(settings: Settings, model: Classifier) -> None:
-    """Raises CommandError, before any time is spent, for options that `GradAlign` refuses."""
+def check_aligner(settings: Settings, model: nn.Module) -> None:
+    """Raises CommandError, before any time is spent, for options that `GradAlign` refuses; builds kernels where needed."""
     try:
         gradalign.GradAlign(model, weight=settings.weight, **settings.aligner_options)
     except ValueError as error:

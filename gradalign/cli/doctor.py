@@ -46,13 +46,24 @@ def examine() -> dict[str, dict]:
 
 
 def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str, object]:
-    """Whether one backend works here: {"works", "why_not", "remedy"}."""
+    """Whether one backend works here: {"works", "devices", "why_not", "remedy"}; a backend that has to be built is built."""
+    devices: list[str] = []
     try:
-        reason = dispatch.load(name).why_unavailable()
+        module = dispatch.load(name)
+        reason = module.why_unavailable()
+        if reason is None:
+            fp32 = frozenset({torch.float32})
+            devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if module.supports(kind, fp32)]
     except Exception as error:  # a broken installation is what doctor is asked about
         reason = f"{type(error).__name__}: {error}"
-    works = reason is None
-    return {"works": works, "why_not": reason, "remedy": None if works else remedy(name, compilers, gpu)}
+    if reason is None and not devices:
+        reason = "supports none of the devices here"
+    return {
+        "works": reason is None,
+        "devices": devices,
+        "why_not": reason,
+        "remedy": None if reason is None else remedy(name, compilers, gpu),
+    }
 
 
 def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
@@ -91,7 +102,8 @@ def as_text(found: dict[str, dict]) -> str:
     lines += [f"  gpu {i}         {_gpu(gpu)}" for i, gpu in enumerate(gpus)] or ["  gpu           none"]
     lines += ["", "backends, best first"]
     for name, state in found["backends"].items():
-        lines.append(f"  {name:<13} {'works' if state['works'] else 'does not work: ' + state['why_not']}")
+        works = f"works on {' and '.join(state['devices'])}"
+        lines.append(f"  {name:<13} {works if state['works'] else 'does not work: ' + state['why_not']}")
         if state["remedy"]:
             lines.append(f"  {'':<13} what would help: {state['remedy']}")
     return "\n".join(lines)

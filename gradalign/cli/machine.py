@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -97,12 +98,12 @@ def gpus() -> list[dict[str, object]]:
 
 
 def compilers() -> dict[str, str | None]:
-    """Each build tool's version line, None for what is not on the PATH."""
+    """Each build tool's version line, None for what is neither on the PATH nor in this environment."""
     return {name: _version_line(name, argument) for name, argument in COMPILERS.items()}
 
 
 def _version_line(name: str, argument: str) -> str | None:
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))  # of an environment not activated
     if path is None:
         return None
     try:

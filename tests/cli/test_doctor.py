@@ -1,0 +1,83 @@
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from gradalign import cli, dispatch
+from gradalign.cli import doctor, machine
+
+
+def test_json_names_versions_compilers_devices_and_every_backend(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(found["compilers"]) >= {"g++", "clang++", "cl", "nvcc", "ninja"}
+    assert found["devices"]["cpu"]["cores"] >= 1
+    assert list(found["backends"]) == list(dispatch.ORDER)
+    reference = found["backends"]["reference"]
+    assert (reference["works"], reference["why_not"], reference["remedy"]) == (True, None, None)
+    assert "cpu" in reference["devices"]
+    for state in found["backends"].values():
+        assert state["works"] or (state["why_not"] and state["remedy"])
+
+
+def test_text_says_why_a_backend_does_not_work_and_what_helps(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "load", backend(lambda: "no compiler was found"))
+    monkeypatch.setattr(machine, "compilers", lambda: {"g++": None, "ninja": None})
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "native        does not work: no compiler was found" in text
+    assert "what would help: install a C++ compiler (g++, clang++ or MSVC), ninja (pip install 'gradalign[native]')" in text
+    assert f"torch         {torch.__version__}" in text
+
+
+def test_a_backend_that_breaks_is_a_finding():
+    def broken():
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "load", backend(broken))
+        state = doctor.diagnose("native", {}, gpu=False)
+    assert state["works"] is False
+    assert state["why_not"] == "ImportError: libcudart.so.13: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("name", "compilers", "gpu", "words"),
+    [
+        ("native", {"g++": "12", "ninja": None}, False, "install ninja"),
+        ("native", {"g++": "12", "ninja": "1", "nvcc": None}, True, "for GPU kernels: nvcc"),
+        ("native", {"g++": "12", "ninja": "1"}, False, "--no-build-isolation"),
+        ("triton", {}, False, "needs a CUDA or ROCm GPU"),
+        ("triton", {}, True, "gradalign[triton]"),
+        ("reference", {}, False, "torch alone"),
+    ],
+)
+def test_the_remedy_follows_from_what_the_machine_has(name, compilers, gpu, words):
+    assert words in doctor.remedy(name, compilers, gpu)
+
+
+def test_a_compiler_that_does_not_run_is_a_finding(monkeypatch, tmp_path):
+    fake = tmp_path / "g++"
+    fake.write_text("not a program")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = machine.compilers()
+    assert "does not run" in found["g++"]
+    assert found["clang++"] is None
+
+
+def test_it_needs_nothing_beside_torch():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('rich', 'transformers', 'matplotlib', 'triton')))"
+    script = f"{blocked}; from gradalign import cli; sys.exit(cli.main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "reference     works on cpu" in done.stdout
+
+
+def backend(why_unavailable):
+    return lambda name: types.SimpleNamespace(why_unavailable=why_unavailable, supports=lambda device, dtypes: True)

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+import types
+
+import pytest
+
+import gradalign
+from gradalign import cli
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "gradalign", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"gradalign {gradalign.__version__}\n")
+
+
+def test_a_subcommand_is_needed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_subcommand_has_help_and_its_own_run(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: gradalign {name}" in capsys.readouterr().out
+    assert cli.parser().parse_args([name]).run.__module__ == f"gradalign.cli.{name}"
+
+
+def command(run):
+    """A subcommand as a file of its own would be one."""
+    return types.SimpleNamespace(add_parser=lambda subparsers: subparsers.add_parser("probe"), run=run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (cli.CommandError("expected a; got b"), 2, "gradalign probe: expected a; got b\n"),
+        (KeyboardInterrupt(), 130, "gradalign probe: interrupted\n"),
+    ],
+)
+def test_a_failure_is_a_paragraph_and_an_exit_code(monkeypatch, capsys, error, code, message):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(cli, "COMMANDS", ("probe",))
+    monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(run))
+    assert cli.main(["probe"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_the_exit_code_is_what_the_subcommand_returns(monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", ("probe",))
+    monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(lambda args: 7))
+    assert cli.main(["probe"]) == 7
