@@ -240,7 +240,13 @@ class Accumulation:
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Accumulation:
-        self._open = self._begin()
+        step = self._begin()
+        if step.schedule.needs_all:
+            raise ValueError(
+                f"accumulate: expected an estimator that sees every micro-batch once; got {type(step.schedule).__name__}, "
+                "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
+            )
+        self._open = step
         self._losses = []
         return self
 

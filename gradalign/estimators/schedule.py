@@ -16,15 +16,21 @@ class Schedule(ABC):
 
     Parameters equal theta whenever a method returns. A new estimator is one file with a subclass, named in
     `estimators.ESTIMATORS`.
+
+    Attributes:
+        needs_all: micro-batches are evaluated again after later ones, so that all have to be there from the start: such a
+            schedule implements `run` and is refused by `accumulate`.
     """
+
+    needs_all = False
 
     def __init__(self, step: Step) -> None:
         self.step = step
         self.num_visited = 0
 
-    @abstractmethod
     def visit(self, closure: Closure) -> Tensor:
         """All passes of the next micro-batch; returns its base loss, detached."""
+        raise AssertionError(f"{type(self).__name__} needs all micro-batches at once")
 
     @abstractmethod
     def finish(self) -> dict[str, Tensor]:

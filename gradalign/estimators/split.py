@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradalign.estimators.comparison import compare
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
 from gradalign.passes import Closure
@@ -194,38 +195,19 @@ class Own(_Split):
 
     def probe(self, closure: Closure) -> Tensor:
         """Base pass, then displaced along a combination of the reference and this gradient."""
-        step, passes = self.step, self.step.passes
-        start = passes.moment()
-        loss, g = passes.isolated(closure)
-        end = passes.moment()
-        gain = self.displace(g)
-        if not step.settings.central:
-            step.space.accumulate(self.term, g, -gain)
-        g.clear()
-        sides = (0.5, -0.5) if step.settings.central else (1.0,)
-        for side in sides:
-            if side < 0:
-                step.displacement.reflect()
-            start.put_back()
-            passes.displaced(closure, self.term, side * gain)
-        step.displacement.restore()
-        end.put_back()
-        return loss
+        return compare(self.step, closure, self.reference, self.reference_scale, 1 / self.m, self.term, self.keep)
 
-    def displace(self, g: Vector) -> Tensor:
-        """theta -> theta + radius v_i^, with the sums that g goes into; returns the gain of the displaced passes."""
+    def keep(self, g: Vector, sums: Tensor) -> None:
+        """Add the gradient of a probe, and its products with those of the anchors, to the sums."""
         step = self.step
-        sums = step.space.norm_dot(self.reference, g, over=step.space.measured)
-        _, q = step.displace(step.aim(sums, self.reference_scale), self.reference, g)
         if step.settings.objective.unit:
             step.agreement.cosines(sums[1] * step.unit_of(sums[2]), self.num_anchors)
             step.record(g, self.late, self.num_visited)
+        elif self.late is self.total:
+            self.record(g, self.total, self.num_visited)
         else:
-            if self.late is not self.total:
-                step.agreement.dots(sums[1] * step.own_scale**2, self.num_anchors)
-            num_late = self.num_visited - (0 if self.late is self.total else self.num_anchors)
-            self.record(g, self.late, num_late)
-        return q * step.num / self.m
+            step.agreement.dots(sums[1] * step.own_scale**2, self.num_anchors)
+            self.record(g, self.late, self.num_visited - self.num_anchors)
 
     def finish(self) -> dict[str, Tensor]:
         """Put the sums together and fill `.grad`."""
