@@ -1,0 +1,44 @@
+"""The inner loop of Reptile and FOMAML: plain SGD from theta, one step a micro-batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradalign.estimators import Settings, Step
+from gradalign.objectives import objective
+from gradalign.space import Vector
+
+UNIT = "a learning rate: parameter^2 / loss"
+
+# Nothing is displaced along an agreement here: of these settings only "no telemetry" is read.
+SETTINGS = Settings(objective("dot"), normalize="direction", central=False, radius=None, telemetry=False)
+
+
+class InnerLoop:
+    """theta_i = theta - inner_lr (g_1 + ... + g_i), g_j the gradient of micro-batch j at theta_{j-1}.
+
+    Every point is reached from theta in one displacement along the sum of the gradients so far, so that no rounding of the
+    parameters adds up, and left for theta again, bit for bit. A sum that is not finite leads nowhere: theta itself.
+    """
+
+    def __init__(self, step: Step, inner_lr: float) -> None:
+        self._step = step
+        self._inner_lr = inner_lr
+        self._cosine: Tensor | None = None
+
+    def enter(self, gradients: Vector) -> None:
+        """Parameters to the inner point; `gradients` is the sum of the gradients so far, as passes leave it."""
+        step = self._step
+        square = step.space.norm_dot(gradients, over=step.space.measured)[0]
+        scale = torch.where(square.isfinite(), -self._inner_lr * step.own_scale, 0.0)
+        delta_d, d_d, delta_delta = step.displacement.displace(gradients, scale).unbind()
+        self._cosine = torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0)
+
+    def leave(self) -> None:
+        """Parameters back to theta."""
+        self._step.displacement.restore()
+
+    def found(self) -> dict[str, Tensor]:
+        """The fields of `AlignmentStats` that only the inner loop knows: how much of the whole way the dtype represents."""
+        return {} if self._cosine is None else {"displacement_cosine": self._cosine}
