@@ -9,7 +9,7 @@ from torch import Tensor
 from gradalign.kernels.advance import advance_steps, double, power
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.step import clear, moments, step_lists, unscaled, write, write_params
+from gradalign.kernels.step import clear, first_moment, second_moment, step_lists, unscaled, write, write_params
 from gradalign.kernels.sweep import read_wide
 
 
@@ -34,24 +34,23 @@ def adamw_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constex
     STATE: tl.constexpr = 3 if MASTER else 2
     grad_scale, weight_decay, kept, key, step_size, correction, shrink, w1, beta2, w2, eps = scalars
     if kept != 0:
-        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
         g = unscaled(ptrs[1], offs, mask, grad_scale, MAXIMIZE)
         m = read_wide(ptrs[STATE], offs, mask)
-        v = read_wide(ptrs[STATE + 1], offs, mask)
-        if DECOUPLED:
-            p = p * shrink
-        else:
+        if not DECOUPLED:
+            p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
             g = g + p * weight_decay.to(tl.float32)
-        m, v = moments(m, v, g, w1, beta2, w2)
-        largest = v
+        m = first_moment(m, g, w1)
+        write(ptrs[STATE], offs, mask, m)
+        v = second_moment(read_wide(ptrs[STATE + 1], offs, mask), g, beta2, w2)
+        write(ptrs[STATE + 1], offs, mask, v)
         if len(ptrs) > STATE + 2:
             # a NaN stays, as in torch.maximum
-            largest = tl.maximum(read_wide(ptrs[STATE + 2], offs, mask), v, propagate_nan=tl.PropagateNan.ALL)
-            write(ptrs[STATE + 2], offs, mask, largest)
-        new = p - tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(largest), correction) + eps)
-        write(ptrs[STATE], offs, mask, m)
-        write(ptrs[STATE + 1], offs, mask, v)
-        write_params(ptrs, offs, mask, start, new, key, MASTER, STOCHASTIC)
+            v = tl.maximum(read_wide(ptrs[STATE + 2], offs, mask), v, propagate_nan=tl.PropagateNan.ALL)
+            write(ptrs[STATE + 2], offs, mask, v)
+        update = tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(v), correction) + eps)
+        if DECOUPLED:
+            p = read_wide(ptrs[2 if MASTER else 0], offs, mask) * shrink
+        write_params(ptrs, offs, mask, start, p - update, key, MASTER, STOCHASTIC)
     if ZERO:
         clear(ptrs[1], offs, mask)
     return sums

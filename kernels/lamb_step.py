@@ -10,7 +10,7 @@ from gradalign.kernels.advance import advance_steps, double, power
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run, run_each
-from gradalign.kernels.step import clear, moments, unscaled, write, write_params
+from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write, write_params
 from gradalign.kernels.sweep import lanes, read_wide
 
 
@@ -39,14 +39,11 @@ def lamb_moments_block(ptrs, offs, mask, start, scalars, sums, options: tl.const
     uu = sums[1]
     if kept != 0:
         g = unscaled(ptrs[0], offs, mask, grad_scale, MAXIMIZE)
-        m = read_wide(ptrs[1], offs, mask)
-        v = read_wide(ptrs[2], offs, mask)
-        p = read_wide(ptrs[3], offs, mask)
-        m, v = moments(m, v, g, w1, beta2, w2)
-        m = narrow(m, ptrs[1].dtype.element_ty)
-        v = narrow(v, ptrs[2].dtype.element_ty)
+        m = narrow(first_moment(read_wide(ptrs[1], offs, mask), g, w1), ptrs[1].dtype.element_ty)
         tl.store(ptrs[1] + offs, m, mask=mask)
+        v = narrow(second_moment(read_wide(ptrs[2], offs, mask), g, beta2, w2), ptrs[2].dtype.element_ty)
         tl.store(ptrs[2] + offs, v, mask=mask)
+        p = read_wide(ptrs[3], offs, mask)
         u = direction(p, m.to(tl.float32), v.to(tl.float32), correction1, correction2, eps, weight_decay)
         if mask is not None:
             u = tl.where(mask, u, 0.0)  # 0 / 0 where eps is 0

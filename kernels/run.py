@@ -14,7 +14,7 @@ from gradalign.kernels.columns import Tensors, column
 from gradalign.kernels.launch import launch
 from gradalign.kernels.plan import Plan, plan
 from gradalign.kernels.sums import sum_all, sum_each
-from gradalign.kernels.sweep import BLOCK, CHUNK, sweep
+from gradalign.kernels.sweep import BLOCK, CHUNK, TAIL, sweep
 from gradalign.kernels.tables import current_stream
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -99,7 +99,7 @@ def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
     types = tuple([v.dtype for v in (*scalars, *work.per_tensor)])
     for group in cut.groups:
         dtypes = tuple([TRITON_DTYPES[d] for d in group.dtypes])
-        constants = (work.block, dtypes, work.options, work.num_sums, CHUNK, BLOCK)
+        constants = (work.block, dtypes, work.options, work.num_sums, CHUNK, BLOCK, TAIL)
         written = [lists[k] if group.tensors is None else [lists[k][i] for i in group.tensors] for k in work.written]
         launch(
             sweep,

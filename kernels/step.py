@@ -22,11 +22,15 @@ def unscaled(ptr, offs, mask, grad_scale, MAXIMIZE: tl.constexpr):
 
 
 @triton.jit
-def moments(m, v, g, one_minus_beta1, beta2, one_minus_beta2):
-    """Adam's, in torch's order of operations: lerp, then beta2 v + ((1 - beta2) g) g."""
-    w = one_minus_beta1
-    m = tl.where(w < 0.5, m + w * (g - m), g - (g - m) * (1 - w))
-    return m, v * beta2 + g * one_minus_beta2 * g
+def first_moment(m, g, w):
+    """lerp(m, g, w) in torch's two forms, w = 1 - beta1."""
+    return tl.where(w < 0.5, m + w * (g - m), g - (g - m) * (1 - w))
+
+
+@triton.jit
+def second_moment(v, g, beta2, w):
+    """Beta2 v + (w g) g, w = 1 - beta2."""
+    return v * beta2 + g * w * g
 
 
 @triton.jit

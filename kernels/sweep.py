@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
+TAIL = BLOCK // 8
 CHUNK = 16 * BLOCK  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
 LANES = tl.constexpr(4)  # neighbours that one thread holds in every dtype: a fold of them moves nothing
 
@@ -70,6 +71,14 @@ def _loaded(ptrs, offset):
     return values
 
 
+@triton.jit
+def _zeros(num: tl.constexpr, length: tl.constexpr):
+    sums = ()
+    for _ in tl.static_range(num):
+        sums = sums + (tl.zeros([length], tl.float32),)
+    return sums
+
+
 def _profile_name(specialization):
     return f"gradalign_{specialization.constants['block'].__name__}"
 
@@ -91,6 +100,7 @@ def sweep(
     NUM_SUMS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """Run `block` over chunk `first + program_id` of `total`.
 
@@ -110,6 +120,7 @@ def sweep(
         NUM_SUMS: how many sums the block keeps.
         CHUNK: elements.
         BLOCK: elements.
+        TAIL: elements of a masked block: few, since each of its accesses keeps registers of its own.
     """
     chunk = tl.program_id(0) + first
     packed = tl.load(chunks + chunk)
@@ -123,16 +134,15 @@ def sweep(
     for k in tl.static_range(1, len(dtypes)):
         bits |= addresses[k]
     full = tl.where(bits & 15 == 0, n // BLOCK * BLOCK, 0)
-    sums = ()
-    for _ in tl.static_range(NUM_SUMS):
-        sums = sums + (tl.zeros([BLOCK // LANES], tl.float32),)
+    sums = _zeros(NUM_SUMS, BLOCK // LANES)
     ptrs = _pointers(addresses, dtypes, True)
     for i in range(0, full, BLOCK):
         sums = block(ptrs, i + tl.arange(0, BLOCK), None, start, known, sums, options)
+    tail_sums = _zeros(NUM_SUMS, TAIL // LANES)
     ptrs = _pointers(addresses, dtypes, False)
-    for i in range(full, n, BLOCK):
-        offs = i + tl.arange(0, BLOCK)
-        sums = block(ptrs, offs, offs < n, start, known, sums, options)
+    for i in range(full, n, TAIL):
+        offs = i + tl.arange(0, TAIL)
+        tail_sums = block(ptrs, offs, offs < n, start, known, tail_sums, options)
 
     for k in tl.static_range(NUM_SUMS):
-        tl.store(partials + k * total + chunk, tl.sum(sums[k]))
+        tl.store(partials + k * total + chunk, tl.sum(sums[k]) + tl.sum(tail_sums[k]))
