@@ -7,6 +7,7 @@
 #include "cpu/vector_ops.h"
 
 STABLE_TORCH_LIBRARY(gradalign_native, m) {
+  m.def("cpu_isa() -> str");
   m.def("norm_dot(Tensor[] xs, Tensor[]? ys=None) -> Tensor");
   m.def(
       "perturb_(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor[] xs, Tensor scale, Tensor[]? ys=None, "
@@ -32,6 +33,8 @@ STABLE_TORCH_LIBRARY(gradalign_native, m) {
 
 namespace {
 
+std::string cpu_isa() { return gradalign::kernels().isa; }
+
 void register_cpu(torch::stable::detail::StableLibrary& m) {
   m.impl("norm_dot", TORCH_BOX(&gradalign::norm_dot_cpu));
   m.impl("perturb_", TORCH_BOX(&gradalign::perturb_cpu));
@@ -49,4 +52,7 @@ void register_cpu(torch::stable::detail::StableLibrary& m) {
 STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) { register_cpu(m); }
 
 // Empty lists have no device.
-STABLE_TORCH_LIBRARY_IMPL(gradalign_native, Undefined, m) { register_cpu(m); }
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, Undefined, m) {
+  register_cpu(m);
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+}

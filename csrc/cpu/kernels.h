@@ -121,18 +121,4 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
-inline const Kernels& kernels() {
-  static const Kernels& best = []() -> const Kernels& {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      return kernels_avx512;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2;
-#endif
-    return kernels_portable;
-  }();
-  return best;
-}
-
 }  // namespace gradalign

@@ -13,7 +13,7 @@
 #include <functional>
 #include <vector>
 
-#include "kernels.h"
+#include "choose.h"
 
 namespace gradalign {
 

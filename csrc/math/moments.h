@@ -20,12 +20,18 @@ struct Decays {
   T take2;  // 1 - beta2
 };
 
+// a b + c, rounded once: as torch's fused optimizers are compiled, so that both agree bit for bit. (Where v is small, its last
+// bit is worth many in a step that is long against the parameter.)
+GRADALIGN_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+GRADALIGN_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 // m <- lerp(m, g, 1 - beta1), from whichever end is nearer, so that it is exact for beta1 = 0; v <- beta2 v + (1 - beta2) g^2.
 template <class T>
 GRADALIGN_HD Moments<T> update_moments(T m, T v, T g, const Decays<T>& decays) {
   const T step = g - m;
-  const T mean = decays.take1 < T(0.5) ? m + decays.take1 * step : g - (T(1) - decays.take1) * step;
-  return {mean, v * decays.keep2 + g * decays.take2 * g};
+  const bool from_m = decays.take1 < T(0.5);
+  const T mean = multiply_add(from_m ? decays.take1 : decays.take1 - T(1), step, from_m ? m : g);
+  return {mean, multiply_add(g * decays.take2, g, v * decays.keep2)};
 }
 
 GRADALIGN_HD float square_root(float x) { return sqrtf(x); }

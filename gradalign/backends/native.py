@@ -41,6 +41,11 @@ def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     return device_type == "cpu" and dtypes <= DTYPES
 
 
+def cpu_isa() -> str:
+    """The instruction set whose kernels run here: portable, avx2 or avx512; $GRADALIGN_CPU_ISA names another one."""
+    return _kernel("cpu_isa")()
+
+
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
     return _kernel("norm_dot")(xs, ys)

@@ -1,0 +1,32 @@
+// Which table of kernels runs here. Not for the kernel files: what they share with others must not be inline functions.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace gradalign {
+
+// The best table that this machine runs, or the one that GRADALIGN_CPU_ISA names.
+inline const Kernels& choose_kernels() {
+  const char* named = std::getenv("GRADALIGN_CPU_ISA");
+  const auto allowed = [named](const char* isa) { return named == nullptr || std::strcmp(named, isa) == 0; };
+#if defined(__x86_64__)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && allowed("avx512")) return kernels_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) return kernels_avx2;
+#endif
+  if (allowed("portable")) return kernels_portable;
+  throw std::runtime_error(std::string("GRADALIGN_CPU_ISA: expected portable, or avx2 or avx512 where the CPU has it; got ") + named);
+}
+
+inline const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+}  // namespace gradalign
