@@ -60,11 +60,13 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
             warnings.simplefilter("ignore")
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
             encoder = transformers.AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CommandError(
             f"--model: expected bert-tiny, minilm, a directory or a Hugging Face name of a text encoder; got {name!r}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
+    except ImportError as error:
+        raise CommandError(f"expected a transformers that can load {name}; got: {error}") from error
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:

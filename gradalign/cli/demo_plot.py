@@ -59,25 +59,17 @@ def _loss_panel(axes: Axes, record: dict[str, Any]) -> None:
 def _accuracy_panel(axes: Axes, record: dict[str, Any]) -> None:
     per_step, steps = record["summary"]["seconds_per_step"], record["summary"]["steps"]
     for arm in ARMS:
-        curves = [s[arm]["accuracies"] for s in record["seeds"]]
+        curves = [
+            [(step * per_step[arm], 100 * share) for step, share in s[arm]["accuracies"]] for s in record["seeds"]
+        ]
         for curve in curves:
-            xs, ys = [step * per_step[arm] for step, _ in curve], [100 * y for _, y in curve]
-            axes.plot(xs, ys, color=COLORS[arm], alpha=0.25, linewidth=0.8, marker=".")
-        points = [list(zip(*column, strict=True)) for column in zip(*curves, strict=True)]
-        xs = [statistics.fmean(column[0]) * per_step[arm] for column in points]
-        ys = [100 * statistics.fmean(column[1]) for column in points]
-        shared = sum(step <= steps for step, _ in curves[0])
-        axes.plot(xs[:shared], ys[:shared], color=COLORS[arm], linewidth=2, marker="o", label=LABELS[arm])
-        if len(xs) > shared:
-            axes.plot(
-                xs[shared - 1 :],
-                ys[shared - 1 :],
-                color=COLORS[arm],
-                linewidth=2,
-                marker="o",
-                linestyle=":",
-                markerfacecolor="white",
-            )
+            axes.plot(*zip(*curve, strict=True), color=COLORS[arm], alpha=0.25, linewidth=0.8, marker=".")
+        mean = mean_curve(curves)
+        shared = sum(step <= steps for step, _ in record["seeds"][0][arm]["accuracies"])
+        style: dict[str, Any] = {"color": COLORS[arm], "linewidth": 2, "marker": "o"}
+        if len(mean) > shared:
+            axes.plot(*zip(*mean[shared - 1 :], strict=True), linestyle=":", markerfacecolor="white", **style)
+        axes.plot(*zip(*mean[:shared], strict=True), label=LABELS[arm], **style)
     axes.set(title="Test accuracy at equal time", xlabel="seconds of training (median step time x steps)", ylabel="%")
     axes.legend(title="dotted: AdamW's further steps", loc="lower right")
 
@@ -114,6 +106,14 @@ def _cost_panel(axes: Axes, record: dict[str, Any]) -> None:
 def running_mean(values: Sequence[float], window: int = 10) -> list[float]:
     """The mean of each value and up to window - 1 before it."""
     return [statistics.fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+
+
+def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean point of each position; a curve that is shorter than others stays at its last point."""
+    longest = max(map(len, curves))
+    padded = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves]
+    positions = zip(*padded, strict=True)
+    return [(statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)) for points in positions]
 
 
 def _seeds(record: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from gradalign.cli.demo_train import Arm, Backward, Batch, Watcher, aligned_back
 from gradalign.cli.errors import CommandError
 
 EVALUATION_BATCH = 128
+HELD_OUT = 32  # micro-batches that alignment is measured on: of 8 alone, a few texts would decide
 
 
 class Texts:
@@ -52,11 +53,9 @@ class Texts:
             yield [self._train(indices[i : i + self._batch]) for i in range(0, len(indices), self._batch)]
 
     def held_out(self) -> list[Batch]:
-        """k fixed micro-batches of test texts, on which alignment is measured."""
-        return [
-            self._test([i % len(self._test) for i in range(j * self._batch, (j + 1) * self._batch)])
-            for j in range(self._k)
-        ]
+        """Fixed micro-batches of test texts, `HELD_OUT` or as many as there are, on which alignment is measured."""
+        num, total = max(2, min(HELD_OUT, len(self._test) // self._batch)), len(self._test)
+        return [self._test([i % total for i in range(j * self._batch, (j + 1) * self._batch)]) for j in range(num)]
 
 
 def makers(settings: Settings) -> dict[str, Callable[[Classifier], Backward]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--k", type=_count(2), default=8, metavar="N", help="micro-batches in a step (default: 8)")
     add("--batch", type=_count(1), default=8, metavar="N", help="texts in a micro-batch (default: 8)")
     add("--objective", choices=sorted(OBJECTIVES), default="dot", help="what is rewarded (default: dot)")
-    add("--weight", type=float, metavar="X", help="of the objective after the warm-up (default: by objective)")
+    add("--weight", type=_finite, metavar="X", help="of the objective after the warm-up (default: by objective)")
     add(
         "--normalize",
         choices=NORMALIZATIONS,
@@ -181,6 +182,12 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(_number(text)):
+        raise argparse.ArgumentTypeError(f"expected a finite number; got {text!r}")
+    return float(text)
 
 
 def _positive(text: str) -> float:

@@ -103,7 +103,9 @@ def compilers() -> dict[str, str | None]:
 
 
 def _version_line(name: str, argument: str) -> str | None:
-    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))  # of an environment not activated
+    path = shutil.which(name) or shutil.which(
+        name, path=str(Path(sys.executable).parent)
+    )  # of an environment not activated
     if path is None:
         return None
     try:

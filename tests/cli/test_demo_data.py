@@ -44,7 +44,9 @@ def test_the_split_follows_the_seed_alone(films):
 
 def test_a_split_that_is_too_large_says_what_there_is():
     corpus = Corpus("three", ["a", "b"], [Snippet(f"text {i}", i % 2, str(i)) for i in range(3)])
-    with pytest.raises(CommandError, match="at least 5 snippets for training and 1 for the test.*got 2 and 1 of 3 in three"):
+    with pytest.raises(
+        CommandError, match="at least 5 snippets for training and 1 for the test.*got 2 and 1 of 3 in three"
+    ):
         demo_data.split(corpus, 0, 5, 1)
 
 
@@ -89,10 +91,22 @@ def test_a_group_column_joins_rows(tmp_path):
     [
         (None, "review", "verdict", None, "--csv: expected a CSV file; got"),
         (b"\xff\xfe\x00bad", "review", "verdict", None, "--csv: expected a CSV file in UTF-8"),
-        (CSV.encode(), "text", "verdict", None, "--text-column: expected one of the columns review, verdict, film .*got 'text'"),
+        (
+            CSV.encode(),
+            "text",
+            "verdict",
+            None,
+            "--text-column: expected one of the columns review, verdict, film .*got 'text'",
+        ),
         (CSV.encode(), "review", "label", None, "--label-column: .*got 'label'"),
         (CSV.encode(), "review", "verdict", "movie", "--group-column: .*got 'movie'"),
-        (b"review,verdict\nGood,1\nBad,1\n", "review", "verdict", None, "at least two classes in 'verdict'; got \\['1'\\]"),
+        (
+            b"review,verdict\nGood,1\nBad,1\n",
+            "review",
+            "verdict",
+            None,
+            "at least two classes in 'verdict'; got \\['1'\\]",
+        ),
     ],
 )
 def test_a_csv_that_does_not_fit_is_explained(tmp_path, content, text, label, group, message):

@@ -31,7 +31,10 @@ def test_text_says_why_a_backend_does_not_work_and_what_helps(monkeypatch, capsy
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "native        does not work: no compiler was found" in text
-    assert "what would help: install a C++ compiler (g++, clang++ or MSVC), ninja (pip install 'gradalign[native]')" in text
+    assert (
+        "what would help: install a C++ compiler (g++, clang++ or MSVC), ninja (pip install 'gradalign[native]')"
+        in text
+    )
     assert f"torch         {torch.__version__}" in text
 
 
