@@ -1,7 +1,8 @@
 // How numbers are stored and what they are computed in.
 //
 // Storage is float, double, bf16 or fp16; arithmetic is in the wider of float and the storage type. A store rounds once, to
-// nearest, ties to even. Everything is branch-free integer and float arithmetic, so that compilers vectorise it.
+// nearest, ties to even. Everything is branch-free integer and float arithmetic, so that compilers vectorise it; on a GPU one
+// instruction converts, to the same bits (but for the payload of a NaN).
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,13 @@ GRADALIGN_HD float widen(float x) { return x; }
 GRADALIGN_HD double widen(double x) { return x; }
 GRADALIGN_HD float widen(bf16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
 
+#if defined(__CUDA_ARCH__)
+GRADALIGN_HD float widen(fp16 x) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+}
+#else
 GRADALIGN_HD float widen(fp16 x) {
   const uint32_t magnitude = x.bits & 0x7fffu;
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
@@ -39,6 +47,7 @@ GRADALIGN_HD float widen(fp16 x) {
   const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00u ? 224u << 23 : 112u << 23);
   return bits_as<float>(sign | (magnitude < 0x0400u ? subnormal : normal));
 }
+#endif
 
 // The value that a store to Storage would keep, still in the type of the arithmetic.
 template <class Storage>
@@ -56,6 +65,17 @@ struct Rounding<double> {
   static GRADALIGN_HD double pack(double x) { return x; }
 };
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+struct Rounding<bf16> {
+  static GRADALIGN_HD float round(float x) { return widen(pack(x)); }
+  static GRADALIGN_HD bf16 pack(float x) {
+    bf16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+    return result;
+  }
+};
+#else
 template <>
 struct Rounding<bf16> {
   static GRADALIGN_HD float round(float x) {
@@ -66,6 +86,19 @@ struct Rounding<bf16> {
   static GRADALIGN_HD bf16 pack(float x) { return {static_cast<uint16_t>(bits_as<uint32_t>(round(x)) >> 16)}; }
 };
 
+#endif
+
+#if defined(__CUDA_ARCH__)
+template <>
+struct Rounding<fp16> {
+  static GRADALIGN_HD float round(float x) { return widen(pack(x)); }
+  static GRADALIGN_HD fp16 pack(float x) {
+    fp16 result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+    return result;
+  }
+};
+#else
 template <>
 struct Rounding<fp16> {
   static GRADALIGN_HD float round(float x) {
@@ -92,6 +125,8 @@ struct Rounding<fp16> {
     return {static_cast<uint16_t>(sign | packed)};
   }
 };
+
+#endif
 
 // double to 16 bits goes through float, as torch's copy_ does.
 template <class Storage, class T>
