@@ -70,7 +70,8 @@ def _accuracy_panel(axes: Axes, record: dict[str, Any]) -> None:
         if len(mean) > shared:
             axes.plot(*zip(*mean[shared - 1 :], strict=True), linestyle=":", markerfacecolor="white", **style)
         axes.plot(*zip(*mean[:shared], strict=True), label=LABELS[arm], **style)
-    axes.set(title="Test accuracy at equal time", xlabel="seconds of training (median step time x steps)", ylabel="%")
+    axes.set_xlim(left=0)
+    axes.set(title="Test accuracy over time", xlabel="seconds of training (median step time x steps)", ylabel="%")
     axes.legend(title="dotted: AdamW's further steps", loc="lower right")
 
 

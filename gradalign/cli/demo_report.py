@@ -33,12 +33,8 @@ def table(record: dict[str, Any]) -> Table:
 def title(settings: dict[str, Any]) -> str:
     """What was compared."""
     noise = f" ({settings['label_noise']:.0%} wrong labels)" if settings["label_noise"] else ""
-    return f"{settings['model']} on {settings['data']}{noise}: AdamW, and gradalign's {objective(settings)}"
-
-
-def objective(settings: dict[str, Any]) -> str:
-    """The objective with its weight."""
-    return f"{settings['objective']} x {settings['weight']:g} ({settings['normalize']})"
+    aligned = f"{settings['objective']}, weight {settings['weight']:g}, {settings['normalize']}"
+    return f"{settings['model']} on {settings['data']}{noise}: AdamW without and with gradalign ({aligned})"
 
 
 def rows(s: dict[str, Any], peak_memory: dict[str, int]) -> list[Row]:
@@ -76,7 +72,7 @@ def conditions(record: dict[str, Any]) -> str:
     spread = " with 95% intervals" if s["num_seeds"] >= LEAST_SEEDS else ", too few for an interval"
     return (
         f"{seeds}{spread}; {settings['train_size']} texts for training and {settings['test_size']} for the test, no group "
-        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: same weights, batches, dropout. "
+        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: AdamW, same weights, batches, dropout. "
         "Loss: last 20 steps. Alignment: before -> after equal steps, held-out micro-batches, eval mode. Times: medians, the "
         "arms taking turns."
     )
