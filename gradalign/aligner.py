@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import Parameter
 
 from gradalign import checks, estimators
-from gradalign.estimators import Schedule, Settings, Step
+from gradalign.estimators import Options, RunningMean, Schedule, Settings, Step
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
 from gradalign.space import Vector
@@ -34,8 +35,11 @@ class GradAlign(Method):
             "cosine" (mean cos(g_i, g_j)).
         normalize: "direction" (w_i = v_i^, s = 1), "none" (w_i = v_i, s = 2: the gradient of A itself) or "gradient" (the
             term rescaled to the norm of gbar).
-        estimator: which micro-batches are compared with which: "split".
+        estimator: which micro-batches are compared with which: "split", "prefix", "leave_one_out", "symmetric", "momentum" or
+            "exact" (docs/estimators.md).
         probe_fraction: share of the micro-batches that are probes in `split`.
+        probes: which they are in `split`: the "last", or "rotate" (each position equally often; anchors' base passes first).
+        gradients: where `leave_one_out` keeps them: "device", "host" (pinned memory) or "recompute".
         difference: "forward" or "central" (one more pass a probe).
         radius: length of the displacement [parameter]; None: 0.01, or 0.03 for bf16/fp16 parameters or under autocast.
         every: the term is there in steps with `step % every == 0`, with the weight times `every`.
@@ -70,6 +74,8 @@ class GradAlign(Method):
         normalize: str = "direction",
         estimator: str = "split",
         probe_fraction: float = 0.25,
+        probes: str = "last",
+        gradients: str = "device",
         difference: str = "forward",
         radius: float | None = None,
         every: int = 1,
@@ -90,12 +96,33 @@ class GradAlign(Method):
             telemetry=telemetry,
         )
         self._estimator = estimators.ESTIMATORS[checks.one_of("estimator", estimator, estimators.ESTIMATORS)]
-        self._probe_fraction = checks.fraction("probe_fraction", probe_fraction)
+        own, normalizations = self._estimator.own, self._estimator.normalizations
+        checks.estimator_fits(estimator, own, normalizations, objective, settings.objective.own, normalize)
+        self._mean = RunningMean()
+        self._options = Options(
+            probe_fraction=checks.fraction("probe_fraction", probe_fraction),
+            probes=checks.one_of("probes", probes, ("last", "rotate")),
+            gradients=checks.one_of("gradients", gradients, ("device", "host", "recompute")),
+            mean=lambda space: (self._mean.over(space), self._mean),
+        )
         self._every = checks.count("every", every, least=1)
         super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
-        return self._estimator(step, total, self._probe_fraction)
+        return self._estimator.make(step, total, self._options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients."""
+        return super().state_dict() | self._mean.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Raises:
+            ValueError: a state without the number of steps.
+        """
+        super().load_state_dict(state)
+        self._mean.load_state_dict(state)
 
     def _weight_now(self) -> float:
         """The weight of the coming step, 0 where the term rests."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -263,3 +264,30 @@ def one_scaler(own: Any, other: Any) -> Any:
             "scaler: expected one GradScaler; got one here and another that `backward` applies by itself; pass only the latter"
         )
     return own if own is not None else other
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Says what to do where an operation has no second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not implemented" not in str(error) and "does not require grad" not in str(error):
+            raise
+        raise RuntimeError(
+            f"exact: expected twice differentiable operations; got: {error}; use eager attention (or "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or an estimator with finite differences"
+        ) from error
+
+
+def estimator_fits(
+    name: str, own: bool, normalizations: Sequence[str], objective: str, needs_own: bool, normalize: str
+) -> None:
+    """The estimator can do the objective and the normalisation."""
+    if needs_own and not own:
+        raise ValueError(
+            f'estimator "{name}": expected objective "dot" or "norm"; got "{objective}", whose displacements differ between '
+            'micro-batches; use "split", "prefix" or "leave_one_out"'
+        )
+    if normalize not in normalizations:
+        raise ValueError(f'estimator "{name}": expected normalize in {tuple(normalizations)}; got "{normalize}"')

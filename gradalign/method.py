@@ -175,7 +175,7 @@ class Method(ABC):
         modules = modules_with_buffers(self._models)
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
         passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
-        step = Step(space, passes, self._settings, num, space.scalar(weight), loss_scale, share)
+        step = Step(space, passes, self._settings, num, weight, loss_scale, share, self._num_steps)
         total = space.grads()
         schedule = self._schedule(step, total) if weight else Plain(step, total)
         return OpenStep(self, step, schedule, BufferState(modules))

@@ -183,7 +183,7 @@ def swap_(params: Tensors, backups: Tensors) -> None:
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
-    """acc <- acc + scale g, of any mix of dtypes.
+    """acc <- acc + scale g, of any mix of dtypes; a scale of 0 selects acc, even where g is inf or NaN.
 
     Returns:
         float64 tensor [g.g, g.acc], acc being the value before.

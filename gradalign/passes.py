@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ class Passes:
         gradient = self._space.zeros()
         return self.base(closure, gradient), gradient
 
-    def displaced(self, closure: Closure, into: Vector, ratio: Tensor) -> Tensor:
+    def displaced(self, closure: Closure, into: Vector, ratio: float | Tensor) -> Tensor:
         """A pass at displaced parameters whose gradient is added to `into`; returns its loss, detached."""
         self._notice(True)
         try:
@@ -72,27 +72,66 @@ class Passes:
         finally:
             self._notice(False)
 
+    def again(self, closure: Closure) -> Vector:
+        """A pass at theta whose base pass has been; returns its own gradient, as `isolated` does."""
+        gradient = self._space.zeros()
+        self.displaced(closure, gradient, 1.0)
+        return gradient
+
+    def differentiable(
+        self, closure: Closure, scale: Tensor, inputs: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Vector]:
+        """A base pass by `torch.autograd.grad`; returns its loss, detached, and the gradient with its graph.
+
+        The gradient is that by the parameters, or by the tensors that stand in for them.
+        """
+        inputs = self._space.params if inputs is None else inputs
+        self._space.set_grads(None)
+        with self._watching_autocast():
+            loss = self._loss(closure, self._space.zeros(), keep_aux=True)
+            factor = (scale * self._factor).to(loss.device, non_blocking=True)
+            graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
+        self.count += 1
+        return loss.detach(), list(graph)
+
+    def differentiate_again(self, graph: Vector, direction: Vector) -> Vector:
+        """Gradient of (graph . direction); both of `differentiable`'s scale."""
+        pairs = [
+            (g, w) for g, w in zip(graph, direction, strict=True) if g is not None and g.requires_grad and w is not None
+        ]
+        self.count += 1
+        if not pairs:
+            return self._space.zeros()
+        with checks.twice_differentiable():
+            return list(
+                torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
+            )
+
     def moment(self) -> Moment:
         """The random numbers and buffers of now, to come back to."""
         return Moment(self._devices, self._modules)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
-        params = self._space.params
         self._space.set_grads(into)
-        before = [None if g is None else g._version for g in into]
-        loss, aux = checks.loss_and_aux(closure()) if self.has_aux else (closure(), None)
-        checks.differentiable_scalar(loss)
-        checks.no_backward_inside(before, [p.grad for p in params])
+        loss = self._loss(closure, into, keep_aux)
         factor = ratio * self._factor
         if isinstance(factor, Tensor):
             factor = factor.to(loss.device, non_blocking=True)
-        self._differentiate(loss.reshape(()) * factor)
+        self._differentiate(loss * factor)
         self.count += 1
         into[:] = self._space.grads()
         checks.dense_gradients(into)
+        return loss.detach()
+
+    def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
+        """The checked loss of a closure that leaves these `.grad` alone."""
+        before = [None if g is None else g._version for g in grads]
+        loss, aux = checks.loss_and_aux(closure()) if self.has_aux else (closure(), None)
+        checks.differentiable_scalar(loss)
+        checks.no_backward_inside(before, self._space.grads())
         if keep_aux:
             self.aux.append(aux)
-        return loss.detach().reshape(())
+        return loss.reshape(())
 
     @contextmanager
     def _watching_autocast(self) -> Iterator[None]:

@@ -7,17 +7,17 @@ import triton.language as tl
 from torch import Tensor
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read_wide
+from gradalign.kernels.sweep import lanes, read_wide, write
 
 
 @triton.jit
-def accumulate_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def accumulate_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """g.g and g.acc; ptrs are accs and grads."""
-    acc = read_wide(ptrs[0], offs, mask)
-    g = read_wide(ptrs[1], offs, mask)
-    tl.store(ptrs[0] + offs, narrow(acc + g * scalars[0].to(tl.float32), ptrs[0].dtype.element_ty), mask=mask)
+    acc = read_wide(ptrs[0], at)
+    g = read_wide(ptrs[1], at)
+    added = tl.where(scalars[0] == 0, 0.0, g * scalars[0].to(tl.float32))  # selects, as perturb_ does
+    write(ptrs[0], at, acc + added)
     return sums[0] + lanes(g * g), sums[1] + lanes(g * acc)
 
 

@@ -5,9 +5,10 @@
 
 GRADALIGN_NAMESPACE_BEGIN
 
+// Selects instead of multiplying, as perturb_ does: what is left out must not reach acc as 0 x inf.
 template <class T>
 GRADALIGN_HD T accumulate(T acc, T g, T scale) {
-  return acc + g * scale;
+  return scale == T(0) ? acc : acc + g * scale;
 }
 
 GRADALIGN_NAMESPACE_END

@@ -93,7 +93,7 @@ def swap_(params: Tensors, backups: Tensors) -> None:
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
-    """acc <- acc + scale g; returns [g.g, g.acc] with acc as it was before."""
+    """acc <- acc + scale g (scale 0 selects, as in `perturb_`); returns [g.g, g.acc] with acc as it was before."""
     total = _zeros(2, accs)
     for acc, g in zip(accs, grads, strict=True):
         for ac, gc in chunks(acc, g):
@@ -101,7 +101,7 @@ def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
             before = ac.to(wide.dtype)
             flat = _flat(wide)
             total += torch.stack((_dot(flat, flat), _dot(flat, _flat(before))))
-            ac.copy_(before + wide * scale.to(wide.dtype))
+            ac.copy_(before + _scaled(wide, scale))
     return total
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from gradalign.estimators.step import Step
-from gradalign.passes import Closure
+from gradalign.passes import Closure, Moment
 from gradalign.space import Vector
 
 
@@ -44,20 +44,20 @@ def compare(
     if not step.settings.central:
         step.space.accumulate(term, g, -gain)
     g.clear()
-    far(step, [closure], term, gain, start.put_back)
+    far(step, [closure], [start], term, gain)
     step.displacement.restore()
     end.put_back()
     return loss
 
 
-def far(step: Step, closures: list[Closure], term: Vector, gain: Tensor, rewind: Callable[[], None]) -> None:
+def far(step: Step, closures: list[Closure], starts: list[Moment], term: Vector, gain: Tensor) -> None:
     """Displaced passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
 
-    `rewind` puts random numbers and buffers back to where the base passes of these micro-batches began.
+    Each starts from the random numbers and buffers that its base pass started from.
     """
     for side in (0.5, -0.5) if step.settings.central else (1.0,):
         if side < 0:
             step.displacement.reflect()
-        rewind()
-        for closure in closures:
+        for closure, start in zip(closures, starts, strict=True):
+            start.put_back()
             step.passes.displaced(closure, term, side * gain)

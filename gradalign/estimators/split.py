@@ -29,10 +29,39 @@ def num_probes(num: int, probe_fraction: float) -> int:
     return min(num - 1, max(1, round(probe_fraction * num)))
 
 
-def split(step: Step, total: Vector, probe_fraction: float) -> Schedule:
+def split(step: Step, total: Vector, probe_fraction: float, probes: str) -> Schedule:
     """The schedule for the step's objective; `total` is the vector that becomes `.grad`."""
-    kind = Own if step.settings.objective.own else Shared
-    return kind(step, total, num_probes(step.num, probe_fraction))
+    m = num_probes(step.num, probe_fraction)
+    schedule = (Own if step.settings.objective.own else Shared)(step, total, m)
+    return schedule if probes == "last" else Rotated(schedule, m)
+
+
+class Rotated(Schedule):
+    """Probes at positions s m, s m + 1, ... (mod k) of step s: each position is a probe equally often.
+
+    Base passes run anchors first. Losses and auxiliaries come back in the order of the micro-batches.
+    """
+
+    needs_all = True
+
+    def __init__(self, inner: Schedule, m: int) -> None:
+        super().__init__(inner.step)
+        self.inner = inner
+        num = self.step.num
+        probes = [(self.step.index * m + j) % num for j in range(m)]
+        self.order = [i for i in range(num) if i not in probes] + sorted(probes)
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """The inner schedule in rotated order."""
+        losses = self.inner.run([closures[i] for i in self.order])
+        place = {i: position for position, i in enumerate(self.order)}
+        aux = self.step.passes.aux
+        aux[:] = [aux[place[i]] for i in range(len(aux))]
+        return [losses[place[i]] for i in range(len(losses))]
+
+    def finish(self) -> dict[str, Tensor]:
+        """As the inner schedule."""
+        return self.inner.finish()
 
 
 class _Split(Schedule):

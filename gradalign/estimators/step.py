@@ -50,9 +50,10 @@ class Step:
         passes: runs the passes.
         settings: what the user asked for.
         num: k.
-        weight: the weight of this step, 0-dim tensor.
+        weight: the weight of this step.
         loss_scale: what a GradScaler multiplies losses with, 0-dim tensor, or None.
         loss_share: what turns a returned loss into L_i (1, or k where it carries its 1/k).
+        index: how many steps were completed before.
     """
 
     def __init__(
@@ -61,20 +62,24 @@ class Step:
         passes: Passes,
         settings: Settings,
         num: int,
-        weight: Tensor,
+        weight: float,
         loss_scale: Tensor | None,
         loss_share: int,
+        index: int,
     ) -> None:
         self.space = space
         self.passes = passes
         self.settings = settings
         self.num = num
-        self.weight = weight
+        self.weight = space.scalar(weight)
         self.loss_scale = space.scalar(1.0) if loss_scale is None else loss_scale
         self.loss_share = loss_share
+        self.index = index
         self.displacement = Displacement(space)
         self.agreement = Agreement(num, space.scalar(0.0))
         self.own_scale = num / self.loss_scale
+        self._nominal_weight = weight
+        self._length: float | None = None
         self._cosines: list[Tensor] = []
 
     @property
@@ -104,18 +109,25 @@ class Step:
         return Aim(scale_x, scale_y, eps, norm)
 
     def displace(self, aim: Aim, x: Vector, g: Vector | None = None) -> tuple[Tensor, Tensor]:
-        """Displace the parameters.
+        """Displace the parameters along the objective's v.
 
         Returns:
             eps, the achieved one; and q with H w s ~ q (gradient there - gradient here), the normalisation's s and w.
         """
-        scale_y = None if g is None else aim.scale_y
-        delta_d, d_d, delta_delta = self.displacement.displace(x, aim.scale_x, g, scale_y).unbind()
-        self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
+        delta_d, d_d = self.shift(self.radius, x, aim.scale_x, g, None if g is None else aim.scale_y)
         eps = aim.eps * delta_d / d_d
         length = delta_d / d_d.sqrt()
         q = 1 / length if self.settings.normalize == "direction" else 2 / eps
         return eps, torch.where(delta_d > 0, q, 0.0)
+
+    def shift(
+        self, length: float | None, x: Vector, scale: Tensor, g: Vector | None = None, scale_g: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Displace by d = scale x + scale_g g, of the given length (None: the weight); returns delta.d and d.d."""
+        delta_d, d_d, delta_delta = self.displacement.displace(x, scale, g, scale_g).unbind()
+        self._length = abs(self._nominal_weight) if length is None else length
+        self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
+        return delta_d, d_d
 
     def unit_of(self, norm_square: Tensor) -> Tensor:
         """What scales a stored gradient to length 1; 0 for a zero gradient."""
@@ -159,7 +171,7 @@ class Step:
         return AlignmentStats(
             loss=mean_loss(losses, self.loss_share, self.space.home),
             grad_norm=self.space.norm_dot(self.space.grads())[0].sqrt() / self.loss_scale,
-            radius=self.radius if self._cosines else None,
+            radius=self._length,
             passes=self.passes.count,
             **known,
         )

@@ -1,0 +1,65 @@
+"""`exact`: the term by double backward, every micro-batch against all others. The oracle, and the naive baseline.
+
+    term = 1 / k sum_i s H_i w_i,      H_i w_i = grad (g_i . w_i) with w_i held constant
+
+The graphs of all k first backwards are kept, and every operation must be twice differentiable (fused attention is not).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradalign.estimators.leave_one_out import aim_at_others
+from gradalign.estimators.schedule import Schedule
+from gradalign.estimators.step import Step
+from gradalign.passes import Closure
+from gradalign.space import Vector
+
+
+class Exact(Schedule):
+    """One differentiable pass a micro-batch; then one double backward for each."""
+
+    def __init__(self, step: Step, total: Vector) -> None:
+        super().__init__(step)
+        self.total = total
+        unit = step.settings.objective.unit
+        self.units: Vector | None = step.space.zeros() if unit or step.settings.telemetry else None
+        self.reference: Vector = self.units if unit and self.units is not None else total
+        self.graphs: list[Vector] = []
+
+    def visit(self, closure: Closure) -> Tensor:
+        """The loss and its gradient, with the graph of the gradient."""
+        loss, graph = self.step.passes.differentiable(closure, self.step.loss_scale)
+        self.graphs.append(graph)
+        g: Vector = [None if t is None else t.detach().clone() for t in graph]
+        square = self.step.record(g, self.total, self.num_visited)
+        if self.units is not None:
+            self.step.record_unit(g, square, self.units, self.num_visited)
+        self.num_visited += 1
+        return loss
+
+    def finish(self) -> dict[str, Tensor]:
+        """Differentiate the gradients along their directions and fill `.grad`."""
+        step, term = self.step, self.step.space.zeros()
+        while self.graphs:
+            graph = self.graphs.pop(0)
+            g: Vector = [None if t is None else t.detach() for t in graph]
+            aim = aim_at_others(step, self.reference, g)
+            direction = step.settings.normalize == "direction"
+            length = aim.eps * aim.norm if direction else aim.eps  # radius v^ or eps v: what the aim is in units of w
+            w = self.combination(
+                g, *(torch.where(length > 0, scale / length, 0.0) for scale in (aim.scale_x, aim.scale_y))
+            )
+            product = step.passes.differentiate_again(graph, w)
+            step.space.accumulate(term, product, step.space.scalar(1.0 if direction else 2.0))
+        return step.close(self.total, term)
+
+    def combination(self, g: Vector, a: Tensor, b: Tensor) -> Vector:
+        """A x + b g on the measured parameters, x being the reference."""
+        space = self.step.space
+        w = space.zeros()
+        for vector, scale in ((self.reference, a), (g, b)):
+            present = [i for i in space.measured if vector[i] is not None]
+            space.accumulate(w, vector, scale, over=present)
+        return w

@@ -1,0 +1,112 @@
+"""`leave_one_out`: every micro-batch is compared with all others: exact for these k micro-batches.
+
+    term = 1 / k sum_i s H_i w_i
+
+The reference of micro-batch i is (sum - g_i) / (k - 1), so that it takes the sum of all gradients and g_i again. Where the
+g_i are meanwhile: "device" (k + 1 copies beside plain training, 2k passes), "host" (pinned memory; 2 to 3 copies on the
+device, 2k passes) or "recompute" (evaluated once more; 2 to 3 copies, 3k passes). Central differences cost k passes more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradalign.estimators.comparison import far
+from gradalign.estimators.schedule import Schedule
+from gradalign.estimators.step import Aim, Step
+from gradalign.passes import Closure, Moment
+from gradalign.space import Vector
+
+
+def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
+    """The displacement of a micro-batch compared with all others, as a combination of the sum over all and its own gradient."""
+    tt, tg, gg = step.space.norm_dot(total, g, over=step.space.measured).unbind()
+    unit = step.settings.objective.unit
+    share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
+    sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
+    mean = (step.space.scalar(1.0) if unit else step.own_scale) / (step.num - 1)
+    aim = step.aim(sums, mean)
+    return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)
+
+
+class LeaveOneOut(Schedule):
+    """All base passes first; then every micro-batch is displaced along the gradients of the others."""
+
+    needs_all = True
+
+    def __init__(self, step: Step, total: Vector, gradients: str) -> None:
+        super().__init__(step)
+        self.total = total
+        self.term: Vector = step.space.zeros()
+        unit = step.settings.objective.unit
+        self.units: Vector | None = step.space.zeros() if unit or step.settings.telemetry else None
+        self.reference: Vector = self.units if unit and self.units is not None else total
+        self.where = gradients
+        self.stored: list[Vector] = []
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """k base passes, then the displaced ones."""
+        passes, moments, losses = self.step.passes, [], []
+        for closure in closures:
+            moments.append(passes.moment())
+            losses.append(self.near(closure))
+        end = passes.moment()
+        for i, closure in enumerate(closures):
+            g = self.gradient(i, closure, moments[i])
+            _, q = self.step.displace(aim_at_others(self.step, self.reference, g), self.reference, g)
+            if not self.step.settings.central:
+                self.subtract(g, q)
+            del g
+            far(self.step, [closure], [moments[i]], self.term, q)
+            self.step.displacement.restore()
+        end.put_back()
+        return losses
+
+    def finish(self) -> dict[str, Tensor]:
+        """Fill `.grad`."""
+        return self.step.close(self.total, self.term)
+
+    def near(self, closure: Closure) -> Tensor:
+        """Base pass of a micro-batch."""
+        if self.where == "recompute" and self.units is None:
+            return self.step.passes.base(closure, self.total)
+        loss, g = self.step.passes.isolated(closure)
+        if self.where != "recompute":
+            self.stored.append(self.put_away(g))
+        square = self.step.record(g, self.total, self.num_visited)
+        if self.units is not None:
+            self.step.record_unit(g, square, self.units, self.num_visited)
+        self.num_visited += 1
+        return loss
+
+    def put_away(self, g: Vector) -> Vector:
+        """Keep a gradient for later; the first is about to become the sum itself and is copied."""
+        if self.where == "host":
+            return [None if t is None else _to_host(t) for t in g]
+        return [None if t is None else t.clone() for t in g] if not self.stored else list(g)
+
+    def gradient(self, i: int, closure: Closure, start: Moment) -> Vector:
+        """The gradient of micro-batch i, from where it is."""
+        if self.where == "recompute":
+            start.put_back()
+            return self.step.passes.again(closure)
+        g, self.stored[i] = self.stored[i], []
+        devices = [p.device for p in self.step.space.params]
+        return [None if t is None else t.to(d, non_blocking=True) for t, d in zip(g, devices, strict=True)]
+
+    def subtract(self, g: Vector, q: Tensor) -> None:
+        """term <- term - q g; the first gradient becomes the term."""
+        if all(t is None for t in self.term):
+            self.step.space.combine(g, g, g, -q, self.step.space.scalar(0.0))
+            self.term = g
+        else:
+            self.step.space.accumulate(self.term, g, -q)
+
+
+def _to_host(t: Tensor) -> Tensor:
+    if t.device.type == "cpu":
+        return t.clone()
+    return torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True)

@@ -1,0 +1,111 @@
+"""`momentum`: every micro-batch is evaluated once, displaced against the running mean of past gradients.
+
+    .grad = mean_i g_i(theta - weight v^) = gbar - weight H v^ + O(weight^2),      v = running mean (norm: minus it)
+
+The alignment of these micro-batches with past ones, at no extra pass: k passes, 2 copies beside plain training, 1 where an
+optimizer's first moment is the mean. It is biased by the age of the mean. Nesterov's look-ahead is this with its length tied to
+the learning rate; Momentum-SAM (Becker et al. 2024, arXiv:2401.12033) has the opposite sign. Buffers and random numbers move
+as in a base pass, and the loss is that of the displaced point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.estimators.schedule import Schedule
+from gradalign.estimators.step import Step
+from gradalign.passes import Closure
+from gradalign.space import ParamSpace, Vector
+
+DECAY = 0.9
+
+
+class RunningMean:
+    """m <- 0.9 m + 0.1 g over the steps, uncorrected: only its direction is used."""
+
+    def __init__(self) -> None:
+        self.mean: Vector = []
+
+    def over(self, space: ParamSpace) -> Vector:
+        """The mean for these parameters; zero before the first step, or when the parameters are others."""
+        shapes = [p.shape for p in space.params]
+        fits = len(self.mean) == len(shapes) and all(
+            m is None or m.shape == shape for m, shape in zip(self.mean, shapes, strict=True)
+        )
+        return self.mean if fits else space.zeros()
+
+    def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
+        """Take in a gradient, unless it is not finite: a step that a scaler skips leaves the mean as it is."""
+        mean = self.over(space)
+        finite = space.norm_dot(gradient)[0].isfinite()
+        keep, add = torch.where(finite, DECAY, 1.0), torch.where(finite, (1 - DECAY) / loss_scale, 0.0)
+        space.combine(mean, mean, mean, keep.double(), space.scalar(0.0))
+        space.accumulate(mean, gradient, add.double())
+        self.mean = mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean."""
+        return {"mean": list(self.mean)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a saved mean."""
+        self.mean = [None if m is None else m.clone() for m in state.get("mean", [])]
+
+
+class Momentum(Schedule):
+    """One displaced pass a micro-batch, which counts as its base pass."""
+
+    def __init__(self, step: Step, total: Vector, mean: Vector, remember: RunningMean | None) -> None:
+        super().__init__(step)
+        self.total = total
+        self.mean = mean
+        self.remember = remember
+        self.units = step.space.zeros() if step.settings.telemetry else None
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """Displace once for all."""
+        self.displace()
+        losses = [self.near(closure) for closure in closures]
+        self.step.displacement.restore()
+        return losses
+
+    def visit(self, closure: Closure) -> Tensor:
+        """Displaced during the pass, at theta in between."""
+        if self.num_visited:
+            self.step.displacement.step_in()
+        else:
+            self.displace()
+        loss = self.near(closure)
+        self.step.displacement.step_out()
+        return loss
+
+    def displace(self) -> None:
+        """theta <- theta - weight v^."""
+        step = self.step
+        norm = step.space.norm_dot(self.mean, over=step.space.measured)[0].sqrt()
+        sign = step.settings.objective.alpha
+        scale = torch.where(norm.isfinite() & (norm > 0), -sign * step.weight / norm, 0.0)
+        step.shift(None, self.mean, scale)
+
+    def near(self, closure: Closure) -> Tensor:
+        """The pass of a micro-batch, and its gradient's norm where it is wanted."""
+        step = self.step
+        if self.units is None:
+            loss = step.passes.base(closure, self.total)
+        else:
+            loss, g = step.passes.isolated(closure)
+            step.record_unit(g, step.record(g, self.total, self.num_visited), self.units, self.num_visited)
+        self.num_visited += 1
+        return loss
+
+    def finish(self) -> dict[str, Tensor]:
+        """Fill `.grad` and remember it."""
+        self.step.displacement.restore()
+        found = self.step.close(self.total, None)
+        if self.remember is not None:
+            self.remember.update(self.step.space, self.total, self.step.loss_scale)
+        return found

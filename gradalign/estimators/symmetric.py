@@ -1,0 +1,81 @@
+"""`symmetric`: the first and the second half of the micro-batches, each displaced along the mean gradient of the other.
+
+    term = s / 2 (mean over the first half of H_i w(second) + mean over the second half of H_i w(first))
+
+2k passes (central: 3k) and 3 copies beside plain training. For dot and norm, whose displacement is the same for all
+micro-batches of a half. Averaged over all orders, with normalize="none", it is the gradient of A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradalign.estimators.comparison import far
+from gradalign.estimators.schedule import Schedule
+from gradalign.estimators.step import Step
+from gradalign.passes import Closure, Moment
+from gradalign.space import Vector
+
+
+class Symmetric(Schedule):
+    """Two sums of gradients, one a half."""
+
+    needs_all = True
+
+    def __init__(self, step: Step, total: Vector) -> None:
+        super().__init__(step)
+        self.sums: tuple[Vector, Vector] = (total, step.space.zeros())
+        self.units: Vector | None = step.space.zeros() if step.settings.telemetry else None
+        self.term: Vector = step.space.zeros()
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """All base passes, then the displaced ones."""
+        middle = (len(closures) + 1) // 2
+        halves = [list(closures[:middle]), list(closures[middle:])]
+        starts: tuple[list[Moment], list[Moment]] = ([], [])
+        losses = []
+        for half, own, moments in zip(halves, self.sums, starts, strict=True):
+            for i, closure in enumerate(half):
+                moments.append(self.step.passes.moment())
+                losses.append(self.near(closure, own, i))
+        end = self.step.passes.moment()
+        self.compare_sums([len(half) for half in halves])
+        for here, there in ((0, 1), (1, 0)):
+            self.displaced(halves[here], starts[here], self.sums[here], self.sums[there], len(halves[there]))
+        end.put_back()
+        return losses
+
+    def near(self, closure: Closure, own: Vector, num_before: int) -> Tensor:
+        """Base pass of a micro-batch."""
+        if self.units is None:
+            return self.step.passes.base(closure, own)
+        loss, g = self.step.passes.isolated(closure)
+        square = self.step.record(g, own, num_before)
+        self.step.record_unit(g, square, self.units, self.num_visited)
+        self.num_visited += 1
+        return loss
+
+    def displaced(self, half: list[Closure], starts: list[Moment], own: Vector, other: Vector, num_other: int) -> None:
+        """term <- term + s / 2 mean_i H_i w over this half."""
+        step = self.step
+        sums = step.space.norm_dot(other, over=step.space.measured)
+        _, q = step.displace(step.aim(sums, step.own_scale / num_other), other)
+        gain = q * step.num / (2 * len(half))
+        if not step.settings.central:
+            step.space.accumulate(self.term, own, -gain)
+        far(step, half, starts, self.term, gain)
+        step.displacement.restore()
+
+    def compare_sums(self, nums: list[int]) -> None:
+        """The products of every gradient of one half with every one of the other."""
+        step = self.step
+        cross = step.space.norm_dot(*self.sums, over=step.space.measured)[1]
+        step.agreement.dots(cross * step.own_scale**2, nums[0] * nums[1])
+
+    def finish(self) -> dict[str, Tensor]:
+        """Put the halves together and fill `.grad`."""
+        total, second = self.sums
+        self.step.space.accumulate(total, second)
+        return self.step.close(total, self.term)

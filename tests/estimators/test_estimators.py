@@ -1,0 +1,194 @@
+"""Every estimator against the same oracle; what only one of them promises stands in a file of its own."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracle
+import pytest
+import torch
+from measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
+from networks import Awkward, Counting, Spectral, make, state
+
+import gradalign
+
+K = 6
+
+
+def prefix_pairs(k):
+    return [(i, list(range(i)), 2 * i / (k * (k - 1))) for i in range(1, k)]
+
+
+def symmetric_pairs(k):
+    first, second = list(range((k + 1) // 2)), list(range((k + 1) // 2, k))
+    return [(i, second, 0.5 / len(first)) for i in first] + [(i, first, 0.5 / len(second)) for i in second]
+
+
+# name of the case: options, pairs for k, passes for k with forward and central differences
+CASES = {
+    "prefix": ({"estimator": "prefix"}, prefix_pairs, lambda k: (2 * k - 1, 3 * k - 2)),
+    "leave_one_out": ({"estimator": "leave_one_out"}, oracle.all_pairs, lambda k: (2 * k, 3 * k)),
+    "leave_one_out, host": (
+        {"estimator": "leave_one_out", "gradients": "host"},
+        oracle.all_pairs,
+        lambda k: (2 * k, 3 * k),
+    ),
+    "leave_one_out, recompute": (
+        {"estimator": "leave_one_out", "gradients": "recompute"},
+        oracle.all_pairs,
+        lambda k: (3 * k, 4 * k),
+    ),
+    "symmetric": ({"estimator": "symmetric"}, symmetric_pairs, lambda k: (2 * k, 3 * k)),
+    "exact": ({"estimator": "exact"}, oracle.all_pairs, lambda k: (2 * k, 2 * k)),
+    "split, rotated": ({"probes": "rotate"}, lambda k: rotated_pairs(k, 0), lambda k: (k + 2, k + 4)),
+}
+
+
+def rotated_pairs(k, index, m=2):
+    probes = [(index * m + j) % k for j in range(m)]
+    return [(i, [j for j in range(k) if j not in probes], 1 / m) for i in probes]
+
+
+def cases(objectives=OBJECTIVES):
+    return [
+        (name, o) for name in CASES for o in objectives if not (name == "symmetric" and o in ("variance", "cosine"))
+    ]
+
+
+@pytest.mark.parametrize("telemetry", [False, True])
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize(("case", "objective"), cases())
+def test_term_equals_double_backward(case, objective, normalize, difference, telemetry):
+    options, pairs, passes = CASES[case]
+    model, loss_fn, batches = make(Awkward, k=K)
+    if case == "split, rotated":
+        model.eval()  # its base passes come in another order: other dropout masks than the oracle's
+    found, aligner = measured_term(
+        model,
+        loss_fn,
+        batches,
+        objective=objective,
+        normalize=normalize,
+        difference=difference,
+        radius=1e-5,
+        telemetry=telemetry,
+        **options,
+    )
+    expected, g, _ = exact_term(model, loss_fn, batches, objective, normalize, pairs(K))
+    assert relative(found, expected) < 1e-4
+    stats = aligner.stats
+    assert stats.passes == passes(K)[difference == "central"]
+    off_diagonal = ~torch.eye(K, dtype=torch.bool)
+    if case != "split, rotated":
+        assert float(stats.term_norm) == pytest.approx(float(expected.norm()), rel=1e-4)
+    if telemetry:
+        assert float(stats.dot) == pytest.approx(float((g @ g.T)[off_diagonal].mean()), rel=1e-9)
+    if telemetry and not (
+        case == "split, rotated" and objective == "cosine"
+    ):  # there the probes' own pairs are not seen
+        unit = g / g.norm(dim=1, keepdim=True)
+        assert float(stats.cosine) == pytest.approx(float((unit @ unit.T)[off_diagonal].mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Counting])
+@pytest.mark.parametrize(("case", "objective"), [c for c in cases() if "exact" not in c[0] and "rotated" not in c[0]])
+def test_displaced_passes_replay_random_numbers_and_buffers(case, objective, kind):
+    options, pairs, _ = CASES[case]
+    model, loss_fn, batches = make(kind, k=K)
+    found, _ = measured_term(model, loss_fn, batches, objective=objective, radius=1e-5, **options)
+    expected = by_hand(model, loss_fn, batches, objective, pairs(K), 1e-5)
+    assert relative(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize(("case", "objective"), [c for c in cases() if "rotated" not in c[0]])
+def test_averaged_over_all_orders_it_is_the_gradient_of_A(case, objective):  # noqa: N802
+    options, _, _ = CASES[case]
+    model, loss_fn, batches = make(Awkward, k=4)
+    model.eval()  # dropout would tie the loss to the order
+    expected, _, _ = exact_term(model, loss_fn, batches, objective, "none", oracle.all_pairs(4))
+    orders, total = list(itertools.permutations(batches)), 0.0
+    for order in orders:
+        model.zero_grad()
+        found, _ = measured_term(
+            model, loss_fn, order, objective=objective, normalize="none", radius=1e-4, difference="central", **options
+        )
+        total = total + found / len(orders)
+    assert relative(total, expected) < 1e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rotated_probes_visit_every_position_equally_and_survive_a_resume(objective):
+    model, loss_fn, batches = make(Counting, k=K)
+    aligner = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+    order = {id(batch): i for i, batch in enumerate(batches)}
+    probed, base = [], []
+
+    def watching(batch):
+        (probed if aligner.displaced else base).append(order[id(batch)])
+        return loss_fn(batch), order[id(batch)]
+
+    for step in range(6):
+        model.zero_grad()
+        del base[:]
+        _, aux = aligner.backward(watching, batches, has_aux=True)
+        assert aux == list(range(K))
+        assert base == [i for i in range(K) if i not in probed[-2:]] + sorted(probed[-2:])
+        if step == 2:
+            resumed = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+            resumed.load_state_dict(aligner.state_dict())
+            aligner = resumed
+    assert sorted(probed) == sorted(list(range(K)) * 2)
+
+
+def test_rotated_base_passes_are_the_plain_loop_in_that_order():
+    model, loss_fn, batches = make(Awkward, k=K, dtype=torch.float32)
+    twin, twin_loss, _ = make(Awkward, k=K, dtype=torch.float32)
+    torch.manual_seed(3)
+    gradalign.GradAlign(model, 1e-30, probes="rotate").backward(loss_fn, batches)
+    torch.manual_seed(3)
+    for i in (2, 3, 4, 5, 0, 1):
+        (twin_loss(batches[i]) / K).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(t, state(twin)[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"estimator": "leave_one_out"}, {"estimator": "symmetric"}, {"probes": "rotate"}])
+def test_accumulate_refuses_what_needs_all_micro_batches(options):
+    model, _, _ = make(Counting)
+    with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
+        gradalign.GradAlign(model, 0.1, **options).accumulate(4).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"estimator": "symmetric", "objective": "variance"},
+            'estimator "symmetric": expected objective "dot" or "norm"',
+        ),
+        ({"estimator": "momentum", "objective": "cosine"}, 'estimator "momentum": expected objective "dot" or "norm"'),
+        ({"estimator": "momentum", "normalize": "none"}, 'estimator "momentum": expected normalize in'),
+        ({"probes": "first"}, "probes: expected one of 'last', 'rotate'"),
+        ({"gradients": "disk"}, "gradients: expected one of 'device', 'host', 'recompute'"),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    model, _, _ = make(Counting)
+    with pytest.raises(ValueError, match=message):
+        gradalign.GradAlign(model, 0.1, **options)
+
+
+def test_exact_says_what_to_do_about_fused_attention():
+    model = torch.nn.Linear(8, 8)
+
+    def loss_fn(x):
+        q = model(x)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q).square().mean()
+
+    with pytest.raises(RuntimeError, match=r"exact: expected twice differentiable operations; .*SDPBackend.MATH"):
+        gradalign.GradAlign(model, 0.1, estimator="exact").backward(loss_fn, list(torch.randn(2, 1, 2, 5, 8)))
+    assert model.weight.grad is None

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import copy
+
+import oracle
+import pytest
+import torch
+from networks import Awkward, Counting, make, state, trainable
+
+import gradalign
+
+
+def by_hand(model, loss_fn, batches, shift):
+    """Mean gradient of the micro-batches at theta + shift, in the order of the plain loop."""
+    params = trainable(model)
+    with torch.no_grad():
+        for p, d in zip(params, shift.split([p.numel() for p in params]), strict=True):
+            p += d.view_as(p)
+    grads = [oracle.flat(torch.autograd.grad(loss_fn(batch), params, allow_unused=True), params) for batch in batches]
+    with torch.no_grad():
+        for p, d in zip(params, shift.split([p.numel() for p in params]), strict=True):
+            p -= d.view_as(p)
+    return torch.stack(grads).mean(0)
+
+
+@pytest.mark.parametrize("telemetry", [False, True])
+@pytest.mark.parametrize(("objective", "sign"), [("dot", -1), ("norm", 1)])
+@pytest.mark.parametrize("how", ["backward", "accumulate"])
+def test_gradients_are_taken_at_theta_minus_weight_along_the_mean_of_past_ones(how, objective, sign, telemetry):
+    model, loss_fn, batches = make(Awkward, k=4)
+    params, weight = trainable(model), 0.05
+    aligner = gradalign.GradAlign(model, weight, estimator="momentum", objective=objective, telemetry=telemetry)
+    mean = torch.zeros(sum(p.numel() for p in params), dtype=torch.float64)
+    for step in range(3):
+        model.zero_grad()
+        before = state(model)
+        shift = sign * weight * mean / mean.norm() if step else torch.zeros_like(mean)
+        torch.manual_seed(step)
+        expected = by_hand(model, loss_fn, batches, shift)
+        moved = state(model)
+        model.load_state_dict(before)
+        torch.manual_seed(step)
+        if how == "backward":
+            aligner.backward(loss_fn, batches)
+        else:
+            with aligner.accumulate(4) as open_step:
+                for batch in batches:
+                    open_step.backward(lambda batch=batch: loss_fn(batch))
+                    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        found = oracle.flat([p.grad for p in params], params)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+        assert aligner.stats.passes == 4
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(buffer, moved[name])
+        mean = 0.9 * mean + 0.1 * found
+    assert aligner.stats.radius == weight
+
+
+def test_to_first_order_it_is_the_term_along_the_mean():
+    model, loss_fn, batches = make(Awkward, k=4)
+    model.eval()
+    params = trainable(model)
+    graphs, g, _ = oracle.gradients(model, loss_fn, batches)
+    v = g.mean(0) / g.mean(0).norm()
+    expected = torch.stack([oracle.hvp(graph, params, v) for graph in graphs]).mean(0)
+    errors = []
+    for weight in (1e-2, 5e-3):
+        model.zero_grad()
+        aligner = gradalign.GradAlign(model, weight, estimator="momentum")
+        aligner.backward(loss_fn, batches)  # the mean is now along gbar
+        model.zero_grad()
+        aligner.backward(loss_fn, batches)
+        found = (g.mean(0) - oracle.flat([p.grad for p in params], params)) / weight
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[1] < 0.02
+    assert 1.7 < errors[0] / errors[1] < 2.3
+
+
+def test_the_mean_is_saved_and_loaded():
+    runs = []
+    for interrupted in (False, True):
+        model, loss_fn, batches = make(Counting, k=4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        aligner = gradalign.GradAlign(model, 0.05, estimator="momentum")
+        for step in range(4):
+            if interrupted and step == 2:
+                saved = copy.deepcopy(aligner.state_dict())
+                aligner = gradalign.GradAlign(model, 0.05, estimator="momentum")
+                aligner.load_state_dict(saved)
+            aligner.backward(loss_fn, batches)
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append(state(model))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_mean_alone():
+    model, loss_fn, batches = make(Counting, k=4)
+    aligner = gradalign.GradAlign(model, 0.05, estimator="momentum")
+    aligner.backward(loss_fn, batches)
+    mean = [m.clone() for m in aligner.state_dict()["mean"]]
+    model.zero_grad()
+    aligner.backward(loss_fn, [(x * float("inf"), y) for x, y in batches])
+    assert not torch.isfinite(model.linear.weight.grad).all()
+    assert all(torch.equal(m, n) for m, n in zip(mean, aligner.state_dict()["mean"], strict=True))
+    model.zero_grad()
+    aligner.backward(loss_fn, batches)
+    assert torch.isfinite(model.linear.weight.grad).all()
