@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 import gradalign
+from gradalign.cli.demo_arm import Arm, Batch, mean_loss
 from gradalign.cli.demo_model import Classifier
-from gradalign.cli.demo_train import Arm, Batch, mean_loss
 
 
 def alignment(model: Classifier, micro_batches: Sequence[Batch]) -> dict[str, float]:

@@ -12,7 +12,8 @@ import torch
 from gradalign import dispatch
 from gradalign._version import __version__
 from gradalign.cli import machine
-from gradalign.cli.demo_train import Arm, cost_factor
+from gradalign.cli.demo_arm import Arm
+from gradalign.cli.demo_train import cost_factor
 from gradalign.cli.paired import Interval, interval
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy")

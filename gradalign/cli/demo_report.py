@@ -72,9 +72,9 @@ def conditions(record: dict[str, Any]) -> str:
     spread = " with 95% intervals" if s["num_seeds"] >= LEAST_SEEDS else ", too few for an interval"
     return (
         f"{seeds}{spread}; {settings['train_size']} texts for training and {settings['test_size']} for the test, no group "
-        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: AdamW, same weights, batches, dropout. "
-        "Loss: last 20 steps. Alignment: before -> after equal steps, held-out micro-batches, eval mode. Times: medians, the "
-        "arms taking turns."
+        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: AdamW, same weights, batches, "
+        "dropout. Loss: last 20 steps. Alignment: before -> after equal steps, held-out micro-batches, eval mode. Times: "
+        "medians, the arms taking turns."
     )
 
 

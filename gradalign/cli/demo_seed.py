@@ -11,11 +11,12 @@ from torch import nn
 
 import gradalign
 from gradalign.cli import demo_data, demo_record
+from gradalign.cli.demo_arm import Arm, Backward, Batch, aligned_backward, plain_backward
 from gradalign.cli.demo_data import Corpus
 from gradalign.cli.demo_measure import alignment, peak_memory
 from gradalign.cli.demo_model import Classifier, Collator
 from gradalign.cli.demo_settings import Settings
-from gradalign.cli.demo_train import Arm, Backward, Batch, Watcher, aligned_backward, go_on, plain_backward, train
+from gradalign.cli.demo_train import Watcher, go_on, train
 from gradalign.cli.errors import CommandError
 
 EVALUATION_BATCH = 128

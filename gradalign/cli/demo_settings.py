@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from gradalign.cli import options
 from gradalign.cli.errors import CommandError
 from gradalign.estimators import ESTIMATORS
 from gradalign.objectives import OBJECTIVES
@@ -81,33 +80,33 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--text-column", default="text", metavar="NAME", help="of --csv (default: text)")
     add("--label-column", default="label", metavar="NAME", help="of --csv (default: label)")
     add("--group-column", metavar="NAME", help="of --csv: rows of one group are never in both training and test")
-    add("--train-size", type=_count(2), default=1500, metavar="N", help="training texts (default: 1500)")
-    add("--test-size", type=_count(1), default=1500, metavar="N", help="test texts (default: 1500)")
+    add("--train-size", type=options.count(2), default=1500, metavar="N", help="training texts (default: 1500)")
+    add("--test-size", type=options.count(1), default=1500, metavar="N", help="test texts (default: 1500)")
     add(
         "--label-noise",
-        type=_share,
+        type=options.share,
         default=0.0,
         metavar="SHARE",
         help="give this share of the training texts a wrong label",
     )
     add(
         "--steps",
-        type=_count(1),
+        type=options.count(1),
         metavar="N",
         help="optimizer steps of both arms (default: 120 for bert-tiny, else 40)",
     )
     add(
         "--seeds",
-        type=_count(1),
+        type=options.count(1),
         metavar="N",
         help="paired runs; 3 or more give an interval (default: 3 for bert-tiny, else 1)",
     )
-    add("--first-seed", type=_count(0), default=0, metavar="N", help="the first of the seeds (default: 0)")
-    add("--lr", type=_positive, metavar="X", help="learning rate after the warm-up (default: by model)")
-    add("--k", type=_count(2), default=8, metavar="N", help="micro-batches in a step (default: 8)")
-    add("--batch", type=_count(1), default=8, metavar="N", help="texts in a micro-batch (default: 8)")
+    add("--first-seed", type=options.count(0), default=0, metavar="N", help="the first of the seeds (default: 0)")
+    add("--lr", type=options.positive, metavar="X", help="learning rate after the warm-up (default: by model)")
+    add("--k", type=options.count(2), default=8, metavar="N", help="micro-batches in a step (default: 8)")
+    add("--batch", type=options.count(1), default=8, metavar="N", help="texts in a micro-batch (default: 8)")
     add("--objective", choices=sorted(OBJECTIVES), default="dot", help="what is rewarded (default: dot)")
-    add("--weight", type=_finite, metavar="X", help="of the objective after the warm-up (default: by objective)")
+    add("--weight", type=options.finite, metavar="X", help="of the objective after the warm-up (default: by objective)")
     add(
         "--normalize",
         choices=NORMALIZATIONS,
@@ -117,13 +116,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--estimator", choices=sorted(ESTIMATORS), default="split", help="schedule of the passes (default: split)")
     add(
         "--probe-fraction",
-        type=_share,
+        type=options.share,
         default=0.25,
         metavar="SHARE",
         help="of the micro-batches, in split (default: 0.25)",
     )
     add("--difference", choices=("forward", "central"), default="forward", help="finite difference (default: forward)")
-    add("--radius", type=_positive, metavar="X", help="length of the displacement (default: gradalign's)")
+    add("--radius", type=options.positive, metavar="X", help="length of the displacement (default: gradalign's)")
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -166,37 +165,3 @@ def starting_weight(objective: str, normalize: str) -> float:
             f"direction alone, where the weight is a length ({', '.join(f'{k} {v:g}' for k, v in STARTING_WEIGHTS.items())})"
         )
     return STARTING_WEIGHTS[objective]
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}; got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(_number(text)):
-        raise argparse.ArgumentTypeError(f"expected a finite number; got {text!r}")
-    return float(text)
-
-
-def _positive(text: str) -> float:
-    if not 0 < _number(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0; got {text!r}")
-    return float(text)
-
-
-def _share(text: str) -> float:
-    if not 0 <= _number(text) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1; got {text!r}")
-    return float(text)

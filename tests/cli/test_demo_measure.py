@@ -6,7 +6,7 @@ import torch
 from toy_demo import toy_arm, toy_batches, toy_model
 
 from gradalign.cli import demo_measure
-from gradalign.cli.demo_train import aligned_backward, mean_loss, plain_backward
+from gradalign.cli.demo_arm import aligned_backward, mean_loss, plain_backward
 
 
 def gradients(model, batches):

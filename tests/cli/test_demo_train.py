@@ -2,10 +2,10 @@ import itertools
 
 import pytest
 import torch
-from toy_demo import Counter, toy_arm, toy_batches, toy_model
+from toy_demo import Counter, toy_arm, toy_batches
 
 from gradalign.cli import demo_train
-from gradalign.cli.demo_train import aligned_backward, plain_backward
+from gradalign.cli.demo_arm import aligned_backward, plain_backward
 
 
 def data(k=4):
@@ -35,13 +35,6 @@ def test_an_arm_in_turns_is_the_same_as_an_arm_alone():
     assert alone.curve.losses != plain.curve.losses
 
 
-def test_arms_copy_the_model_they_start_from():
-    model = toy_model()
-    before = [p.clone() for p in model.parameters()]
-    toy_arm(plain_backward, model=model).step(toy_batches(4))
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
 def test_training_learns_and_is_evaluated_at_quarters_the_last_step_included():
     plain, aligned = toy_arm(plain_backward), toy_arm(aligned_backward(0.001, 2))
     watcher = Counter()
@@ -56,21 +49,6 @@ def test_training_learns_and_is_evaluated_at_quarters_the_last_step_included():
 @pytest.mark.parametrize(("steps", "marks"), [(1, {1}), (3, {1, 2, 3}), (120, {30, 60, 90, 120})])
 def test_evaluation_steps_end_with_the_last(steps, marks):
     assert demo_train.evaluation_steps(steps) == marks
-
-
-@pytest.mark.parametrize(("step", "warmup", "factor"), [(0, 4, 0.25), (3, 4, 1.0), (9, 4, 1.0), (0, 0, 1.0)])
-def test_the_ramp_is_linear_and_stays_at_1(step, warmup, factor):
-    assert demo_train.ramp(step, warmup) == factor
-
-
-def test_the_weight_of_the_term_follows_the_ramp(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        demo_train.gradalign, "GradAlign", lambda model, weight, **options: seen.update(weight=weight) or aligner
-    )
-    aligner = type("Aligner", (), {"backward": None})
-    aligned_backward(0.8, 4)(toy_model())
-    assert [seen["weight"](step) for step in (0, 1, 3, 10)] == pytest.approx([0.2, 0.4, 0.8, 0.8])
 
 
 def test_the_cost_factor_is_the_median_of_paired_steps():
@@ -99,14 +77,3 @@ def test_adamw_goes_on_alone_and_is_evaluated_again():
     assert (len(plain.curve.losses), len(aligned.curve.losses)) == (6, 4)
     assert plain.curve.accuracies[-1][0] == 6
     assert (watcher.expected, watcher.done) == (2, 6)
-
-
-def test_accuracy_counts_right_answers_without_dropout_and_leaves_training_on():
-    model, batches = toy_model(), toy_batches(3)
-    model.train()
-    with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias.copy_(torch.tensor([0.0, 1.0]))  # always answers 1
-    share = sum(int(b["labels"].sum()) for b in batches) / 12
-    assert demo_train.accuracy(model, batches) == pytest.approx(share)
-    assert model.training

@@ -78,7 +78,7 @@ def test_it_needs_nothing_beside_torch():
     blocked = "import sys; sys.modules.update(dict.fromkeys(('rich', 'transformers', 'matplotlib', 'triton')))"
     script = f"{blocked}; from gradalign import cli; sys.exit(cli.main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # which may tell that kernels are being built
     assert "reference     works on cpu" in done.stdout
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gradalign.cli.demo_train import Arm
+from gradalign.cli.demo_arm import Arm
 
 
 class ToyClassifier(nn.Module):
