@@ -9,8 +9,8 @@ from torch import Tensor
 from gradalign.kernels.advance import advance_steps, double, power
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.step import clear, first_moment, second_moment, step_lists, unscaled, write, write_params
-from gradalign.kernels.sweep import read_wide
+from gradalign.kernels.step import clear, first_moment, second_moment, step_lists, unscaled, write_params
+from gradalign.kernels.sweep import read_wide, write
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def adamw_coefficients(t, scalars, parts):
 
 
 @triton.jit
-def adamw_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def adamw_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """ptrs are params, grads, (masters,) exp_avgs, exp_avg_sqs(, max_exp_avg_sqs)."""
     MASTER: tl.constexpr = options[0]
     STOCHASTIC: tl.constexpr = options[1]
@@ -34,25 +34,25 @@ def adamw_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constex
     STATE: tl.constexpr = 3 if MASTER else 2
     grad_scale, weight_decay, kept, key, step_size, correction, shrink, w1, beta2, w2, eps = scalars
     if kept != 0:
-        g = unscaled(ptrs[1], offs, mask, grad_scale, MAXIMIZE)
-        m = read_wide(ptrs[STATE], offs, mask)
+        g = unscaled(ptrs[1], at, grad_scale, MAXIMIZE)
+        m = read_wide(ptrs[STATE], at)
         if not DECOUPLED:
-            p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
+            p = read_wide(ptrs[2 if MASTER else 0], at)
             g = g + p * weight_decay.to(tl.float32)
         m = first_moment(m, g, w1)
-        write(ptrs[STATE], offs, mask, m)
-        v = second_moment(read_wide(ptrs[STATE + 1], offs, mask), g, beta2, w2)
-        write(ptrs[STATE + 1], offs, mask, v)
+        write(ptrs[STATE], at, m)
+        v = second_moment(read_wide(ptrs[STATE + 1], at), g, beta2, w2)
+        write(ptrs[STATE + 1], at, v)
         if len(ptrs) > STATE + 2:
             # a NaN stays, as in torch.maximum
-            v = tl.maximum(read_wide(ptrs[STATE + 2], offs, mask), v, propagate_nan=tl.PropagateNan.ALL)
-            write(ptrs[STATE + 2], offs, mask, v)
+            v = tl.maximum(read_wide(ptrs[STATE + 2], at), v, propagate_nan=tl.PropagateNan.ALL)
+            write(ptrs[STATE + 2], at, v)
         update = tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(v), correction) + eps)
         if DECOUPLED:
-            p = read_wide(ptrs[2 if MASTER else 0], offs, mask) * shrink
-        write_params(ptrs, offs, mask, start, p - update, key, MASTER, STOCHASTIC)
+            p = read_wide(ptrs[2 if MASTER else 0], at) * shrink
+        write_params(ptrs, at, p - update, key, MASTER, STOCHASTIC)
     if ZERO:
-        clear(ptrs[1], offs, mask)
+        clear(ptrs[1], at)
     return sums
 
 

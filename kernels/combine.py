@@ -9,19 +9,17 @@ from torch import Tensor
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read_wide
+from gradalign.kernels.sweep import guarded, lanes, read_wide, write
 
 
 @triton.jit
-def combine_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def combine_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """out.out as stored; ptrs are outs, xs and ys."""
-    x = read_wide(ptrs[1], offs, mask)
-    y = read_wide(ptrs[2], offs, mask)
+    x = read_wide(ptrs[1], at)
+    y = read_wide(ptrs[2], at)
     out = narrow(x * scalars[0].to(tl.float32) + y * scalars[1].to(tl.float32), ptrs[0].dtype.element_ty)
-    tl.store(ptrs[0] + offs, out, mask=mask)
-    stored = out.to(tl.float32)
-    if mask is not None:
-        stored = tl.where(mask, stored, 0.0)  # a x is NaN where x is 0 and a inf
+    write(ptrs[0], at, out)
+    stored = guarded(out.to(tl.float32), at)  # a x is NaN where x is 0 and a inf
     return (sums[0] + lanes(stored * stored),)
 
 

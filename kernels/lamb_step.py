@@ -10,8 +10,8 @@ from gradalign.kernels.advance import advance_steps, double, power
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run, run_each
-from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write, write_params
-from gradalign.kernels.sweep import lanes, read_wide
+from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write_params
+from gradalign.kernels.sweep import guarded, lanes, read_wide, write
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def direction(p, m, v, correction1, correction2, eps, weight_decay):
 
 
 @triton.jit
-def lamb_moments_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """theta.theta and u.u, u from the moments as stored; ptrs are grads, exp_avgs, exp_avg_sqs and thetas."""
     MAXIMIZE: tl.constexpr = options[0]
     ZERO: tl.constexpr = options[1]
@@ -38,24 +38,24 @@ def lamb_moments_block(ptrs, offs, mask, start, scalars, sums, options: tl.const
     pp = sums[0]
     uu = sums[1]
     if kept != 0:
-        g = unscaled(ptrs[0], offs, mask, grad_scale, MAXIMIZE)
-        m = narrow(first_moment(read_wide(ptrs[1], offs, mask), g, w1), ptrs[1].dtype.element_ty)
-        tl.store(ptrs[1] + offs, m, mask=mask)
-        v = narrow(second_moment(read_wide(ptrs[2], offs, mask), g, beta2, w2), ptrs[2].dtype.element_ty)
-        tl.store(ptrs[2] + offs, v, mask=mask)
-        p = read_wide(ptrs[3], offs, mask)
+        g = unscaled(ptrs[0], at, grad_scale, MAXIMIZE)
+        m = narrow(first_moment(read_wide(ptrs[1], at), g, w1), ptrs[1].dtype.element_ty)
+        write(ptrs[1], at, m)
+        v = narrow(second_moment(read_wide(ptrs[2], at), g, beta2, w2), ptrs[2].dtype.element_ty)
+        write(ptrs[2], at, v)
+        p = read_wide(ptrs[3], at)
+        # guarded: 0 / 0 where eps is 0
         u = direction(p, m.to(tl.float32), v.to(tl.float32), correction1, correction2, eps, weight_decay)
-        if mask is not None:
-            u = tl.where(mask, u, 0.0)  # 0 / 0 where eps is 0
+        u = guarded(u, at)
         pp += lanes(p * p)
         uu += lanes(u * u)
     if ZERO:
-        clear(ptrs[0], offs, mask)
+        clear(ptrs[0], at)
     return pp, uu
 
 
 @triton.jit
-def lamb_update_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """ptrs are params, exp_avgs, (masters,) exp_avg_sqs."""
     MASTER: tl.constexpr = options[0]
     STOCHASTIC: tl.constexpr = options[1]
@@ -66,11 +66,12 @@ def lamb_update_block(ptrs, offs, mask, start, scalars, sums, options: tl.conste
         if TRUST:
             ratio = tl.sqrt(pp / uu)
             rate = rate * tl.where((pp > 0) & (uu > 0), ratio, 1.0)
-        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
-        m = read_wide(ptrs[1], offs, mask)
-        v = read_wide(ptrs[3 if MASTER else 2], offs, mask)
+        p = read_wide(ptrs[2 if MASTER else 0], at)
+        m = read_wide(ptrs[1], at)
+        v = read_wide(ptrs[3 if MASTER else 2], at)
+        # guarded: 0 / 0 where eps is 0
         u = direction(p, m, v, correction1, correction2, eps, weight_decay)
-        write_params(ptrs, offs, mask, start, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)
+        write_params(ptrs, at, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)
     return sums
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton import knobs
+from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from gradalign.kernels.rounding import INTERPRETED
@@ -51,13 +52,21 @@ def launch(
     compiled.enqueue(grid, args, written)
 
 
+def compile_options(target: GPUTarget) -> dict[str, Any]:
+    """How every kernel is compiled."""
+    # Without fused multiply-adds the results are those of the reference, bit for bit.
+    options = {"num_warps": THREADS // target.warp_size, "enable_fp_fusion": False}
+    if target.backend == "hip":
+        options["waves_per_eu"] = 8  # 64 registers: left to itself, LLVM takes more to have all loads in flight at once
+    return options
+
+
 class Compiled:
     """A kernel for one device and one choice of types and constants."""
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any]) -> None:
-        num_warps = THREADS // driver.active.get_current_target().warp_size
-        # Without fused multiply-adds the results are those of the reference, bit for bit.
-        self._kernel = kernel.warmup(*args, grid=grid, num_warps=num_warps, enable_fp_fusion=False)
+        options = compile_options(driver.active.get_current_target())
+        self._kernel = kernel.warmup(*args, grid=grid, **options)
         self._launcher = self._kernel.run
         self._bound: list[tuple] = []
         self._binder = copy.copy(self._launcher)

@@ -12,13 +12,13 @@ from gradalign.kernels.sweep import lanes, read_wide
 
 
 @triton.jit
-def norm_dot_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def norm_dot_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """x.x, and where there is a second list x.y and y.y."""
-    x = read_wide(ptrs[0], offs, mask)
+    x = read_wide(ptrs[0], at)
     if len(ptrs) == 1:
         return (sums[0] + lanes(x * x),)
     else:
-        y = read_wide(ptrs[1], offs, mask)
+        y = read_wide(ptrs[1], at)
         return sums[0] + lanes(x * x), sums[1] + lanes(x * y), sums[2] + lanes(y * y)
 
 

@@ -7,35 +7,33 @@ import triton.language as tl
 from torch import Tensor
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import converted, narrow
+from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read, read_wide
+from gradalign.kernels.sweep import guarded, lanes, read, read_wide, write
 
 
 @triton.jit
-def scaled(ptr, offs, mask, scale):
+def scaled(ptr, at, scale):
     """Scale x, 0 where the scale is: it selects, since 0 x inf is NaN."""
-    return tl.where(scale == 0, 0.0, read_wide(ptr, offs, mask) * scale.to(tl.float32))
+    return tl.where(scale == 0, 0.0, read_wide(ptr, at) * scale.to(tl.float32))
 
 
 @triton.jit
-def perturb_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """delta.d, d.d, delta.delta; ptrs are params, backups, xs and perhaps ys."""
     FROM_BACKUPS: tl.constexpr = options[0]
-    p = read(ptrs[0], offs, mask)
-    old = p.to(tl.float32)
-    base = read_wide(ptrs[1], offs, mask) if FROM_BACKUPS else old
-    d = scaled(ptrs[2], offs, mask, scalars[0])
+    d = scaled(ptrs[2], at, scalars[0])
     if len(ptrs) == 4:
-        d += scaled(ptrs[3], offs, mask, scalars[1])
-    moved = narrow(base + d, p.dtype)
-    if not FROM_BACKUPS:
-        tl.store(ptrs[1] + offs, converted(p, ptrs[1].dtype.element_ty), mask=mask)
-    tl.store(ptrs[0] + offs, moved, mask=mask)
-    delta = moved.to(tl.float32) - old
-    if mask is not None:
-        d = tl.where(mask, d, 0.0)  # scale x is NaN where x is 0 and the scale inf
-        delta = tl.where(mask, delta, 0.0)
+        d += scaled(ptrs[3], at, scalars[1])
+    p = read(ptrs[0], at)
+    if FROM_BACKUPS:
+        moved = narrow(read_wide(ptrs[1], at) + d, p.dtype)
+    else:
+        moved = narrow(p.to(tl.float32) + d, p.dtype)
+        write(ptrs[1], at, p)
+    write(ptrs[0], at, moved)
+    d = guarded(d, at)  # scale x is NaN where x is 0 and the scale inf
+    delta = guarded(moved.to(tl.float32) - p.to(tl.float32), at)
     return sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
 
 

@@ -6,16 +6,15 @@ import triton
 import triton.language as tl
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import converted
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import read
+from gradalign.kernels.sweep import read, write
 
 
 @triton.jit
-def restore_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def restore_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """ptrs are params and backups."""
-    backup = read(ptrs[1], offs, mask)
-    tl.store(ptrs[0] + offs, converted(backup, ptrs[0].dtype.element_ty), mask=mask)
+    backup = read(ptrs[1], at)
+    write(ptrs[0], at, backup)
     return sums
 
 

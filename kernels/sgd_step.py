@@ -9,8 +9,8 @@ from torch import Tensor
 from gradalign.kernels.advance import advance_steps
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.step import clear, step_lists, unscaled, write, write_params
-from gradalign.kernels.sweep import read_wide
+from gradalign.kernels.step import clear, step_lists, unscaled, write_params
+from gradalign.kernels.sweep import read_wide, write
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def sgd_coefficients(t, scalars, parts):
 
 
 @triton.jit
-def sgd_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def sgd_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """ptrs are params, grads, (masters,) (momentum_buffers)."""
     MASTER: tl.constexpr = options[0]
     STOCHASTIC: tl.constexpr = options[1]
@@ -30,16 +30,16 @@ def sgd_step_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr
     STATE: tl.constexpr = 3 if MASTER else 2
     grad_scale, lr, weight_decay, kept, key, first, momentum, undamped = scalars
     if kept != 0:
-        p = read_wide(ptrs[2 if MASTER else 0], offs, mask)
-        g = unscaled(ptrs[1], offs, mask, grad_scale, MAXIMIZE) + p * weight_decay.to(tl.float32)
+        p = read_wide(ptrs[2 if MASTER else 0], at)
+        g = unscaled(ptrs[1], at, grad_scale, MAXIMIZE) + p * weight_decay.to(tl.float32)
         if len(ptrs) > STATE:
-            buffer = read_wide(ptrs[STATE], offs, mask) * momentum + g * undamped
+            buffer = read_wide(ptrs[STATE], at) * momentum + g * undamped
             buffer = tl.where(first != 0, g, buffer)
-            write(ptrs[STATE], offs, mask, buffer)
+            write(ptrs[STATE], at, buffer)
             g = g + momentum * buffer if NESTEROV else buffer
-        write_params(ptrs, offs, mask, start, p - lr.to(tl.float32) * g, key, MASTER, STOCHASTIC)
+        write_params(ptrs, at, p - lr.to(tl.float32) * g, key, MASTER, STOCHASTIC)
     if ZERO:
-        clear(ptrs[1], offs, mask)
+        clear(ptrs[1], at)
     return sums
 
 

@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import converted, narrow, narrow_stochastically
-from gradalign.kernels.sweep import read_wide
+from gradalign.kernels.rounding import narrow_stochastically
+from gradalign.kernels.sweep import elements, read_wide, write
 
 
 @triton.jit
-def unscaled(ptr, offs, mask, grad_scale, MAXIMIZE: tl.constexpr):
+def unscaled(ptr, at, grad_scale, MAXIMIZE: tl.constexpr):
     """Grad * grad_scale, negated to maximize."""
-    g = read_wide(ptr, offs, mask) * grad_scale.to(tl.float32)
+    g = read_wide(ptr, at) * grad_scale.to(tl.float32)
     return -g if MAXIMIZE else g
 
 
@@ -34,27 +34,20 @@ def second_moment(v, g, beta2, w):
 
 
 @triton.jit
-def write(ptr, offs, mask, x):
-    """Float32 to storage, to nearest."""
-    tl.store(ptr + offs, narrow(x, ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def write_params(ptrs, offs, mask, start, new, key, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr):
+def write_params(ptrs, at, new, key, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr):
     """The master where there is one, and the parameter, rounded to nearest or stochastically."""
     if MASTER:
-        write(ptrs[2], offs, mask, new)
+        write(ptrs[2], at, new)
     if STOCHASTIC:
-        rounded = narrow_stochastically(new, key.to(tl.uint32, bitcast=True), start + offs)
-        tl.store(ptrs[0] + offs, converted(rounded, ptrs[0].dtype.element_ty), mask=mask)
+        write(ptrs[0], at, narrow_stochastically(new, key.to(tl.uint32, bitcast=True), elements(at)))
     else:
-        write(ptrs[0], offs, mask, new)
+        write(ptrs[0], at, new)
 
 
 @triton.jit
-def clear(ptr, offs, mask):
+def clear(ptr, at):
     """0."""
-    tl.store(ptr + offs, tl.zeros(offs.shape, ptr.dtype.element_ty), mask=mask)
+    write(ptr, at, tl.zeros(at[1].shape, ptr.dtype.element_ty))
 
 
 def step_lists(

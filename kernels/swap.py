@@ -6,18 +6,17 @@ import triton
 import triton.language as tl
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import converted
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import read
+from gradalign.kernels.sweep import read, write
 
 
 @triton.jit
-def swap_block(ptrs, offs, mask, start, scalars, sums, options: tl.constexpr):
+def swap_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """ptrs are params and backups."""
-    p = read(ptrs[0], offs, mask)
-    backup = read(ptrs[1], offs, mask)
-    tl.store(ptrs[1] + offs, converted(p, backup.dtype), mask=mask)
-    tl.store(ptrs[0] + offs, converted(backup, p.dtype), mask=mask)
+    p = read(ptrs[0], at)
+    backup = read(ptrs[1], at)
+    write(ptrs[1], at, p)
+    write(ptrs[0], at, backup)
     return sums
 
 

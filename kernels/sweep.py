@@ -1,45 +1,95 @@
 """The one kernel: a program takes a chunk of a tensor and runs an op's block over it.
 
-    block(ptrs, offs, mask, start, scalars, sums, options) -> sums
+    block(ptrs, at, scalars, sums, options) -> sums
 
     ptrs     one pointer a list of tensors, at the chunk's first element
-    offs     the elements of the block, counted from there; `start + offs` is their place in the tensor
-    mask     None (constant) in a full block of a chunk whose addresses are all multiples of 16 bytes, which is then loaded
-             and stored 16 bytes at a time; else which of the elements there are
+    at       which of the chunk's elements; for `read`, `write`, `guarded` and `elements`
     scalars  what does not change within a tensor, as float32 or float64
     sums     one float32 vector a reduction; `lanes` folds a block into it
+    options  constants
 
-A block loads all that it reads before it stores, since lists may be one another's.
+Lists may be one another's where the op says so, and a block of such an op loads all that it reads before it stores.
+
+A block of elements is a matrix with rows of 4. A full block of a chunk whose addresses are all multiples of 16 bytes is
+loaded and stored 16 bytes at a time: a row in 4-byte dtypes, two rows in 2-byte dtypes. Those are addressed as a vector,
+so that the compiler chooses the layout of each kind by itself; were they to share one, all that is computed would be
+moved between threads on its way to 4-byte storage, instead of what is loaded from 2-byte storage.
 """
 
 import triton
 import triton.language as tl
 
+from gradalign.kernels.rounding import converted
+
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
-TAIL = BLOCK // 8
+TAIL = BLOCK // 8  # elements of a masked block: one a thread, since each of its accesses takes registers of its own
 CHUNK = 16 * BLOCK  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
-LANES = tl.constexpr(4)  # neighbours that one thread holds in every dtype: a fold of them moves nothing
+ROW = tl.constexpr(4)
 
 
 @triton.jit
-def read(ptr, offs, mask):
-    """The block's elements, in their storage dtype; 0 where the mask is off."""
-    if mask is None:
-        return tl.load(ptr + offs)
+def _at(i, n, start, SIZE: tl.constexpr, MASKED: tl.constexpr):
+    flat = i + tl.arange(0, SIZE)
+    rows = i + tl.arange(0, SIZE // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
+    if MASKED:
+        return flat, rows, start, flat < n, rows < n
     else:
-        return tl.load(ptr + offs, mask=mask, other=0)
+        return flat, rows, start
 
 
 @triton.jit
-def read_wide(ptr, offs, mask):
-    """The block's elements, in float32."""
-    return read(ptr, offs, mask).to(tl.float32)
+def read(ptr, at):
+    """The elements, in their storage dtype; 0 beyond the tensor's end."""
+    if ptr.dtype.element_ty.primitive_bitwidth == 32:
+        x = tl.load(ptr + at[1]) if len(at) == 3 else tl.load(ptr + at[1], mask=at[4], other=0)
+    else:
+        x = tl.load(ptr + at[0]) if len(at) == 3 else tl.load(ptr + at[0], mask=at[3], other=0)
+        x = tl.reshape(x, at[1].shape)
+    return x
+
+
+@triton.jit
+def read_wide(ptr, at):
+    """The elements, in float32."""
+    return read(ptr, at).to(tl.float32)
+
+
+@triton.jit
+def write(ptr, at, x):
+    """Store `x`: the same bits where it has the storage dtype, else rounded to nearest."""
+    x = converted(x, ptr.dtype.element_ty)
+    if ptr.dtype.element_ty.primitive_bitwidth == 32:
+        if len(at) == 3:
+            tl.store(ptr + at[1], x)
+        else:
+            tl.store(ptr + at[1], x, mask=at[4])
+    else:
+        x = tl.reshape(x, at[0].shape)
+        if len(at) == 3:
+            tl.store(ptr + at[0], x)
+        else:
+            tl.store(ptr + at[0], x, mask=at[3])
+
+
+@triton.jit
+def guarded(x, at):
+    """`x`, 0 beyond the tensor's end."""
+    if len(at) == 3:
+        return x
+    else:
+        return tl.where(at[4], x, 0.0)
+
+
+@triton.jit
+def elements(at):
+    """The places of the elements in their tensor, int64."""
+    return at[2] + at[1]
 
 
 @triton.jit
 def lanes(x):
-    """A block's sum, folded as far as a thread goes alone; of a masked block, `x` must be 0 where there is nothing."""
-    return tl.sum(tl.reshape(x, (x.shape[0] // LANES, LANES)), axis=1)
+    """A block's sum, folded as far as a thread goes alone; `x` must be 0 beyond the tensor's end."""
+    return tl.sum(x, axis=1)
 
 
 @triton.jit
@@ -120,7 +170,7 @@ def sweep(
         NUM_SUMS: how many sums the block keeps.
         CHUNK: elements.
         BLOCK: elements.
-        TAIL: elements of a masked block: few, since each of its accesses keeps registers of its own.
+        TAIL: elements.
     """
     chunk = tl.program_id(0) + first
     packed = tl.load(chunks + chunk)
@@ -134,15 +184,14 @@ def sweep(
     for k in tl.static_range(1, len(dtypes)):
         bits |= addresses[k]
     full = tl.where(bits & 15 == 0, n // BLOCK * BLOCK, 0)
-    sums = _zeros(NUM_SUMS, BLOCK // LANES)
+    sums = _zeros(NUM_SUMS, BLOCK // ROW)
     ptrs = _pointers(addresses, dtypes, True)
     for i in range(0, full, BLOCK):
-        sums = block(ptrs, i + tl.arange(0, BLOCK), None, start, known, sums, options)
-    tail_sums = _zeros(NUM_SUMS, TAIL // LANES)
+        sums = block(ptrs, _at(i, n, start, BLOCK, False), known, sums, options)
+    tail_sums = _zeros(NUM_SUMS, TAIL // ROW)
     ptrs = _pointers(addresses, dtypes, False)
     for i in range(full, n, TAIL):
-        offs = i + tl.arange(0, TAIL)
-        tail_sums = block(ptrs, offs, offs < n, start, known, tail_sums, options)
+        tail_sums = block(ptrs, _at(i, n, start, TAIL, True), known, tail_sums, options)
 
     for k in tl.static_range(NUM_SUMS):
         tl.store(partials + k * total + chunk, tl.sum(sums[k]) + tl.sum(tail_sums[k]))
