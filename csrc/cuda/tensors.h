@@ -1,0 +1,113 @@
+// Tensors of the LibTorch stable ABI on a device, as the kernels' operands.
+#pragma once
+
+#include "../cpu/tensors.h"
+#include "device.h"
+#include "kernels.h"
+
+namespace gradalign::cuda {
+
+// Which device the call runs on, with the memory that it needs until it returns.
+class Call {
+ public:
+  // An empty list has no device; `scalar`'s is taken then.
+  Call(const char* op, const Tensors& first, const Tensor& scalar)
+      : op_(op), device_((first.empty() ? scalar : first.front()).get_device_index()), scope_(device_, op) {
+    for (const Tensor& tensor : first) numels_.push_back(tensor.numel());
+    place_ = {op, device_, current_stream(device_), [this](int64_t bytes) { return bytes_on_device(bytes); }};
+  }
+
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  const Place& place() const { return place_; }
+  const std::vector<int64_t>& numels() const { return numels_; }
+
+  Operands list(const Tensors& tensors, const char* name) const {
+    expect(tensors.size() == numels_.size(), op_,
+           "expected " + std::string(name) + " to have " + std::to_string(numels_.size()) + " tensors; got " +
+               std::to_string(tensors.size()));
+    Operands operands;
+    operands.reserve(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) operands.push_back(operand(tensors[i], numels_[i], name));
+    return operands;
+  }
+
+  // Empty lists are allowed and mean that there is none of it.
+  Operands optional_list(const Tensors& tensors, const char* name) const {
+    return tensors.empty() ? Operands{} : list(tensors, name);
+  }
+
+  Scalar scalar(const Tensor& tensor, const char* name) const {
+    expect(tensor.numel() == 1 && on_device(tensor), op_,
+           "expected " + std::string(name) + " to be a 0-dim tensor on the device of the lists; make it with "
+           "torch.full((), value, device=...)");
+    return {tensor.data_ptr(), number_of(tensor, name)};
+  }
+
+  Scalar scalar(const std::optional<Tensor>& tensor, const char* name) const {
+    return tensor ? scalar(*tensor, name) : Scalar{nullptr, Number::f32};
+  }
+
+  Tensor doubles(int64_t size) const {
+    const int64_t stride = 1;
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_float64(), device_type(), device_, &handle));
+    return Tensor(handle);
+  }
+
+ private:
+  bool on_device(const Tensor& tensor) const {
+    int32_t type;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    return type == device_type() && tensor.get_device_index() == device_;
+  }
+
+  Operand operand(const Tensor& tensor, int64_t numel, const char* name) const {
+    int32_t layout;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+    static const int32_t strided = aoti_torch_layout_strided();
+    expect(on_device(tensor) && layout == strided, op_,
+           "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
+    expect(tensor.numel() == numel, op_, "expected tensors of " + std::string(name) + " to have the numbers of elements of the first list");
+    Operand operand{};
+    operand.dtype = dtype_of(tensor, op_);
+    operand.data = static_cast<char*>(tensor.data_ptr());
+    operand.flat = tensor.is_contiguous();
+    if (!operand.flat) {
+      operand.ndim = tensor.dim();
+      expect(operand.ndim <= 64, op_, "expected at most 64 dimensions");
+      operand.sizes = tensor.sizes().data();
+      operand.strides = tensor.strides().data();
+    }
+    return operand;
+  }
+
+  Number number_of(const Tensor& tensor, const char* name) const {
+    int32_t dtype;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+    if (dtype == aoti_torch_dtype_float32()) return Number::f32;
+    if (dtype == aoti_torch_dtype_float64()) return Number::f64;
+    if (dtype == aoti_torch_dtype_bfloat16()) return Number::bf16;
+    if (dtype == aoti_torch_dtype_float16()) return Number::f16;
+    if (dtype == aoti_torch_dtype_int64()) return Number::i64;
+    if (dtype == aoti_torch_dtype_int32()) return Number::i32;
+    expect(dtype == aoti_torch_dtype_bool(), op_, "expected " + std::string(name) + " to be a number or a bool; convert it");
+    return Number::u8;
+  }
+
+  void* bytes_on_device(int64_t bytes) {
+    scratch_.push_back(doubles((bytes + 7) / 8));
+    return scratch_.back().data_ptr();
+  }
+
+  const char* op_;
+  int device_;
+  DeviceScope scope_;
+  std::vector<int64_t> numels_;
+  std::vector<Tensor> scratch_;  // handed back to torch at the end: it reuses memory in the order of the stream
+  Place place_;
+};
+
+}  // namespace gradalign::cuda
