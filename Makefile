@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
 DEMO_FILES := gradalign/cli/demo_assets.txt
 
-.PHONY: env demo test lint docs clean
+.PHONY: env demo test lint sanitize docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml setup.py .ci/constraints.txt
@@ -31,6 +31,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(READY)
+	$(BIN)/python tests/sanitizers/run.py address
+	$(BIN)/python tests/sanitizers/run.py thread
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

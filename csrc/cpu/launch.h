@@ -1,4 +1,4 @@
-// Pages over torch's own threads; sums in the order of the pages.
+// Pages over torch's own threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,59 +8,33 @@
 #endif
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <functional>
-#include <vector>
 
 #include "choose.h"
+#include "pages.h"
 
 namespace gradalign {
 
-// Neumaier's compensated sum of one column of the partial sums.
-inline double compensated_sum(const std::vector<double>& partials, int64_t column, int64_t num_columns) {
-  double sum = 0, lost = 0;
-  for (size_t i = static_cast<size_t>(column); i < partials.size(); i += static_cast<size_t>(num_columns)) {
-    const double next = sum + partials[i];
-    lost += std::fabs(sum) >= std::fabs(partials[i]) ? (sum - next) + partials[i] : (partials[i] - next) + sum;
-    sum = next;
-  }
-  return std::isfinite(lost) ? sum + lost : sum;
-}
-
-template <class Args>
-void run_pages(Kernel<Args> kernel, const Args& args, const Plan& plan, const std::function<double*(int64_t)>& sums_of) {
-  const int64_t num_pages = plan.num_pages();
-  std::atomic<int64_t> next{0};
-  // Threads take the next page when they are free: the pages, and so the sums, are the same whoever takes them.
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t page = next++; page < num_pages; page = next++) {
-      const Piece* pieces = plan.pieces.data();
-      kernel(args, pieces + plan.pages[page], pieces + plan.pages[page + 1], sums_of(page));
+// Runs work() on as many of torch's threads as there is work for.
+struct TorchThreads {
+  template <class Work>
+  void operator()(int64_t num_pages, const Work& work) const {
+    const int64_t num_threads = std::min<int64_t>(torch::stable::get_num_threads(), num_pages);
+    if (num_threads < 2) {
+      work();
+    } else {
+      torch::stable::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) { work(); });
     }
-  };
-  const int64_t num_threads = std::min<int64_t>(torch::stable::get_num_threads(), num_pages);
-  if (num_threads < 2) {
-    work(0, 1);
-  } else {
-    torch::stable::parallel_for(0, num_threads, 1, work);
   }
-}
+};
 
-// Sums over all tensors.
 template <class Args>
 void launch(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums = 0, double* sums = nullptr) {
-  std::vector<double> partials(static_cast<size_t>(plan.num_pages() * num_sums));
-  run_pages<Args>(kernel, args, plan, [&](int64_t page) { return partials.data() + page * num_sums; });
-  for (int64_t i = 0; i < num_sums; ++i) sums[i] = compensated_sum(partials, i, num_sums);
+  sum_pages(kernel, args, plan, num_sums, sums, TorchThreads{});
 }
 
-// A row of sums for every piece.
 template <class Args>
 std::vector<double> launch_by_piece(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums) {
-  std::vector<double> partials(plan.pieces.size() * static_cast<size_t>(num_sums));
-  run_pages<Args>(kernel, args, plan, [&](int64_t page) { return partials.data() + plan.pages[page] * num_sums; });
-  return partials;
+  return sums_by_piece(kernel, args, plan, num_sums, TorchThreads{});
 }
 
 // Whether the lists are larger than the last level of cache.

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+from run import run
+
+from gradalign.extension import compiler
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler"),
+]
+
+
+@pytest.mark.parametrize(("sanitizer", "isa"), [("address", "portable"), ("address", "avx2"), ("thread", "portable")])
+def test_kernels_under(sanitizer, isa):
+    assert run(sanitizer, [isa]) == f"{isa}: no complaint\n"
