@@ -1,7 +1,7 @@
 // sgd_step_ with momentum (Sutskever et al. 2013), in torch's form: the buffer begins as the first gradient.
 #pragma once
 
-#include "storage.h"
+#include "moments.h"
 
 GRADALIGN_NAMESPACE_BEGIN
 
@@ -23,14 +23,15 @@ struct SgdResult {
 
 template <class T>
 GRADALIGN_HD SgdResult<T> sgd(T p, T g, T buffer, const Sgd<T>& c) {
-  const T grad = g + p * c.decay;
-  const T velocity = c.first ? grad : buffer * c.momentum + grad * c.take;
-  return {p - c.lr * (c.nesterov ? grad + c.momentum * velocity : velocity), velocity};
+  const T grad = multiply_add(p, c.decay, g);
+  const T velocity = c.first ? grad : multiply_add(grad, c.take, buffer * c.momentum);
+  const T direction = c.nesterov ? multiply_add(velocity, c.momentum, grad) : velocity;
+  return {multiply_add(-c.lr, direction, p), velocity};
 }
 
 template <class T>
 GRADALIGN_HD T sgd_plain(T p, T g, const Sgd<T>& c) {
-  return p - c.lr * (g + p * c.decay);
+  return multiply_add(-c.lr, multiply_add(p, c.decay, g), p);
 }
 
 GRADALIGN_NAMESPACE_END

@@ -9,6 +9,9 @@ What every step has in common, per element and in the wider of float32 and the s
 The coefficients (1 - lr weight_decay, lr / (1 - beta1^t), sqrt(1 - beta2^t), ...) are computed in float64 and rounded to
 the arithmetic's dtype once; `lr`, `weight_decay`, `grad_scale` and `skip` are 0-dim tensors of any dtype. t is
 `steps[i] + 1`. `skip` != 0 selects the old value of everything, steps included; gradients are zeroed all the same.
+
+Products are fused into sums (`addcmul`, `add` with alpha) where torch's fused forms are compiled that way, so that AdamW and
+SGD agree with them bit for bit on a machine with fused multiply-add.
 """
 
 from __future__ import annotations
@@ -61,10 +64,10 @@ def adamw_step_(
             if decoupled:
                 p = p * kept
             else:
-                g = g + p * decay
+                g = torch.addcmul(g, p, decay)
             m, v = _moments(m, v, g, beta1, beta2)
             top = tuple(torch.maximum(a, v) for a in largest)
-            denom = (top[0] if top else v).sqrt() / correction + eps
+            denom = _root(top[0] if top else v) / correction + eps
             return p - step_size * m / denom, m, v, *top
 
         return update
@@ -97,11 +100,13 @@ def sgd_step_(
         rate, decay = lr.to(dtype), weight_decay.to(dtype)
 
         def update(p: Tensor, g: Tensor, *buffers: Tensor) -> tuple[Tensor, ...]:
-            g = g + p * decay
+            g = torch.addcmul(g, p, decay)
             if not buffers:
-                return (p - rate * g,)
-            buffer = torch.where(t == 1, g, buffers[0] * momentum + g * (1 - dampening))
-            return p - rate * (g + momentum * buffer if nesterov else buffer), buffer
+                return (torch.addcmul(p, g, rate, value=-1),)
+            later = torch.add(buffers[0] * momentum, g, alpha=1 - dampening)
+            buffer = torch.where(t == 1, g, later)
+            direction = torch.add(g, buffer, alpha=momentum) if nesterov else buffer
+            return torch.addcmul(p, direction, rate, value=-1), buffer
 
         return update
 
@@ -196,8 +201,13 @@ def _scaled(g: Tensor, grad_scale: Tensor, dtype: torch.dtype, maximize: bool) -
 
 
 def _moments(m: Tensor, v: Tensor, g: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
-    # torch's order of operations: lerp, which is exact for beta1 = 0, then ((1 - beta2) g) g.
-    return torch.lerp(m, g, 1 - beta1), v * beta2 + g * (1 - beta2) * g
+    # torch's order of operations: lerp, which is exact for beta1 = 0, then ((1 - beta2) g) g, fused into the sum.
+    return torch.lerp(m, g, 1 - beta1), torch.addcmul(v * beta2, g * (1 - beta2), g)
+
+
+def _root(v: Tensor) -> Tensor:
+    # Rounded correctly: torch's float32 root on the CPU is a vector library's, which may be an ulp off.
+    return v.double().sqrt().to(v.dtype)
 
 
 def _lamb_direction(
@@ -205,7 +215,7 @@ def _lamb_direction(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     correction1, correction2 = (1 - beta1**t).to(dtype), (1 - beta2**t).sqrt().to(dtype)
     decay = weight_decay.to(dtype)
-    return lambda p, m, v: (m / correction1) / (v.sqrt() / correction2 + eps) + p * decay
+    return lambda p, m, v: (m / correction1) / (_root(v) / correction2 + eps) + p * decay
 
 
 def _trust_ratio(
