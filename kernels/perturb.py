@@ -26,15 +26,18 @@ def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     if len(ptrs) == 4:
         d += scaled(ptrs[3], at, scalars[1])
     p = read(ptrs[0], at)
+    old = p.to(tl.float32)
     if FROM_BACKUPS:
         moved = narrow(read_wide(ptrs[1], at) + d, p.dtype)
     else:
-        moved = narrow(p.to(tl.float32) + d, p.dtype)
-        write(ptrs[1], at, p)
+        moved = narrow(old + d, p.dtype)
     write(ptrs[0], at, moved)
     d = guarded(d, at)  # scale x is NaN where x is 0 and the scale inf
-    delta = guarded(moved.to(tl.float32) - p.to(tl.float32), at)
-    return sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
+    delta = guarded(moved.to(tl.float32) - old, at)
+    sums = sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
+    if not FROM_BACKUPS:
+        write(ptrs[1], at, p)
+    return sums
 
 
 def perturb_(
