@@ -13,7 +13,7 @@ from gradalign import checks, estimators
 from gradalign.estimators import Options, RunningMean, Schedule, Settings, Step
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
-from gradalign.space import Vector
+from gradalign.space import ParamSpace, Vector
 
 NORMALIZATIONS = ("none", "direction", "gradient")
 DIFFERENCES = ("forward", "central")
@@ -46,6 +46,8 @@ class GradAlign(Method):
         params: the parameters that A is measured on and that are displaced; None: all that require grad.
         scaler: the GradScaler that scales the losses.
         telemetry: also look at every gradient's norm: dot, cosine and noise scale in every step, for two more copies.
+        optimizer: a `gradalign.optim` optimizer; its float32 masters serve as backup (displaced parameters are
+            round(master + d), no copy is made), its first moment as the mean of past gradients of `momentum`.
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
         backend: what runs the kernels: "auto", "reference", "native" or "triton".
 
@@ -82,6 +84,7 @@ class GradAlign(Method):
         params: Iterable[Parameter] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         telemetry: bool = False,
+        optimizer: Any = None,
         zeroed_grads: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -99,17 +102,28 @@ class GradAlign(Method):
         own, normalizations = self._estimator.own, self._estimator.normalizations
         checks.estimator_fits(estimator, own, normalizations, objective, settings.objective.own, normalize)
         self._mean = RunningMean()
+        self._optimizer = None if optimizer is None else checks.gradalign_optimizer(optimizer)
         self._options = Options(
             probe_fraction=checks.fraction("probe_fraction", probe_fraction),
             probes=checks.one_of("probes", probes, ("last", "rotate")),
             gradients=checks.one_of("gradients", gradients, ("device", "host", "recompute")),
-            mean=lambda space: (self._mean.over(space), self._mean),
+            mean=self._past_gradients,
         )
         self._every = checks.count("every", every, least=1)
         super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return self._estimator.make(step, total, self._options)
+
+    def _past_gradients(self, space: ParamSpace) -> tuple[Vector, RunningMean | None]:
+        if self._optimizer is None:
+            return self._mean.over(space), self._mean
+        return [self._optimizer.first_moment(p) for p in space.params], None
+
+    def _masters(self, space: ParamSpace) -> Vector | None:
+        if self._optimizer is None:
+            return None
+        return [self._optimizer.master(p) for p in space.params]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients."""

@@ -25,12 +25,21 @@ class Displacement:
     An exception (KeyboardInterrupt too) can strike inside an op or between it and the line that notes its end. What was
     written by then is read from the parameters' version counters: the ops complete a backup before they write its
     parameter, and count the write together with it.
+
+    A parameter whose optimizer keeps a float32 master needs no backup: theta is the rounding of the master, which nothing here
+    writes, and the displaced value is round(master + d).
+
+    Args:
+        space: the parameters.
+        masters: the master of each parameter, or None.
     """
 
-    def __init__(self, space: ParamSpace) -> None:
+    def __init__(self, space: ParamSpace, masters: Vector | None = None) -> None:
         self._space = space
+        self._masters = space.zeros() if masters is None else masters
         self._backups: Vector = space.zeros()
-        self._members: list[int] = []
+        self._mastered: list[int] = []  # displaced, with a master
+        self._members: list[int] = []  # displaced, with a backup
         self._versions: list[int] = []
         self._theta = Theta.IN_PARAMS
 
@@ -45,13 +54,17 @@ class Displacement:
         Returns:
             float64 tensor [delta.d, d.d, delta.delta] on the home device; delta is what the dtypes could represent of d.
         """
-        space = self._space
-        self._members = [i for i in space.measured if x[i] is not None or (y is not None and y[i] is not None)]
+        space, masters = self._space, self._masters
+        moved = [i for i in space.measured if x[i] is not None or (y is not None and y[i] is not None)]
+        self._mastered = [i for i in moved if masters[i] is not None]
+        self._members = [i for i in moved if masters[i] is None]
         for i in self._members:
             self._backups[i] = torch.empty_like(space.params[i])
         self._watch()
         self._theta = Theta.LEAVING
         sums = space.perturb(self._backups, x, scale, y, scale_y, self._members)
+        if self._mastered:
+            sums = sums + space.perturb(masters, x, scale, y, scale_y, self._mastered, from_backups=True)
         self._theta = Theta.IN_BACKUPS
         self._moved()
         return sums
@@ -59,13 +72,17 @@ class Displacement:
     def reflect(self) -> None:
         """theta + delta -> theta - delta."""
         self._space.reflect(self._backups, self._members)
+        self._space.reflect(self._masters, self._mastered)
         self._moved()
 
     def step_out(self) -> None:
         """Back to theta, keeping the displaced values for `step_in`."""
+        for i in self._mastered:
+            self._backups[i] = self._space.params[i].detach().clone()
         self._watch()
         self._theta = Theta.RETURNING
         self._space.swap_out(self._backups, self._members)
+        self._space.restore(self._masters, self._mastered)
         self._theta = Theta.IN_PARAMS
         self._moved()
 
@@ -74,23 +91,27 @@ class Displacement:
         self._watch()
         self._theta = Theta.LEAVING
         self._space.swap_in(self._backups, self._members)
+        self._space.restore(self._backups, self._mastered)
         self._theta = Theta.IN_BACKUPS
         self._moved()
 
     def restore(self) -> None:
         """Back to theta, bit for bit, from wherever the parameters are; the backups are let go."""
-        if self._theta is Theta.IN_BACKUPS:
-            self._space.restore(self._backups, self._members)
-        elif self._theta is not Theta.IN_PARAMS:
-            written = self._theta is Theta.LEAVING
-            params = self._space.params
-            away = [
-                i for i, v in zip(self._members, self._versions, strict=True) if (params[i]._version != v) is written
-            ]
-            self._space.restore(self._backups, away)
+        if self._theta is not Theta.IN_PARAMS:
+            self._space.restore(self._backups, self._away())
+            self._space.restore(self._masters, self._mastered)
         self._theta = Theta.IN_PARAMS
         self._backups = self._space.zeros()
         self._moved()
+
+    def _away(self) -> list[int]:
+        """The parameters whose values of theta are in the backups."""
+        if self._theta is Theta.IN_BACKUPS:
+            return self._members
+        written = self._theta is Theta.LEAVING
+        params = self._space.params
+        pairs = zip(self._members, self._versions, strict=True)
+        return [i for i, version in pairs if (params[i]._version != version) is written]
 
     def _watch(self) -> None:
         self._versions = [self._space.params[i]._version for i in self._members]

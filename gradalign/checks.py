@@ -266,17 +266,20 @@ def one_scaler(own: Any, other: Any) -> Any:
     return own if own is not None else other
 
 
+NO_SECOND_DERIVATIVE = ("not implemented", "does not require grad", "ouble backward", "differentiate twice")
+
+
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable(name: str = "exact") -> Iterator[None]:
     """Says what to do where an operation has no second derivative."""
     try:
         yield
     except RuntimeError as error:
-        if "not implemented" not in str(error) and "does not require grad" not in str(error):
+        if not any(words in str(error) for words in NO_SECOND_DERIVATIVE):
             raise
         raise RuntimeError(
-            f"exact: expected twice differentiable operations; got: {error}; use eager attention (or "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or an estimator with finite differences"
+            f"{name}: expected twice differentiable operations; got: {error}; use eager attention (or "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or a method that needs no second derivative"
         ) from error
 
 
@@ -291,3 +294,13 @@ def estimator_fits(
         )
     if normalize not in normalizations:
         raise ValueError(f'estimator "{name}": expected normalize in {tuple(normalizations)}; got "{normalize}"')
+
+
+def gradalign_optimizer(optimizer: Any) -> Any:
+    """An optimizer that shows its masters and first moments."""
+    if not (hasattr(optimizer, "master") and hasattr(optimizer, "first_moment")):
+        raise TypeError(
+            f"optimizer: expected an optimizer of gradalign.optim; got {type(optimizer).__qualname__}; "
+            "pass none: any optimizer can step the gradients that GradAlign fills in"
+        )
+    return optimizer

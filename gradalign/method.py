@@ -64,6 +64,10 @@ class Method(ABC):
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         """The passes of a step with the term; `total` is the vector that becomes `.grad`."""
 
+    def _masters(self, space: ParamSpace) -> Vector | None:
+        """Float32 masters that serve as backup, where there are some."""
+        return None
+
     def _weight_now(self) -> float:
         """The weight of the coming step; 0 is the plain accumulation loop."""
         return 1.0
@@ -175,7 +179,9 @@ class Method(ABC):
         modules = modules_with_buffers(self._models)
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
         passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
-        step = Step(space, passes, self._settings, num, weight, loss_scale, share, self._num_steps)
+        step = Step(
+            space, passes, self._settings, num, weight, loss_scale, share, self._num_steps, self._masters(space)
+        )
         total = space.grads()
         schedule = self._schedule(step, total) if weight else Plain(step, total)
         return OpenStep(self, step, schedule, BufferState(modules))

@@ -117,20 +117,35 @@ class ParamSpace:
 
     @torch.no_grad()
     def perturb(
-        self, backups: Vector, x: Vector, scale: Tensor, y: Vector | None, scale_y: Tensor | None, over: Sequence[int]
+        self,
+        backups: Vector,
+        x: Vector,
+        scale: Tensor,
+        y: Vector | None,
+        scale_y: Tensor | None,
+        over: Sequence[int],
+        from_backups: bool = False,
     ) -> Tensor:
-        """backup <- theta, theta <- theta + scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
+        """backup <- theta, theta <- theta + scale x + scale_y y; returns [delta.d, d.d, delta.delta].
+
+        With `from_backups` the backups hold theta and are only read.
+        """
         nothing: Vector = self.zeros() if y is None else y
 
         def run(kernels: ModuleType, group: list[int]) -> Tensor:
             both, x_only, y_only = _split(group, x, nothing)
             sums = []
-            if both:
-                ys, near_y = _take(nothing, both), self._near(scale_y, both)  # type: ignore[arg-type]
-                sums.append(self._perturb(kernels, backups, both, _take(x, both), self._near(scale, both), ys, near_y))
-            for alone, vector, factor in ((x_only, x, scale), (y_only, nothing, scale_y)):
-                if alone:
-                    sums.append(self._perturb(kernels, backups, alone, _take(vector, alone), self._near(factor, alone)))  # type: ignore[arg-type]
+            for part, first, factor, second in (
+                (both, x, scale, nothing),
+                (x_only, x, scale, None),
+                (y_only, nothing, scale_y, None),
+            ):
+                if part and factor is not None:
+                    args = [_take(first, part), self._near(factor, part)]
+                    if second is not None and scale_y is not None:
+                        args += [_take(second, part), self._near(scale_y, part)]
+                    targets = _take(self.params, part), _take(backups, part)
+                    sums.append(kernels.perturb_(*targets, *args, from_backups=from_backups))
             return torch.stack(sums).sum(0)
 
         return self._sum(3, run, over, x, nothing)
@@ -160,9 +175,6 @@ class ParamSpace:
             params = _take(self.params, group)
             two, minus = (self._near(self.scalar(value), group) for value in (2.0, -1.0))
             kernels.combine_(params, _take(backups, group), params, two, minus)
-
-    def _perturb(self, kernels: ModuleType, backups: Vector, group: list[int], *lists: object) -> Tensor:
-        return kernels.perturb_(_take(self.params, group), _take(backups, group), *lists)
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
         return scalar.to(self.params[group[0]].device, non_blocking=True)

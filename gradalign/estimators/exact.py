@@ -51,9 +51,12 @@ class Exact(Schedule):
             w = self.combination(
                 g, *(torch.where(length > 0, scale / length, 0.0) for scale in (aim.scale_x, aim.scale_y))
             )
-            product = step.passes.differentiate_again(graph, w)
-            step.space.accumulate(term, product, step.space.scalar(1.0 if direction else 2.0))
+            step.space.accumulate(term, self.product(graph, w), step.space.scalar(1.0 if direction else 2.0))
         return step.close(self.total, term)
+
+    def product(self, graph: Vector, w: Vector) -> Vector:
+        """H w of a micro-batch, from the graph of its gradient."""
+        return self.step.passes.differentiate_again(graph, w)
 
     def combination(self, g: Vector, a: Tensor, b: Tensor) -> Vector:
         """A x + b g on the measured parameters, x being the reference."""

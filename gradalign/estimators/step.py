@@ -54,6 +54,7 @@ class Step:
         loss_scale: what a GradScaler multiplies losses with, 0-dim tensor, or None.
         loss_share: what turns a returned loss into L_i (1, or k where it carries its 1/k).
         index: how many steps were completed before.
+        masters: float32 masters of the parameters, where the optimizer keeps some.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Step:
         loss_scale: Tensor | None,
         loss_share: int,
         index: int,
+        masters: Vector | None = None,
     ) -> None:
         self.space = space
         self.passes = passes
@@ -75,7 +77,7 @@ class Step:
         self.loss_scale = space.scalar(1.0) if loss_scale is None else loss_scale
         self.loss_share = loss_share
         self.index = index
-        self.displacement = Displacement(space)
+        self.displacement = Displacement(space, masters)
         self.agreement = Agreement(num, space.scalar(0.0))
         self.own_scale = num / self.loss_scale
         self._nominal_weight = weight

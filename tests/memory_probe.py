@@ -1,0 +1,65 @@
+"""Prints the high-water mark of one training process, in bytes of resident memory, and the size of its parameters.
+
+    python tests/memory_probe.py METHOD [DTYPE]
+
+METHOD is "plain" or the options of GradAlign as JSON. A process of its own, since a high-water mark never falls.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import nn
+
+import gradalign
+from gradalign.optim import AdamW
+
+WIDTH, LAYERS, K = 3700, 8, 4  # 8 x 3700 x 3700 = 109.5M parameters: 438 MB in float32
+
+
+def high_water_mark() -> int:
+    """Peak resident bytes of this process (Linux)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def main(method: str, dtype: str = "float32") -> dict[str, int]:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    layers = [nn.Linear(WIDTH, WIDTH, bias=False, dtype=getattr(torch, dtype)) for _ in range(LAYERS)]
+    model = nn.Sequential(*layers)
+    masters = dtype == "bfloat16"
+    # No foreach form: its temporaries of the size of the model would hide a copy.
+    optimizer = (
+        AdamW(model.parameters(), master_weights=True)
+        if masters
+        else torch.optim.AdamW(model.parameters(), foreach=False)
+    )
+    batches = list(torch.randn(K, 2, WIDTH, dtype=getattr(torch, dtype)))
+
+    def loss_fn(x):
+        return model(x).float().square().mean()
+
+    if method == "plain":
+        aligner = None
+    else:
+        options = json.loads(method)
+        if options.pop("masters", False):
+            options["optimizer"] = optimizer
+        aligner = gradalign.GradAlign(model, 1e-3, **options)
+    for _ in range(2):
+        if aligner is None:
+            for batch in batches:
+                (loss_fn(batch) / K).backward()
+        else:
+            aligner.backward(loss_fn, batches)
+        optimizer.step()
+        optimizer.zero_grad()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {"peak": high_water_mark(), "parameters": size}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:])))

@@ -1,0 +1,46 @@
+"""Peak memory above plain training with the same optimizer, in copies of the parameters (issue: at most 1.1 for lean split)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = Path(__file__).with_name("memory_probe.py")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the high-water mark is read from Linux's /proc"),
+]
+
+
+@functools.cache
+def measured(method, dtype="float32"):
+    out = subprocess.run([sys.executable, str(PROBE), method, dtype], check=True, capture_output=True, text=True)
+    return json.loads(out.stdout)
+
+
+def extra_copies(dtype="float32", **options):
+    plain, aligned = measured("plain", dtype), measured(json.dumps(options), dtype)
+    assert aligned["parameters"] >= (400e6 if dtype == "float32" else 200e6)
+    return (aligned["peak"] - plain["peak"]) / aligned["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "normalize", "backend"), [("dot", "direction", "reference"), ("norm", "none", "auto")]
+)
+def test_lean_split_keeps_one_copy(objective, normalize, backend):
+    assert 0.5 < extra_copies(objective=objective, normalize=normalize, backend=backend) <= 1.1
+
+
+def test_masters_make_the_backup_unnecessary():
+    assert extra_copies("bfloat16", masters=True) <= 0.2
+    assert extra_copies("bfloat16") > 0.8
+
+
+def test_a_displacement_with_the_own_gradient_keeps_three():
+    assert extra_copies(objective="variance") <= 3.2
