@@ -42,14 +42,11 @@ def gradient_at(model, loss_fn, batch, point):
         return oracle.flat(torch.autograd.grad(loss, params, allow_unused=True), params), loss.detach()
 
 
-def gradient_and_hessian_at(model, loss_fn, batch, point):
+def hvp_at(model, loss_fn, batch, point, vector):
     params = trainable(model)
     with parameters_at(model, point):
-        loss = loss_fn(batch)
-        graph = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-        gradient = oracle.flat(graph, params)
-        columns = [oracle.hvp(graph, params, unit) for unit in torch.eye(len(gradient), dtype=gradient.dtype)]
-        return gradient.detach(), torch.stack(columns), loss.detach()
+        graph = torch.autograd.grad(loss_fn(batch), params, create_graph=True, allow_unused=True)
+        return oracle.hvp(graph, params, vector)
 
 
 def reptile(model, loss_fn, batches, inner_lr, mask=1.0):
@@ -74,17 +71,21 @@ def fomaml(model, loss_fn, batches, inner_lr, mask=1.0):
 
 
 def maml(model, loss_fn, batches, inner_lr, mask=1.0):
-    """(I - inner_lr H_1(theta_0)) ... (I - inner_lr H_{k-1}(theta_{k-2})) g_k(theta_{k-1}), the Hessians in full."""
-    point, hessians, losses = flat_params(model), [], []
-    for batch in batches[:-1]:
-        gradient, hessian, loss = gradient_and_hessian_at(model, loss_fn, batch, point)
-        hessians.append(hessian)
-        point = point - inner_lr * mask * gradient
+    """(I - inner_lr H_1(theta_0)) ... (I - inner_lr H_{k-1}(theta_{k-2})) g_k(theta_{k-1}), from right to left."""
+    point, starts, losses = flat_params(model), [], []
+    for batch in batches:
+        starts.append((torch.get_rng_state(), state(model), point))
+        vector, loss = gradient_at(model, loss_fn, batch, point)
+        point = point - inner_lr * mask * vector
         losses.append(loss)
-    vector, loss = gradient_at(model, loss_fn, batches[-1], point)
-    for hessian in reversed(hessians):
-        vector = vector - inner_lr * hessian @ (mask * vector)
-    return vector, torch.stack([*losses, loss])
+    end = torch.get_rng_state(), state(model)
+    for batch, (random_state, before, point) in reversed(list(zip(batches, starts, strict=True))[:-1]):
+        torch.set_rng_state(random_state)
+        model.load_state_dict(before)
+        vector = vector - inner_lr * hvp_at(model, loss_fn, batch, point, mask * vector)
+    torch.set_rng_state(end[0])
+    model.load_state_dict(end[1])
+    return vector, torch.stack(losses)
 
 
 def sam(model, loss_fn, batches, rho, per_micro_batch=False, mask=1.0):
@@ -109,3 +110,11 @@ def sam(model, loss_fn, batches, rho, per_micro_batch=False, mask=1.0):
     torch.set_rng_state(end[0])
     model.load_state_dict(end[1])
     return torch.stack(seconds).mean(0), torch.stack(losses)
+
+
+def aligned(model, loss_fn, batches, weight, objective, normalize, mask=None):
+    """Gbar - weight term, the term over all pairs by the oracle's double backward."""
+    gbar, term, _, losses = oracle.term(
+        model, loss_fn, batches, objective, normalize, oracle.all_pairs(len(batches)), mask
+    )
+    return gbar - weight * term, losses
