@@ -63,5 +63,6 @@ def _unfit(name: str, device_type: str, dtypes: frozenset[torch.dtype]) -> str |
     module = load(name)
     reason = module.why_unavailable()
     if reason is None and not module.supports(device_type, dtypes):
-        reason = f"does not support {', '.join(sorted(map(str, dtypes)))} on {device_type}"
+        why_not_on = getattr(module, "why_not_on", lambda _: None)
+        reason = why_not_on(device_type) or f"does not support {', '.join(sorted(map(str, dtypes)))} on {device_type}"
     return reason

@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU, from `csrc/`.
+"""C++ kernels for the CPU and CUDA C++ kernels for NVIDIA GPUs, from `csrc/`: binaries of their own behind the same ops.
 
 An op that mutates is one C call per list of tensors, followed in the same C loop by the bump of the version counters of what
 it wrote. Python runs signal handlers and trace functions between two bytecodes, never inside a C loop: so an interrupt
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.extension import UnavailableError, ensure, library
+from gradalign.extension import UnavailableError, cuda, ensure, library
 
 NAME = "native"
 
@@ -36,9 +36,30 @@ def why_unavailable() -> str | None:
     return None
 
 
+@functools.cache
+def why_not_on(device_type: str) -> str | None:
+    """Why tensors on this kind of device cannot be worked on, with the remedy; None where they can. Builds as above."""
+    if device_type == "cpu" or why_unavailable() is not None:
+        return why_unavailable()
+    if device_type != "cuda":
+        return f"there are no native kernels for {device_type}"
+    if torch.version.hip is not None:
+        return "there are no native kernels for ROCm; the triton backend has some"
+    if not torch.cuda.is_available():
+        return "no GPU that this build of torch can use"
+    present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    try:
+        torch.ops.load_library(ensure(cuda.cuda(cuda.architectures(present))))
+    except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
+        return str(error)
+    except OSError as error:
+        return f"the built CUDA kernels do not load: {error}"
+    return None
+
+
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether tensors of these dtypes on this kind of device can be worked on."""
-    return device_type == "cpu" and dtypes <= DTYPES
+    return dtypes <= DTYPES and why_not_on(device_type) is None
 
 
 def cpu_isa() -> str:

@@ -47,10 +47,9 @@ def build(library: Library, compiler: Compiler, folder: Path, defines: tuple[str
     objects = [unit.object for unit in library.units]
     commands = {
         unit.object: [
-            *compiler.command,
-            *COMMON,
+            *(unit.compiler or (*compiler.command, *COMMON)),
             *unit.flags,
-            *defines,
+            *(() if unit.compiler else defines),
             "-c",
             str(sources() / unit.source),
             "-o",
@@ -58,7 +57,7 @@ def build(library: Library, compiler: Compiler, folder: Path, defines: tuple[str
         ]
         for unit in library.units
     }
-    link = [*compiler.command, "-shared", "-o", library.name, *objects, *library.link]
+    link = [*(library.linker or compiler.command), "-shared", "-o", library.name, *objects, *library.link]
     ninja = _ninja()
     if ninja is not None:
         (folder / "build.ninja").write_text(_ninja_file(library.name, commands, link))

@@ -33,6 +33,7 @@ class Unit:
     source: str
     object: str
     flags: tuple[str, ...]
+    compiler: tuple[str, ...] = ()  # another one than the C++ compiler; `flags` are all of its flags then
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Library:
     link: tuple[str, ...]
     inputs: tuple[str, ...]  # files and folders of csrc that it is made of
     built_for: str
+    linker: tuple[str, ...] = ()  # another one than the C++ compiler
 
     def digest(self) -> str:
         """Of the names and contents of all inputs."""
@@ -81,7 +83,7 @@ def torch_version() -> str:
 
 def cpu() -> Library:
     """The ops for the CPU, through the stable ABI."""
-    torch = _torch_folder()
+    torch = torch_folder()
     sets = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ""}
     kernels = tuple(
         Unit("cpu/kernels.cpp", f"kernels_{isa}.o", (f"-DGRADALIGN_ISA={isa}", *flags.split()))
@@ -118,7 +120,8 @@ def module() -> Library:
     )
 
 
-def _torch_folder() -> Path:
+def torch_folder() -> Path:
+    """Where torch is installed, without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("torch is missing; pip install torch")

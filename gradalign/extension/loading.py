@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from . import cache, compiler, library
+from . import cache, compiler, cuda, library
 
 log = logging.getLogger("gradalign")
 
@@ -54,7 +54,7 @@ def build_all(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     Raises:
         CompileError: the compiler refused.
     """
-    for make in (library.cpu, library.module):
+    for make in (library.cpu, library.module, cuda.ahead_of_time):
         try:
             binary, found = make(), _compiler()
         except (ModuleNotFoundError, UnavailableError) as error:
@@ -88,7 +88,8 @@ def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
 
 def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
     _say(
-        f"building {binary.what} with {found.version}; about 10 to 40 seconds, once for this version of gradalign and torch"
+        f"building {binary.what} with {shlex.join(binary.linker) or found.version}; about 10 to 40 seconds (CUDA: to 2 minutes "
+        "for each architecture and two cores), once for this version of gradalign and torch"
     )
     start = time.monotonic()
     with cache.workshop(key) as folder:
