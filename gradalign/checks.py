@@ -304,3 +304,10 @@ def gradalign_optimizer(optimizer: Any) -> Any:
             "pass none: any optimizer can step the gradients that GradAlign fills in"
         )
     return optimizer
+
+
+def labels(tasks: Sequence[str], num: int) -> list[str]:
+    """One label for each of `num` micro-batches."""
+    if isinstance(tasks, str) or len(tasks) != num:
+        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {tasks!r}")
+    return [str(task) for task in tasks]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -95,6 +96,7 @@ class Method(ABC):
         reduction: str = "mean",
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> Any:
         """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
 
@@ -105,6 +107,7 @@ class Method(ABC):
             reduction: "mean": the step's loss is the mean of the losses; "sum": they already carry their 1/k.
             has_aux: loss_fn returns (loss, anything).
             backward: who differentiates the scaled loss, `accelerator.backward` for instance; None: autograd.
+            tasks: a label for every micro-batch: the step then also measures the alignment of the tasks (as with telemetry).
 
         Returns:
             The mean loss, detached; with has_aux (loss, [aux of every micro-batch, from the base passes, in order]).
@@ -122,7 +125,7 @@ class Method(ABC):
             return lambda: loss_fn(handed_out(batch))
 
         closures = [closure_of(batch) for batch in batches]
-        step = self._begin(len(batches), reduction, has_aux, backward)
+        step = self._begin(len(batches), reduction, has_aux, backward, tasks)
         try:
             loss = step.complete(step.schedule.run(closures))
             return (loss, step.passes.aux) if has_aux else loss
@@ -131,7 +134,13 @@ class Method(ABC):
             raise
 
     def accumulate(
-        self, k: int, *, reduction: str = "mean", has_aux: bool = False, backward: Callable[[Tensor], Any] | None = None
+        self,
+        k: int,
+        *,
+        reduction: str = "mean",
+        has_aux: bool = False,
+        backward: Callable[[Tensor], Any] | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> Accumulation:
         """The same step for a loop that sees one micro-batch at a time.
 
@@ -145,7 +154,7 @@ class Method(ABC):
             ValueError: k below 2.
         """
         checks.count("k", k, least=2)
-        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward), k)
+        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward, tasks), k)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps."""
@@ -167,9 +176,20 @@ class Method(ABC):
         params = {id(p): p for model in self._models for p in model.parameters() if p.requires_grad}
         return checks.trainable(list(params.values()))
 
-    def _begin(self, num: int, reduction: str, has_aux: bool, backward: Callable[[Tensor], Any] | None) -> OpenStep:
+    def _begin(
+        self,
+        num: int,
+        reduction: str,
+        has_aux: bool,
+        backward: Callable[[Tensor], Any] | None,
+        tasks: Sequence[str] | None,
+    ) -> OpenStep:
         """Check everything that can be checked before anything is touched."""
         checks.one_of("reduction", reduction, REDUCTIONS)
+        settings = self._settings
+        if tasks is not None:
+            tasks = checks.labels(tasks, num)
+            settings = replace(settings, telemetry=True)
         weight = self._weight_now()
         space = ParamSpace(self._trainable(), self._params, self._backend)
         checks.no_consuming_hooks(space.params)
@@ -179,9 +199,8 @@ class Method(ABC):
         modules = modules_with_buffers(self._models)
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
         passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
-        step = Step(
-            space, passes, self._settings, num, weight, loss_scale, share, self._num_steps, self._masters(space)
-        )
+        masters, index = self._masters(space), self._num_steps
+        step = Step(space, passes, settings, num, weight, loss_scale, share, index, masters, tasks)
         total = space.grads()
         schedule = self._schedule(step, total) if weight else Plain(step, total)
         return OpenStep(self, step, schedule, BufferState(modules))

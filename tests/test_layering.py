@@ -22,6 +22,7 @@ LAYERS = (
     ("method",),
     ("estimators",),
     ("passes", "buffers"),
+    ("sketch",),
     ("space", "replay", "batches", "objectives", "telemetry", "optim"),
     ("ops",),
     ("dispatch",),

@@ -55,9 +55,9 @@ class Rotated(Schedule):
         """The inner schedule in rotated order."""
         losses = self.inner.run([closures[i] for i in self.order])
         place = {i: position for position, i in enumerate(self.order)}
-        aux = self.step.passes.aux
-        aux[:] = [aux[place[i]] for i in range(len(aux))]
-        return [losses[place[i]] for i in range(len(losses))]
+        for listed in (losses, self.step.passes.aux, self.step.sketches):
+            listed[:] = [listed[place[i]] for i in range(len(listed))]
+        return losses
 
     def finish(self) -> dict[str, Tensor]:
         """As the inner schedule."""

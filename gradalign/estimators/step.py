@@ -11,6 +11,7 @@ from torch import Tensor
 from gradalign.buffers import Displacement
 from gradalign.objectives import Dots, Objective
 from gradalign.passes import Passes
+from gradalign.sketch import Sketch, cosines
 from gradalign.space import ParamSpace, Vector
 from gradalign.telemetry import Agreement, AlignmentStats
 
@@ -55,6 +56,7 @@ class Step:
         loss_share: what turns a returned loss into L_i (1, or k where it carries its 1/k).
         index: how many steps were completed before.
         masters: float32 masters of the parameters, where the optimizer keeps some.
+        tasks: the task of every micro-batch, where they are labelled; needs telemetry.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Step:
         loss_share: int,
         index: int,
         masters: Vector | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         self.space = space
         self.passes = passes
@@ -80,6 +83,8 @@ class Step:
         self.displacement = Displacement(space, masters)
         self.agreement = Agreement(num, space.scalar(0.0))
         self.own_scale = num / self.loss_scale
+        self.tasks = tasks
+        self.sketches: list[Tensor] = []
         self._nominal_weight = weight
         self._length: float | None = None
         self._cosines: list[Tensor] = []
@@ -139,6 +144,8 @@ class Step:
         """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g."""
         square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
         self.space.accumulate(total, g, over=self.space.others)
+        if self.tasks is not None:
+            self.sketches.append(Sketch(self.space).of(g))
         self.agreement.square(square * self.own_scale**2)
         if num_before:
             self.agreement.dots(cross * self.own_scale**2, num_before)
@@ -170,12 +177,25 @@ class Step:
         known: dict[str, Tensor] = found | self.agreement.known()
         if self._cosines:
             known["displacement_cosine"] = torch.stack(self._cosines).mean()
+        names: tuple[str, ...] | None = None
+        if self.tasks is not None and len(self.sketches) == self.num:
+            names = tuple(sorted(set(self.tasks)))
+            known["task_cosines"] = self._task_cosines(names)
         return AlignmentStats(
             loss=mean_loss(losses, self.loss_share, self.space.home),
             grad_norm=self.space.norm_dot(self.space.grads())[0].sqrt() / self.loss_scale,
             radius=self._length,
             passes=self.passes.count,
+            tasks=names,
             **known,
+        )
+
+    def _task_cosines(self, names: Sequence[str]) -> Tensor:
+        """Cosines between the sketches of the tasks' gradients."""
+        assert self.tasks is not None
+        pairs = list(zip(self.tasks, self.sketches, strict=True))
+        return cosines(
+            torch.stack([sum((s for t, s in pairs if t == name), torch.zeros_like(pairs[0][1])) for name in names])
         )
 
 
