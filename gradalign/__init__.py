@@ -21,11 +21,21 @@ promises), `estimators` (schedules of passes), `passes` and `buffers` (one pass;
 `objectives` says what A is, `telemetry` what a step tells.
 """
 
-from gradalign import baselines, ops, optim
+from gradalign import baselines, ops, optim, telemetry
 from gradalign._version import __version__
 from gradalign.aligner import GradAlign
 from gradalign.batches import chunk
 from gradalign.method import Accumulation
 from gradalign.telemetry import AlignmentStats
 
-__all__ = ["Accumulation", "AlignmentStats", "GradAlign", "__version__", "baselines", "chunk", "ops", "optim"]
+__all__ = [
+    "Accumulation",
+    "AlignmentStats",
+    "GradAlign",
+    "__version__",
+    "baselines",
+    "chunk",
+    "ops",
+    "optim",
+    "telemetry",
+]
