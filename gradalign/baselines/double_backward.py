@@ -21,8 +21,8 @@ class DoubleBackward(Method):
 
         .grad = gbar - weight * term,      term = (1/k) sum_i s H_i w_i,      H_i w_i = grad (g_i . w_i), w_i held constant
 
-    The naive way to compute what `GradAlign` estimates, and the same as its estimator "exact". Objectives and normalisations, and
-    with them the unit of `weight`, are those of `GradAlign`.
+    The naive way to compute what `GradAlign` estimates, and the same as its estimator "exact". Objectives and
+    normalisations, and with them the unit of `weight`, are those of `GradAlign`.
 
     Passes: k, and k more through their gradients; each micro-batch is evaluated once, at theta. Copies over plain training: the
     graphs of all k first backwards, whose size is that of the activations, and 1 or 2 of the parameters' size. Every operation

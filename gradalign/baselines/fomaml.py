@@ -29,7 +29,7 @@ class FOMAML(Method):
     Only one micro-batch of k is in the leading term: its variance is that of a single micro-batch.
 
     Passes: k, one a micro-batch, each its base pass: buffers, random numbers and losses are those of the inner points. Copies
-    over plain training: 2 (the backup and the sum of the inner gradients).
+    over plain training: 1 (the backup; the sum of the inner gradients is let go before there is a gradient).
 
     Args:
         model: the module, or several, whose parameters are trained.
@@ -66,7 +66,7 @@ class FOMAML(Method):
 
 
 class FOMAMLSchedule(Schedule):
-    """Inner gradients have a sum of their own, which ends with the step."""
+    """Inner gradients have a sum of their own, which the last inner point is the last to need."""
 
     def __init__(self, step: Step, total: Vector, inner_lr: float) -> None:
         super().__init__(step)
@@ -76,12 +76,15 @@ class FOMAMLSchedule(Schedule):
 
     def visit(self, closure: Closure) -> Tensor:
         """The pass at the inner point; the last one's gradient, whole, is the step's."""
-        passes, last = self.step.passes, self.num_visited == self.step.num - 1
-        if self.num_visited:
-            self.inner.enter(self.gradients)
-        loss = passes.base(closure, self.total, self.step.num) if last else passes.base(closure, self.gradients)
-        self.inner.leave()
+        step, before = self.step, self.num_visited
         self.num_visited += 1
+        finite = self.inner.enter(self.gradients) if before else 1.0
+        if self.num_visited < step.num:
+            loss = step.passes.base(closure, self.gradients)
+        else:
+            self.gradients.clear()  # makes room for the gradient
+            loss = step.passes.base(closure, self.total, finite * step.num)
+        self.inner.leave()
         return loss
 
     def finish(self) -> dict[str, Tensor]:

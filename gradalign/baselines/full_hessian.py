@@ -23,9 +23,9 @@ class FullHessian(DoubleBackward):
 
         .grad = gbar - weight * (1/k) sum_i s H_i w_i
 
-    The matrix is that of `torch.func.hessian`, by reverse mode over the gradient that the base pass has left, row by row:
-    `torch.func.hessian` itself would evaluate loss_fn again (with other dropout masks, and moving buffers) and needs forward-mode
-    rules that some operations lack.
+    The matrix is that of `torch.func.hessian`, by reverse mode over the gradient that the base pass has left, row by row.
+    `torch.func.hessian` itself would evaluate loss_fn again, moving buffers, refuses dropout, and needs forward-mode rules
+    that some operations lack.
 
     Passes: k, and n k backward ones for the rows. Copies over plain training: n of the parameters' size for the one Hessian
     that is held, and the graphs of all k first backwards.
@@ -75,8 +75,8 @@ class FullHessian(DoubleBackward):
         numel = sum(p.numel() for p in params)
         if numel > self._max_numel:
             raise ValueError(
-                f"FullHessian: expected at most max_numel = {self._max_numel} trainable scalars; got n = {numel}, whose Hessian "
-                f"has {numel**2:.1e} elements; use DoubleBackward or GradAlign, or a larger max_numel"
+                f"FullHessian: expected at most max_numel = {self._max_numel} trainable scalars; got n = {numel}, whose "
+                f"Hessian has {numel**2:.1e} elements; use DoubleBackward or GradAlign, or a larger max_numel"
             )
 
 

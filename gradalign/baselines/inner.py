@@ -19,7 +19,7 @@ class InnerLoop:
     """theta_i = theta - inner_lr (g_1 + ... + g_i), g_j the gradient of micro-batch j at theta_{j-1}.
 
     Every point is reached from theta in one displacement along the sum of the gradients so far, so that no rounding of the
-    parameters adds up, and left for theta again, bit for bit. A sum that is not finite leads nowhere: theta itself.
+    parameters adds up, and left for theta again, bit for bit. A sum that is not finite leads nowhere: passes see theta itself.
     """
 
     def __init__(self, step: Step, inner_lr: float) -> None:
@@ -27,13 +27,21 @@ class InnerLoop:
         self._inner_lr = inner_lr
         self._cosine: Tensor | None = None
 
-    def enter(self, gradients: Vector) -> None:
-        """Parameters to the inner point; `gradients` is the sum of the gradients so far, as passes leave it."""
+    def enter(self, gradients: Vector) -> Tensor:
+        """Parameters to the inner point.
+
+        Args:
+            gradients: the sum of the gradients so far, as passes leave it.
+
+        Returns:
+            1, or NaN where the sum is not finite: what makes a gradient that does not contain the sum tell of it.
+        """
         step = self._step
-        square = step.space.norm_dot(gradients, over=step.space.measured)[0]
-        scale = torch.where(square.isfinite(), -self._inner_lr * step.own_scale, 0.0)
+        finite = step.space.norm_dot(gradients)[0].isfinite()
+        scale = torch.where(finite, -self._inner_lr * step.own_scale, 0.0)
         delta_d, d_d, delta_delta = step.displacement.displace(gradients, scale).unbind()
         self._cosine = torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0)
+        return torch.where(finite, 1.0, torch.nan)
 
     def leave(self) -> None:
         """Parameters back to theta."""
