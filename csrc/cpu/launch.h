@@ -3,10 +3,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#if defined(__linux__)
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 
 #include "choose.h"
@@ -37,15 +33,10 @@ std::vector<double> launch_by_piece(Kernel<Args> kernel, const Args& args, const
   return sums_by_piece(kernel, args, plan, num_sums, TorchThreads{});
 }
 
-// Whether the lists are larger than the last level of cache.
-inline bool exceeds_cache(int64_t bytes) {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t reported = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  static const int64_t cache = reported > 0 ? reported : int64_t{1} << 25;
-#else
-  static const int64_t cache = int64_t{1} << 25;
-#endif
-  return bytes > cache;
-}
+// Whether lists of so many bytes leave the cache before they are used again. A fixed size: what the system reports is the
+// cache of the whole machine, not of the cores that this process may use.
+constexpr int64_t kCacheBytes = int64_t{1} << 25;
+
+inline bool exceeds_cache(int64_t bytes) { return bytes > kCacheBytes; }
 
 }  // namespace gradalign

@@ -12,7 +12,9 @@
 
 GRADALIGN_NAMESPACE_BEGIN
 
-constexpr int64_t kBlockBytes = 4096;
+// Short enough that the reads of the next block are on their way while this one is written around the cache (measured: 4096 makes
+// combine_ a fifth slower).
+constexpr int64_t kBlockBytes = 1024;
 
 template <class T>
 constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(T));

@@ -17,34 +17,39 @@ GRADALIGN_NAMESPACE_BEGIN
 
 #if defined(__AVX512F__)
 using Line = __m512i;
-inline void stream_line(void* to, const void* from) { _mm512_stream_si512(static_cast<Line*>(to), _mm512_loadu_si512(from)); }
+inline Line load_line(const void* from) { return _mm512_loadu_si512(from); }
+inline void store_line(void* to, Line line) { _mm512_storeu_si512(to, line); }
+inline void stream_line(void* to, Line line) { _mm512_stream_si512(static_cast<Line*>(to), line); }
 #elif defined(__AVX2__)
 using Line = __m256i;
-inline void stream_line(void* to, const void* from) {
-  _mm256_stream_si256(static_cast<Line*>(to), _mm256_loadu_si256(static_cast<const Line*>(from)));
-}
+inline Line load_line(const void* from) { return _mm256_loadu_si256(static_cast<const Line*>(from)); }
+inline void store_line(void* to, Line line) { _mm256_storeu_si256(static_cast<Line*>(to), line); }
+inline void stream_line(void* to, Line line) { _mm256_stream_si256(static_cast<Line*>(to), line); }
 #elif defined(__x86_64__)
 using Line = __m128i;
-inline void stream_line(void* to, const void* from) {
-  _mm_stream_si128(static_cast<Line*>(to), _mm_loadu_si128(static_cast<const Line*>(from)));
-}
+inline Line load_line(const void* from) { return _mm_loadu_si128(static_cast<const Line*>(from)); }
+inline void store_line(void* to, Line line) { _mm_storeu_si128(static_cast<Line*>(to), line); }
+inline void stream_line(void* to, Line line) { _mm_stream_si128(static_cast<Line*>(to), line); }
 #endif
 
+// Line by line, not by memcpy: for a few kilobytes that takes microcoded string moves, at half the speed (measured).
 inline void copy_bytes(void* to, const void* from, int64_t bytes, bool stream) {
 #if defined(__x86_64__)
+  constexpr int64_t kLine = sizeof(Line);
   char* out = static_cast<char*>(to);
   const char* in = static_cast<const char*>(from);
-  if (stream && bytes >= 4 * static_cast<int64_t>(sizeof(Line))) {
+  int64_t i = 0;
+  if (stream && bytes >= 4 * kLine) {
     const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % sizeof(Line));
-    const int64_t head = misaligned ? static_cast<int64_t>(sizeof(Line)) - misaligned : 0;
-    memcpy(out, in, static_cast<size_t>(head));
-    int64_t i = head;
-    for (; i + static_cast<int64_t>(sizeof(Line)) <= bytes; i += sizeof(Line)) stream_line(out + i, in + i);
-    memcpy(out + i, in + i, static_cast<size_t>(bytes - i));
-    return;
+    i = misaligned == 0 ? 0 : kLine - misaligned;
+    memcpy(out, in, static_cast<size_t>(i));
+    for (; i + kLine <= bytes; i += kLine) stream_line(out + i, load_line(in + i));
   }
-#endif
+  for (; i + kLine <= bytes; i += kLine) store_line(out + i, load_line(in + i));
+  memcpy(out + i, in + i, static_cast<size_t>(bytes - i));
+#else
   memcpy(to, from, static_cast<size_t>(bytes));
+#endif
 }
 
 // Non-temporal stores are weakly ordered: they must be complete before another thread is told that the page is done.
