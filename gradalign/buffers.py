@@ -48,6 +48,18 @@ class Displacement:
         """Whether the parameters are displaced."""
         return self._theta is not Theta.IN_PARAMS
 
+    @property
+    def with_masters(self) -> bool:
+        """Whether a parameter has a master."""
+        return any(m is not None for m in self._masters)
+
+    def num_moved(self) -> Tensor:
+        """How many elements of the displaced parameters differ from theta; an int64 tensor on the home device."""
+        space = self._space
+        theta = [(i, self._backups[i]) for i in self._members] + [(i, self._masters[i]) for i in self._mastered]
+        moved = [(space.params[i] != t.to(space.params[i].dtype)).sum() for i, t in theta if t is not None]
+        return torch.stack([n.to(space.home) for n in moved]).sum() if moved else torch.zeros((), dtype=torch.int64)
+
     def displace(self, x: Vector, scale: Tensor, y: Vector | None = None, scale_y: Tensor | None = None) -> Tensor:
         """theta -> theta + d, d = scale x + scale_y y, on the measured parameters that x or y reaches.
 

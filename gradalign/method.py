@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from gradalign import checks
 from gradalign.batches import handed_out
 from gradalign.estimators import Plain, Schedule, Settings, Step
+from gradalign.low_precision import Displaced, DisplacementWatch
 from gradalign.passes import Closure, Passes
 from gradalign.replay import BufferState, modules_with_buffers
 from gradalign.space import ParamSpace, Vector
@@ -59,6 +60,7 @@ class Method(ABC):
         self._num_steps = 0
         self._displaced = False
         self._stats: AlignmentStats | None = None
+        self._watch = DisplacementWatch()
         ParamSpace(self._trainable(), self._params, backend)  # an impossible backend or dtype shows here, not in a step
 
     @abstractmethod
@@ -242,7 +244,13 @@ class OpenStep:
         stats = self._step.stats(losses, self.schedule.finish())
         self._method._stats = stats
         self._method._num_steps += 1
+        self._method._watch.note(stats.displacement_cosine, self._displaced(stats), stacklevel=3)
         return stats.loss
+
+    def _displaced(self, stats: AlignmentStats) -> Displaced:
+        space = self._step.space
+        dtypes = frozenset(space.params[i].dtype for i in space.measured)
+        return Displaced(stats.radius, dtypes, self._step.displacement.with_masters)
 
     def abort(self) -> None:
         """Parameters, buffers and the aligner as before the step, `.grad` None."""
