@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read_wide, write
+from gradalign.kernels.sweep import lanes, read_wide, scaled, write
 
 
 @triton.jit
@@ -16,12 +16,11 @@ def accumulate_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """g.g and g.acc; ptrs are accs and grads."""
     acc = read_wide(ptrs[0], at)
     g = read_wide(ptrs[1], at)
-    added = tl.where(scalars[0] == 0, 0.0, g * scalars[0].to(tl.float32))  # selects, as perturb_ does
-    write(ptrs[0], at, acc + added)
+    write(ptrs[0], at, acc + scaled(g, scalars[0]))
     return sums[0] + lanes(g * g), sums[1] + lanes(g * acc)
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
-    """acc <- acc + scale g; returns [g.g, g.acc] with acc as it was before."""
+    """acc <- acc + scale g (scale 0 selects, as in `perturb_`); returns [g.g, g.acc] with acc as it was before."""
     work = Sweep(accumulate_block, written=(0,), scalars=(scale,), num_sums=2, num_results=2)
     return run(work, (accs, grads))

@@ -38,7 +38,7 @@ def adamw_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
         m = read_wide(ptrs[STATE], at)
         if not DECOUPLED:
             p = read_wide(ptrs[2 if MASTER else 0], at)
-            g = g + p * weight_decay.to(tl.float32)
+            g = tl.fma(p, weight_decay.to(tl.float32), g)
         m = first_moment(m, g, w1)
         write(ptrs[STATE], at, m)
         v = second_moment(read_wide(ptrs[STATE + 1], at), g, beta2, w2)

@@ -9,22 +9,16 @@ from torch import Tensor
 from gradalign.kernels.columns import Tensors
 from gradalign.kernels.rounding import narrow
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import guarded, lanes, read, read_wide, write
-
-
-@triton.jit
-def scaled(ptr, at, scale):
-    """Scale x, 0 where the scale is: it selects, since 0 x inf is NaN."""
-    return tl.where(scale == 0, 0.0, read_wide(ptr, at) * scale.to(tl.float32))
+from gradalign.kernels.sweep import guarded, lanes, read, read_wide, scaled, write
 
 
 @triton.jit
 def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """delta.d, d.d, delta.delta; ptrs are params, backups, xs and perhaps ys."""
     FROM_BACKUPS: tl.constexpr = options[0]
-    d = scaled(ptrs[2], at, scalars[0])
+    d = scaled(read_wide(ptrs[2], at), scalars[0])
     if len(ptrs) == 4:
-        d += scaled(ptrs[3], at, scalars[1])
+        d += scaled(read_wide(ptrs[3], at), scalars[1])
     p = read(ptrs[0], at)
     old = p.to(tl.float32)
     if FROM_BACKUPS:

@@ -31,13 +31,13 @@ def sgd_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     grad_scale, lr, weight_decay, kept, key, first, momentum, undamped = scalars
     if kept != 0:
         p = read_wide(ptrs[2 if MASTER else 0], at)
-        g = unscaled(ptrs[1], at, grad_scale, MAXIMIZE) + p * weight_decay.to(tl.float32)
+        g = tl.fma(p, weight_decay.to(tl.float32), unscaled(ptrs[1], at, grad_scale, MAXIMIZE))
         if len(ptrs) > STATE:
-            buffer = read_wide(ptrs[STATE], at) * momentum + g * undamped
-            buffer = tl.where(first != 0, g, buffer)
+            later = tl.fma(g, undamped, read_wide(ptrs[STATE], at) * momentum)
+            buffer = tl.where(first != 0, g, later)
             write(ptrs[STATE], at, buffer)
-            g = g + momentum * buffer if NESTEROV else buffer
-        write_params(ptrs, at, p - lr.to(tl.float32) * g, key, MASTER, STOCHASTIC)
+            g = tl.fma(buffer, momentum, g) if NESTEROV else buffer
+        write_params(ptrs, at, tl.fma(-g, lr.to(tl.float32), p), key, MASTER, STOCHASTIC)
     if ZERO:
         clear(ptrs[1], at)
     return sums

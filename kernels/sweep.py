@@ -72,6 +72,12 @@ def write(ptr, at, x):
 
 
 @triton.jit
+def scaled(x, scale):
+    """Scale x, 0 where the scale is: it selects, since 0 x inf is NaN."""
+    return tl.where(scale == 0, 0.0, x * scale.to(tl.float32))
+
+
+@triton.jit
 def guarded(x, at):
     """`x`, 0 beyond the tensor's end."""
     if len(at) == 3:
