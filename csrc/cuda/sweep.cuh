@@ -69,6 +69,7 @@ __device__ __forceinline__ int sweep_vectors(const Op& op, char* const* data, in
                                              typename Op::Arithmetic* sums) {
   using T = typename Op::Arithmetic;
   constexpr int kTile = kThreads * U;
+#pragma unroll 1  // what is in flight is chosen by U; more would spill
   for (; first + kTile <= last; first += kTile) {
     Lanes<V, S...> lanes[U];
     const int64_t at = begin + static_cast<int64_t>(first + static_cast<int>(threadIdx.x)) * V;
@@ -92,6 +93,7 @@ template <class Op, int V, class... S>
 __device__ __forceinline__ void sweep_rest(const Op& op, char* const* data, int64_t begin, int first, int last,
                                            typename Op::Arithmetic* sums) {
   using T = typename Op::Arithmetic;
+#pragma unroll 1
   for (int v = first + static_cast<int>(threadIdx.x); v < last; v += kThreads) {
     Lanes<V, S...> lanes;
     const int64_t at = begin + static_cast<int64_t>(v) * V;
@@ -157,6 +159,7 @@ __device__ __forceinline__ void for_each_chunk(const Table<Op::kLists>& table, O
   constexpr int kSums = Op::kSums > 0 ? Op::kSums : 1;
   double totals[kSums] = {};
   T sums[kSums] = {};
+#pragma unroll 1
   for (int c = blockIdx.x; c < table.num_chunks(); c += gridDim.x) {
     const Chunk chunk = chunk_at(table, c);
     op.enter(table.tensor[chunk.entry]);
@@ -241,6 +244,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const unsigned reads = idle ? 0 : Op::reads(present);
   const unsigned writes = idle ? 0 : Op::writes(present);
   for_each_chunk(table, op, partials, [&](const Op& at, const Chunk& chunk, T* sums) {
+#pragma unroll 1
     for (int e = threadIdx.x; e < chunk.length; e += kThreads) {
       const int64_t index = chunk.begin + e;
       AnyElement<T, Op::kLists> element(dtypes);

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "backends")]
+
+import kernel_cases
+
+# Sums of a thread within one chunk of 8192 elements are float32 (32 terms), those of chunks float64.
+kernel_cases.SUM["cuda"] = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+
+
+def cuda_backend(kind: str):
+    """The CUDA kernels for tensors on the CPU: run by the emulated GPU or by a real one."""
+    from emulated import emulated
+    from on_device import OnDevice
+
+    from gradalign.backends import native
+    from gradalign.extension import UnavailableError
+
+    if kind == "emulated":
+        try:
+            return emulated()
+        except (RuntimeError, UnavailableError) as error:
+            pytest.skip(f"no emulated GPU: {error}")
+    reason = native.why_not_on("cuda")
+    if reason is not None:
+        pytest.fail(f"the CUDA kernels do not work here: {reason}")
+    return OnDevice(native, "cuda")
+
+
+BACKENDS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return cuda_backend(request.param)
+
+
+def pytest_collection_modifyitems(config, items):
+    # The emulated GPU is slow. A tensor that is expanded is read like one that is strided, and float16 like bfloat16.
+    def spared(item):
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("backend") != "emulated":
+            return False
+        flat = params.get("layout", "contiguous") in ("contiguous", "misaligned")
+        return params.get("layout") == "expanded" or (params.get("dtype") is torch.float16 and not flat)
+
+    skipped = [item for item in items if spared(item)]
+    config.hook.pytest_deselected(items=skipped)
+    items[:] = [item for item in items if not spared(item)]
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -1,0 +1,59 @@
+"""A backend that runs the ops on a GPU for callers whose tensors live on the CPU: so one test serves both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_")
+
+
+class OnDevice:
+    """The ops of a backend; tensors go to the device in their own layout, and what was written comes back."""
+
+    def __init__(self, backend: ModuleType, device: str, name: str = "cuda") -> None:
+        self.NAME = name
+        self._backend = backend
+        self._device = torch.device(device)
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        if op not in OPS:
+            raise AttributeError(op)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            there: dict[tuple, tuple[Tensor, Tensor]] = {}  # the same tensor twice stays the same tensor
+            moved = {name: self._moved(value, there) for name, value in kwargs.items()}
+            result = getattr(self._backend, op)(*(self._moved(value, there) for value in args), **moved)
+            for here, copy in there.values():
+                if 0 not in here.stride():  # an expanded tensor is only read
+                    here.copy_(copy)
+            return result.cpu() if isinstance(result, Tensor) else result
+
+        return run
+
+    def _moved(self, value: Any, there: dict[tuple, tuple[Tensor, Tensor]]) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._moved(v, there) for v in value]
+        if not isinstance(value, Tensor):
+            return value
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (id(value),)
+        if key not in there:
+            there[key] = (value, like(value, self._device))
+        return there[key][1]
+
+
+def like(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device` with the same strides and the same distance from a 16-byte boundary."""
+    if tensor.numel() == 0:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    offset = tensor.data_ptr() % 16 // tensor.element_size()
+    base = torch.zeros(extent + offset, dtype=tensor.dtype, device=device)
+    copy = base.as_strided(tensor.shape, tensor.stride(), offset)
+    flat = tensor.as_strided((extent,), (1,), tensor.storage_offset())
+    base[offset:] = flat.to(device)
+    return copy
