@@ -27,15 +27,18 @@ from gradalign.aligner import GradAlign
 from gradalign.batches import chunk
 from gradalign.method import Accumulation
 from gradalign.telemetry import AlignmentStats
+from gradalign.tuning import TuningResult, tune
 
 __all__ = [
     "Accumulation",
     "AlignmentStats",
     "GradAlign",
+    "TuningResult",
     "__version__",
     "baselines",
     "chunk",
     "ops",
     "optim",
     "telemetry",
+    "tune",
 ]

@@ -1,0 +1,172 @@
+"""`tune`: one step that measures and is then taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gradalign import checks
+from gradalign.batches import handed_out
+from gradalign.estimators import Settings, Step
+from gradalign.method import Method
+from gradalign.objectives import objective
+from gradalign.passes import Closure
+from gradalign.replay import RandomState
+from gradalign.space import ParamSpace, Vector
+from gradalign.tuning import reference as references
+from gradalign.tuning.differences import Differences
+from gradalign.tuning.reference import Reference
+from gradalign.tuning.result import DIFFERENCES, Point, TuningResult, recommended
+from gradalign.tuning.weights import starting_weights
+
+RADII = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+REFERENCES = ("auto", "double_backward", "richardson")
+
+
+def tune(
+    model: nn.Module | Iterable[nn.Module],
+    loss_fn: Callable[[Any], Any],
+    micro_batches: Iterable[Any],
+    *,
+    radii: Iterable[float] = RADII,
+    reference: str = "auto",
+    probe_fraction: float = 0.25,
+    params: Iterable[Parameter] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    optimizer: Any = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+    backward: Callable[[Tensor], Any] | None = None,
+    backend: str = "auto",
+) -> TuningResult:
+    """Measure the error of finite differences on one's own model and micro-batches, and recommend a radius and weights.
+
+        error(r) = || (1/m) sum_i D_i(r) - (1/m) sum_i H_i x^ || / || (1/m) sum_i H_i x^ ||
+
+    over the m probes, x^ the unit mean gradient of the others (as `split` displaces for dot and norm), D_i(r) the forward or
+    central difference over a displacement of length r, taken as `GradAlign` takes it. The reference H_i x^ is by double
+    backward, or where that cannot run by Richardson extrapolation of central differences.
+
+    Everything is left as it was: parameters, buffers and random streams bit for bit, `.grad` None, training mode. Each
+    evaluation of a micro-batch has the same random numbers (dropout) and buffers. Memory: up to nine more copies of the
+    parameters, in float32; passes: k, 2 m for each radius, about 3 m for a double backward, 6 m for the weights.
+
+    Args:
+        model: the module, or several.
+        loss_fn: micro_batch -> scalar loss with a graph, as for `GradAlign.backward`.
+        micro_batches: k >= 2 of them, of the size and kind to be trained with.
+        radii: lengths of displacements, in the units of the parameters.
+        reference: "auto", "double_backward" or "richardson".
+        probe_fraction: m / k.
+        params: the parameters that are displaced; None: all that require grad.
+        scaler: the GradScaler that scales the losses.
+        optimizer: a `gradalign.optim` optimizer whose fp32 masters are displaced.
+        reduction: "mean", or "sum" where the losses carry their 1/k.
+        has_aux: loss_fn returns (loss, anything).
+        backward: who differentiates the scaled loss; None: autograd.
+        backend: what runs the kernels.
+
+    Returns:
+        The curve, the recommended radius for both differences, the displacement achieved, and starting weights. `print` it;
+        `.plot(path)` draws it.
+
+    Raises:
+        ValueError: arguments that do not fit, a `.grad` that is not None, or anchors whose mean gradient is 0 or not finite.
+        TypeError: micro-batches that are no list.
+        RuntimeError: reference="double_backward" where an operation is not twice differentiable.
+
+    Examples:
+        >>> import torch, gradalign
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> result = gradalign.tune(model, lambda x: model(x).square().mean(), list(torch.randn(8, 16, 3)))
+        >>> result.reference, sorted(result.radius)
+        ('double_backward', ['central', 'forward'])
+    """
+    sweep = checks.sweep_radii(radii)
+    checks.one_of("reference", reference, REFERENCES)
+    batches = checks.micro_batches(micro_batches)
+    tuner = _Tuner(model, probe_fraction, optimizer, params=params, scaler=scaler, backend=backend)
+
+    def closure_of(batch: Any) -> Closure:
+        return lambda: loss_fn(handed_out(batch))
+
+    random_state = RandomState({p.device for p in tuner.trainable()})
+    step = tuner._begin(len(batches), reduction, has_aux, backward, tasks=None)
+    assert isinstance(step.schedule, Differences)
+    try:
+        step.schedule.run([closure_of(batch) for batch in batches])
+        return _measure(step.schedule, sweep, reference)
+    finally:
+        step.abort()
+        random_state.put_back()
+
+
+def _measure(differences: Differences, radii: Sequence[float], method: str) -> TuningResult:
+    ladder = references.ladder(radii, RADII)
+    found = references.find(differences, method, ladder)
+    curve = _curve(differences, found, radii)
+    if method == "auto":
+        other = references.second_opinion(differences, found, min(p.central for p in curve), ladder)
+        if other is not None:
+            found, curve = other, _curve(differences, other, radii)
+    radius = {name: recommended(curve, name) for name in DIFFERENCES}
+    return _result(differences, found, curve, radius)
+
+
+def _curve(differences: Differences, reference: Reference, radii: Sequence[float]) -> tuple[Point, ...]:
+    def point(radius: float) -> Point:
+        pair = differences.at(radius)
+        errors = (differences.apart(d(pair), reference.product) for d in (differences.forward, differences.central))
+        return Point(radius, *errors, pair.cosine, pair.kept, pair.moved)
+
+    return tuple(point(radius) for radius in radii)
+
+
+def _result(
+    differences: Differences, reference: Reference, curve: tuple[Point, ...], radius: dict[str, float]
+) -> TuningResult:
+    step, space = differences.step, differences.step.space
+    measured = [space.params[i] for i in space.measured]
+    default = step.radius
+    return TuningResult(
+        curve=curve,
+        radius=radius,
+        default_radius=default,
+        reference=reference.method,
+        uncertainty=reference.uncertainty,
+        reason=reference.reason,
+        weights=starting_weights(differences, reference, radius["central"]),
+        dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in measured})),
+        masters=step.displacement.with_masters,
+        autocast=step.passes.autocast,
+        numel=sum(p.numel() for p in measured),
+        num_probes=differences.m,
+    )
+
+
+class _Tuner(Method):
+    """A method whose steps are never completed."""
+
+    def __init__(
+        self, model: nn.Module | Iterable[nn.Module], probe_fraction: float, optimizer: Any, **options: Any
+    ) -> None:
+        settings = Settings(objective("dot"), "direction", central=True, radius=None, telemetry=False)
+        super().__init__(model, settings, **options)
+        self._probe_fraction = checks.fraction("probe_fraction", probe_fraction)
+        self._optimizer = None if optimizer is None else checks.gradalign_optimizer(optimizer)
+
+    def trainable(self) -> list[Parameter]:
+        """All parameters that require grad."""
+        return self._trainable()
+
+    def _schedule(self, step: Step, total: Vector) -> Differences:
+        return Differences(step, total, self._probe_fraction)
+
+    def _masters(self, space: ParamSpace) -> Vector | None:
+        if self._optimizer is None:
+            return None
+        return [self._optimizer.master(p) for p in space.params]
