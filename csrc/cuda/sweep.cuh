@@ -172,18 +172,28 @@ __device__ __forceinline__ void for_each_chunk(const Table<Op::kLists>& table, O
   }
 }
 
-// A skipped step clears the gradients, if that was asked for, and leaves the rest alone.
-template <class Op>
-__device__ __forceinline__ void clear_chunk(char* data, const Chunk& chunk, int itemsize) {
-  char* begin = data + chunk.begin * itemsize;
-  const int bytes = chunk.length * itemsize;
+template <int kItemsize>
+__device__ __forceinline__ void clear_chunk(char* begin, int length) {
+  const int bytes = length * kItemsize;
   int done = 0;
   if (reinterpret_cast<uintptr_t>(begin) % 16 == 0) {
-    for (int i = threadIdx.x; i < bytes / 16; i += kThreads) reinterpret_cast<uint4*>(begin)[i] = uint4{0, 0, 0, 0};
     done = bytes / 16 * 16;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < bytes / 16; i += kThreads) reinterpret_cast<uint4*>(begin)[i] = uint4{0, 0, 0, 0};
   }
+#pragma unroll 1
   for (int i = done / 2 + static_cast<int>(threadIdx.x); i < bytes / 2; i += kThreads) {
     reinterpret_cast<uint16_t*>(begin)[i] = 0;
+  }
+}
+
+// A skipped step clears the gradients, if that was asked for, and leaves the rest alone.
+template <int kItemsize, int kLists>
+__device__ __forceinline__ void clear_chunks(const Table<kLists>& table, int list) {
+#pragma unroll 1
+  for (int c = blockIdx.x; c < table.num_chunks(); c += gridDim.x) {
+    const Chunk chunk = chunk_at(table, c);
+    clear_chunk<kItemsize>(table.data[list][chunk.entry] + chunk.begin * kItemsize, chunk.length);
   }
 }
 
@@ -193,15 +203,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     sweep(const __grid_constant__ Table<Op::kLists> table, const __grid_constant__ typename Op::Settings settings,
           double* partials) {
   Op op(settings);
-  if constexpr (Op::kCleared >= 0) {
-    if (op.idle()) {
-      if (!op.clears()) return;
-      for (int c = blockIdx.x; c < table.num_chunks(); c += gridDim.x) {
-        const Chunk chunk = chunk_at(table, c);
-        clear_chunk<Op>(table.data[Op::kCleared][chunk.entry], chunk, sizeof(Nth<Op::kCleared, S...>));
-      }
-      return;
+  if (op.idle()) {
+    if constexpr (Op::kCleared >= 0) {
+      if (op.clears()) clear_chunks<sizeof(Nth<Op::kCleared, S...>)>(table, Op::kCleared);
     }
+    return;
   }
   for_each_chunk(table, op, partials, [&](const Op& at, const Chunk& chunk, typename Op::Arithmetic* sums) {
     sweep_chunk<Op, S...>(at, table, chunk, sums);
