@@ -78,7 +78,9 @@ def set_gradients(generator, *models):
     for same in zip(*models, strict=True):
         g = gradient_like(same[0], generator).to(same[0].dtype)  # rounded once: what the widest copy sees, too
         for p in same:
-            p.grad = torch.empty_like(p, requires_grad=False).copy_(g)  # with p's strides: torch's fused form relies on them
+            p.grad = torch.empty_like(p, requires_grad=False).copy_(
+                g
+            )  # with p's strides: torch's fused form relies on them
 
 
 def ulp(x):

@@ -23,7 +23,7 @@ def one_step(ours, theirs, kwargs, further, dtype, backend, exact):
     """Parameters after one step from equal state, which three of torch's steps made: ours, and torch's (in float64 if exact)."""
     generator = torch.Generator().manual_seed(0)
     start = parameters(dtype)
-    # In float16 torch's loop squares gradients beyond the range, and its fused SGD writes inf into the first buffer.
+    # In float16 torch's loop squares gradients beyond the range, and its fused SGD makes inf of a finite buffer.
     warm = theirs(start, fused=theirs is not torch.optim.SGD, **copy.deepcopy(kwargs))
     for _ in range(3):
         set_gradients(generator, start)

@@ -1,0 +1,191 @@
+"""State dicts: to torch's class of the same name and back, saved and loaded, without a cast."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from optim_cases import clones, paired, parameters, set_gradients
+
+from gradalign.optim import LAMB, SGD, AdamW
+
+CASES = {name: rest for name, *rest in paired()}
+SEVERAL = (
+    "AdamW-default",
+    "AdamW-amsgrad",
+    "Adam-decay",
+    "SGD-default",
+    "SGD-momentum",
+    "SGD-dampening",
+    "SGD-nesterov",
+)
+KINDS = {
+    "AdamW": (AdamW, {"amsgrad": True}),
+    "SGD": (SGD, {"momentum": 0.9, "dampening": 0.5}),
+    "LAMB": (LAMB, {}),
+}
+
+
+def run(optimizer, params, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        set_gradients(generator, params)
+        optimizer.step()
+
+
+def saved(optimizer):
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("form", ["fused", "foreach"])
+def test_a_run_goes_on_in_torch(case, form, backend):
+    ours, theirs, kwargs, further = CASES[case]
+    a = parameters()
+    mine = ours(a, backend=backend, **kwargs, **further)
+    run(mine, a, 3, seed=1)
+    b = clones(a)
+    other = theirs(b, **{form: True}, **kwargs)
+    other.load_state_dict(saved(mine))
+    run(mine, a, 3, seed=2)
+    run(other, b, 3, seed=2)
+    for p, q in zip(a, b, strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("form", ["fused", "foreach"])
+def test_a_run_of_torch_goes_on_here(case, form, backend):
+    ours, theirs, kwargs, _ = CASES[case]  # whether decay is decoupled comes with the state
+    a = parameters()
+    other = theirs(a, **{form: True}, **kwargs)
+    run(other, a, 3, seed=1)
+    b = clones(a)
+    mine = ours(b, lr=7.0, backend=backend)
+    mine.load_state_dict(other.state_dict())
+    run(other, a, 3, seed=2)
+    run(mine, b, 3, seed=2)
+    for p, q in zip(a, b, strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_there_and_back_keeps_every_value(backend):
+    a = parameters()
+    mine = AdamW(a, backend=backend, amsgrad=True)
+    run(mine, a, 3, seed=1)
+    other = torch.optim.AdamW(clones(a))
+    other.load_state_dict(mine.state_dict())
+    back = AdamW(a, backend=backend)
+    back.load_state_dict(other.state_dict())
+    for p in a:
+        assert {k: v.tolist() for k, v in back.state[p].items()} == {k: v.tolist() for k, v in mine.state[p].items()}
+    assert back.param_groups[0]["amsgrad"] is True
+
+
+@pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"stochastic_rounding": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_bit_identical(kind, dtype, options, backend):
+    cls, kwargs = KINDS[kind]
+    a = parameters(dtype)
+    uninterrupted = cls(a, backend=backend, **kwargs, **options)
+    run(uninterrupted, a, 3, seed=1)
+    b = clones(a)
+    resumed = cls(b, backend=backend, **kwargs, **options)
+    resumed.load_state_dict(saved(uninterrupted))
+    run(uninterrupted, a, 3, seed=2)
+    run(resumed, b, 3, seed=2)
+    for p, q in zip(a, b, strict=True):
+        assert torch.equal(p, q)
+        assert all(torch.equal(resumed.state[q][name], value) for name, value in uninterrupted.state[p].items())
+
+
+def test_masters_and_moments_are_not_cast(backend):
+    p = torch.randn(9).bfloat16().requires_grad_()
+    optimizer = AdamW([p], master_weights=True, backend=backend)
+    run(optimizer, [p], 2, seed=1)
+    state = {name: value.clone() for name, value in optimizer.state[p].items()}
+    again = AdamW([p], master_weights=True, backend=backend)
+    again.load_state_dict(optimizer.state_dict())
+    for name in ("exp_avg", "exp_avg_sq", "master"):
+        assert again.state[p][name].dtype == torch.float32
+        assert torch.equal(again.state[p][name], state[name])
+        assert not torch.equal(state[name], state[name].bfloat16().float())  # a cast would have shown
+
+
+def test_loaded_state_is_a_copy_and_hooks_see_plain_tensors(backend):
+    p = torch.randn(3, requires_grad=True)
+    optimizer = AdamW([p], backend=backend)
+    run(optimizer, [p], 1, seed=1)
+    again = AdamW(clones([p]), backend=backend)
+    seen = []
+    again.register_load_state_dict_pre_hook(lambda _, saved: seen.append(type(saved["state"][0]["exp_avg"])))
+    again.register_load_state_dict_post_hook(lambda o: seen.append(type(next(iter(o.state.values()))["exp_avg"])))
+    again.load_state_dict(optimizer.state_dict())
+    assert seen == [torch.Tensor, torch.Tensor]
+    again.param_groups[0]["params"][0].grad = torch.ones(3)
+    before = optimizer.state[p]["exp_avg"].clone()
+    again.step()
+    assert torch.equal(optimizer.state[p]["exp_avg"], before)
+
+
+def test_groups_keep_settings_that_torch_does_not_know(backend):
+    params = [torch.randn(3).bfloat16().requires_grad_() for _ in range(2)]
+    groups = [{"params": params[:1], "master_weights": True}, {"params": params[1:], "lr": 0.5}]
+    mine = AdamW(groups, backend=backend)
+    other = torch.optim.AdamW([{"params": c} for c in (clones(params[:1]), clones(params[1:]))], lr=0.25)
+    mine.load_state_dict(other.state_dict())
+    assert [group["master_weights"] for group in mine.param_groups] == [True, False]
+    assert [group["lr"] for group in mine.param_groups] == [0.25, 0.25]
+    assert mine.master(params[0]) is not None
+
+
+def test_a_first_step_of_sgd_is_still_first_after_skipped_ones():
+    p = torch.ones(3, requires_grad=True)
+    mine = SGD([p], momentum=0.9, dampening=0.5, lr=1.0)
+    p.grad = torch.full((3,), torch.inf)
+    mine.step()
+    assert float(mine.state[p]["step"]) == 0
+    q = clones([p])[0]
+    other = torch.optim.SGD([q], momentum=0.9, dampening=0.5, lr=1.0)
+    other.load_state_dict(mine.state_dict())
+    for x, optimizer in ((p, mine), (q, other)):
+        x.grad = torch.full((3,), 0.25)
+        optimizer.step()
+    assert torch.equal(p, q)
+    assert torch.equal(p.detach(), torch.full((3,), 0.75))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_go_on_by_themselves(kind, duplicate, backend):
+    cls, kwargs = KINDS[kind]
+    a = [torch.randn(5).bfloat16().requires_grad_()]
+    options = {"max_grad_norm": 0.5, "clear": "zero", "skip_nonfinite": False, "master_weights": True}
+    optimizer = cls(a, backend=backend, **kwargs, **options)
+    run(optimizer, a, 2, seed=1)
+    twin = duplicate(optimizer)
+    b = twin.param_groups[0]["params"]
+    assert b[0] is not a[0]
+    assert (twin.max_grad_norm, twin.clear, twin.skip_nonfinite, twin.backend) == (0.5, "zero", False, backend)
+    run(optimizer, a, 2, seed=2)
+    run(twin, b, 2, seed=2)
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(optimizer.master(a[0]), twin.master(b[0]))
+
+
+def test_an_old_state_with_a_number_of_steps_loads():
+    p = torch.randn(3, requires_grad=True)
+    optimizer = AdamW([p])
+    state = {0: {"step": 4, "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    assert optimizer.state[p]["step"].dtype == torch.float32
+    assert float(optimizer.state[p]["step"]) == 4
