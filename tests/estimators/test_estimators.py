@@ -7,7 +7,7 @@ import itertools
 import oracle
 import pytest
 import torch
-from measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
+from measure import OBJECTIVES, by_hand, exact_term, measured_term, relative
 from networks import Awkward, Counting, Spectral, make, state
 
 import gradalign
@@ -55,9 +55,16 @@ def cases(objectives=OBJECTIVES):
     ]
 
 
-@pytest.mark.parametrize("telemetry", [False, True])
-@pytest.mark.parametrize("difference", ["forward", "central"])
-@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+# Telemetry changes which gradients are looked at alone, not what a normalisation does with the term: one of them is enough.
+@pytest.mark.parametrize(
+    ("normalize", "difference", "telemetry"),
+    [
+        ("none", "central", False),
+        ("direction", "forward", False),
+        ("direction", "central", True),
+        ("gradient", "forward", True),
+    ],
+)
 @pytest.mark.parametrize(("case", "objective"), cases())
 def test_term_equals_double_backward(case, objective, normalize, difference, telemetry):
     options, pairs, passes = CASES[case]
