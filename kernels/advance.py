@@ -21,7 +21,7 @@ from gradalign.kernels.run import near, on
 from gradalign.kernels.tables import current_stream
 
 BLOCK = 128
-STEP_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+STEP_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.int64: tl.int64}
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def advance(
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = tensor < num_tensors
     ptr = tl.load(steps + tensor, mask=mask, other=0).to(tl.pointer_type(STEP))
-    step = tl.load(ptr, mask=mask, other=0.0)
+    step = tl.load(ptr, mask=mask, other=0)
     t = (step + 1).to(tl.int64)
     kept = tl.full([BLOCK], 1, tl.int32)
     if skip is not None:
@@ -98,9 +98,13 @@ def advance_steps(
     skip: Tensor | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """steps <- steps + 1 unless `skip` != 0; returns vectors over the tensors: kept, key, *coefficients."""
+    """steps (float32, float64 or int64) <- steps + 1 unless `skip` != 0.
+
+    Returns:
+        vectors over the tensors: kept, key, *coefficients.
+    """
     device, dtype = steps[0].device, steps[0].dtype
-    if dtype not in STEP_DTYPES or any(s.dtype != dtype for s in steps):
+    if any(s.dtype != dtype for s in steps):
         wide = [s.double() for s in steps]
         vectors = advance_steps(wide, coefficients, num_coefs, scalars, numbers, skip, seed)
         torch._foreach_copy_(steps, wide)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import narrow
+from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run
 from gradalign.kernels.sweep import guarded, lanes, read_wide, write
 
@@ -19,7 +19,7 @@ def combine_block(ptrs, at, scalars, sums, options: tl.constexpr):
     y = read_wide(ptrs[2], at)
     out = narrow(x * scalars[0].to(tl.float32) + y * scalars[1].to(tl.float32), ptrs[0].dtype.element_ty)
     write(ptrs[0], at, out)
-    stored = guarded(out.to(tl.float32), at)  # a x is NaN where x is 0 and a inf
+    stored = guarded(widen(out), at)  # a x is NaN where x is 0 and a inf
     return (sums[0] + lanes(stored * stored),)
 
 

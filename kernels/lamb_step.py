@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradalign.kernels.advance import advance_steps, double, power
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import narrow
+from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run, run_each
 from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write_params
 from gradalign.kernels.sweep import guarded, lanes, read_wide, write
@@ -45,7 +45,7 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[2], at, v)
         p = read_wide(ptrs[3], at)
         # guarded: 0 / 0 where eps is 0
-        u = direction(p, m.to(tl.float32), v.to(tl.float32), correction1, correction2, eps, weight_decay)
+        u = direction(p, widen(m), widen(v), correction1, correction2, eps, weight_decay)
         u = guarded(u, at)
         pp += lanes(p * p)
         uu += lanes(u * u)

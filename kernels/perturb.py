@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradalign.kernels.columns import Tensors
-from gradalign.kernels.rounding import narrow
+from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run
 from gradalign.kernels.sweep import guarded, lanes, read, read_wide, scaled, write
 
@@ -20,14 +20,14 @@ def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     if len(ptrs) == 4:
         d += scaled(read_wide(ptrs[3], at), scalars[1])
     p = read(ptrs[0], at)
-    old = p.to(tl.float32)
+    old = widen(p)
     if FROM_BACKUPS:
         moved = narrow(read_wide(ptrs[1], at) + d, p.dtype)
     else:
         moved = narrow(old + d, p.dtype)
     write(ptrs[0], at, moved)
     d = guarded(d, at)  # scale x is NaN where x is 0 and the scale inf
-    delta = guarded(moved.to(tl.float32) - old, at)
+    delta = guarded(widen(moved) - old, at)
     sums = sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
     if not FROM_BACKUPS:
         write(ptrs[1], at, p)

@@ -4,8 +4,18 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# The interpreter truncates float32 to bfloat16 where hardware rounds, so that there the rounding is integer arithmetic.
+# The interpreter truncates float32 to bfloat16 where hardware rounds, and loses bfloat16's denormals on their way to
+# float32, so that there the conversions are integer arithmetic.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+
+
+@triton.jit
+def widen(x):
+    """Storage to float32, exactly."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -22,7 +32,7 @@ def narrow(x, dtype: tl.constexpr):
 @triton.jit
 def converted(x, dtype: tl.constexpr):
     """`x` as `dtype`: the same bits where it is that already, else one rounding."""
-    return x if x.dtype == dtype else narrow(x.to(tl.float32), dtype)
+    return x if x.dtype == dtype else narrow(widen(x), dtype)
 
 
 @triton.jit

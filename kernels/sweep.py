@@ -19,7 +19,7 @@ moved between threads on its way to 4-byte storage, instead of what is loaded fr
 import triton
 import triton.language as tl
 
-from gradalign.kernels.rounding import converted
+from gradalign.kernels.rounding import converted, widen
 
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
 TAIL = BLOCK // 8  # elements of a masked block: one a thread, since each of its accesses takes registers of its own
@@ -51,7 +51,7 @@ def read(ptr, at):
 @triton.jit
 def read_wide(ptr, at):
     """The elements, in float32."""
-    return read(ptr, at).to(tl.float32)
+    return widen(read(ptr, at))
 
 
 @triton.jit
