@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from gradalign.cli import demo_plot, demo_report  # with rich and matplotlib, which are known to be there by now
 
     console = Console()
-    _make_directory(args.out)
+    make_directory(args.out)
     seeds, memory = compare(settings, console)
     record = demo_record.run_record(asdict(settings), seeds, memory, time.perf_counter() - begun)
     demo_report.show(record, console)
@@ -62,7 +62,7 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
     """The records of all seeds, and the peak memory of each arm."""
     from gradalign.cli.demo_bar import Bar
 
-    device = _device(settings.device)
+    device = usable_device(settings.device)
     with console.status(f"loading {settings.model} and {settings.data}") as status:
         corpus = load_corpus(settings)
         encoder, tokenizer = load_pretrained(settings.model)
@@ -88,7 +88,8 @@ def load_corpus(settings: Settings) -> Corpus:
     return demo_data.from_csv(Path(settings.csv), settings.text_column, settings.label_column, settings.group_column)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name, if PyTorch can use it here."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -98,7 +99,8 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make the directory of --out."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

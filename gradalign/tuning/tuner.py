@@ -120,8 +120,14 @@ def _measure(differences: Differences, radii: Sequence[float], method: str) -> T
 def _curve(differences: Differences, reference: Reference, radii: Sequence[float]) -> tuple[Point, ...]:
     def point(radius: float) -> Point:
         pair = differences.at(radius)
-        errors = (differences.apart(d(pair), reference.product) for d in (differences.forward, differences.central))
-        return Point(radius, *errors, pair.cosine, pair.kept, pair.moved)
+        return Point(
+            radius,
+            forward=differences.apart(differences.forward(pair), reference.product),
+            central=differences.apart(differences.central(pair), reference.product),
+            displacement_cosine=pair.cosine,
+            displacement_length=pair.kept,
+            moved=pair.moved,
+        )
 
     return tuple(point(radius) for radius in radii)
 
