@@ -20,7 +20,7 @@ def fused(theirs, params, kwargs):
 
 
 def one_step(ours, theirs, kwargs, further, dtype, backend, exact):
-    """Parameters after one step from equal state, which three of torch's steps made: ours, and torch's (in float64 if exact)."""
+    """Ours and torch's parameters (torch's in float64 if exact) after one step from a state that torch made."""
     generator = torch.Generator().manual_seed(0)
     start = parameters(dtype)
     # In float16 torch's loop squares gradients beyond the range, and its fused SGD makes inf of a finite buffer.
