@@ -96,7 +96,10 @@ def verdict(difference: Interval, at: str, num_seeds: int) -> str:
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
     bounds = f"{measured}, 95% interval {low:+.2f} to {high:+.2f} over {num_seeds} paired seeds"
     if difference.excludes_zero:
-        return f"{bounds}: it leaves out 0, a difference for this model, data and setting."
+        return (
+            f"{bounds}: it leaves out 0, as one in 20 does by chance where there is no difference; repeat it with other seeds "
+            "(--first-seed) before you rely on it."
+        )
     return f"{bounds}: it includes 0, so no difference is shown."
 
 

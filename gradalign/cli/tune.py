@@ -82,7 +82,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Classifier, li
     needed = args.k * args.batch
     if len(corpus.snippets) < needed:
         raise CommandError(
-            f"expected at least {needed} texts, --k times --batch; got {len(corpus.snippets)} in {corpus.name}; lower one of them"
+            f"expected at least {needed} texts, --k times --batch; got {len(corpus.snippets)} in {corpus.name}; lower one"
         )
     encoder, tokenizer = load_pretrained(args.model)
     torch.manual_seed(args.seed)

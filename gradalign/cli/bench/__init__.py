@@ -39,10 +39,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     what.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="B against A: what became slower or larger"
     )
-    what.add_argument("--report", type=Path, metavar="A.json", help="table and figures of a result, nothing is measured")
+    what.add_argument(
+        "--report", type=Path, metavar="A.json", help="table and figures of a result, nothing is measured"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-out"), metavar="DIR", help="(default: bench-out)")
     parser.add_argument("--only", metavar="TEXT", help="measure only rows with TEXT in their work or method")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that are there instead of going on from them")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget the rows that are there instead of going on from them"
+    )
     parser.add_argument("--retry", action="store_true", help="measure again what failed")
     parser.add_argument(
         "--minutes", type=options.positive, help="begin nothing after this time (default: the suite's own bound)"

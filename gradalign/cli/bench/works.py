@@ -39,7 +39,9 @@ class Work:
     def name(self) -> str:
         """A name that tells works apart."""
         size = f"{self.size:.0e}".replace("e+0", "e") if self.model == "mlp" else str(self.size)
-        return f"{self.model}-{size}, k={self.k}, batch {self.batch}" + (f", {self.dtype}" if self.dtype != "fp32" else "")
+        return f"{self.model}-{size}, k={self.k}, batch {self.batch}" + (
+            f", {self.dtype}" if self.dtype != "fp32" else ""
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the row."""
@@ -116,7 +118,9 @@ def _encoder(work: Work, seed: int, eager: bool) -> Loaded:
 def _decoder(work: Work, seed: int, eager: bool) -> Loaded:
     windows = text.labelled(text.tokenizer(), work.size, work.k * work.batch * NUM_STEPS, seed)
     model = models.decoder(work.model, work.size, eager)
-    return Loaded(model, _next_token, text.micro_batches(windows, work.k, work.batch), "Rotten Tomatoes, random weights")
+    return Loaded(
+        model, _next_token, text.micro_batches(windows, work.k, work.batch), "Rotten Tomatoes, random weights"
+    )
 
 
 MODELS: dict[str, Callable[[Work, int, bool], Loaded]] = {
