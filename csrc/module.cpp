@@ -18,13 +18,17 @@ pybind11::dict build_info() {
   return info;
 }
 
-std::vector<std::vector<std::tuple<int64_t, int64_t, int64_t>>> plan(const std::vector<int64_t>& numels, int64_t page_elements) {
-  if (page_elements < 1) throw pybind11::value_error("plan: expected page_elements of at least 1; got " + std::to_string(page_elements));
+using Page = std::vector<std::tuple<int64_t, int64_t, int64_t>>;  // tensor, begin, length
+
+std::vector<Page> plan(const std::vector<int64_t>& numels, int64_t page_elements) {
+  if (page_elements < 1) {
+    throw pybind11::value_error("plan: expected page_elements of at least 1; got " + std::to_string(page_elements));
+  }
   for (int64_t numel : numels) {
     if (numel < 0) throw pybind11::value_error("plan: expected sizes of at least 0; got " + std::to_string(numel));
   }
   const auto table = gradalign::plan_pages(numels.data(), static_cast<int64_t>(numels.size()), page_elements);
-  std::vector<std::vector<std::tuple<int64_t, int64_t, int64_t>>> pages(static_cast<size_t>(table.num_pages()));
+  std::vector<Page> pages(static_cast<size_t>(table.num_pages()));
   for (int64_t page = 0; page < table.num_pages(); ++page) {
     for (int64_t i = table.pages[page]; i < table.pages[page + 1]; ++i) {
       const auto& piece = table.pieces[i];

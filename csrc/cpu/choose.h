@@ -21,7 +21,8 @@ inline const Kernels& choose_kernels() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) return kernels_avx2;
 #endif
   if (allowed("portable")) return kernels_portable;
-  throw std::runtime_error(std::string("GRADALIGN_CPU_ISA: expected portable, or avx2 or avx512 where the CPU has it; got ") + named);
+  throw std::runtime_error("GRADALIGN_CPU_ISA: expected portable, or avx2 or avx512 where the CPU has it; got " +
+                           std::string(named));
 }
 
 inline const Kernels& kernels() {

@@ -45,7 +45,8 @@ void sum_pages(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t 
 
 // A row of sums for every piece.
 template <class Args, class Parallel>
-std::vector<double> sums_by_piece(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums, Parallel parallel) {
+std::vector<double> sums_by_piece(Kernel<Args> kernel, const Args& args, const Plan& plan, int64_t num_sums,
+                                  Parallel parallel) {
   std::vector<double> partials(plan.pieces.size() * static_cast<size_t>(num_sums));
   run_pages<Args>(kernel, args, plan, [&](int64_t page) { return partials.data() + plan.pages[page] * num_sums; }, parallel);
   return partials;

@@ -62,9 +62,10 @@ class Step {
 
  private:
   void read_steps() {
-    expect(steps_.size() == numels_.size(), op_,
-           "expected one of steps for each of params (" + std::to_string(numels_.size()) + "); got " +
-               std::to_string(steps_.size()));
+    if (steps_.size() != numels_.size()) {
+      refuse(op_, "expected one of steps for each of params (" + std::to_string(numels_.size()) + "); got " +
+                      std::to_string(steps_.size()));
+    }
     counts_.reserve(steps_.size());
     for (const Tensor& step : steps_) {
       const double count = scalar_of(step, op_, "steps");
@@ -102,10 +103,11 @@ inline std::vector<double> corrections(double beta, const std::vector<double>& c
   return result;
 }
 
-inline void adamw_step_cpu(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-                           Tensors masters, Tensors steps, Tensor grad_scale, Tensor lr, Tensor weight_decay,
-                           std::optional<Tensor> skip, std::optional<Tensor> seed, double beta1, double beta2, double eps,
-                           bool decoupled, bool maximize, bool zero_grads) {
+inline void adamw_step_cpu(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
+                           const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs, const Tensors& masters,
+                           const Tensors& steps, const Tensor& grad_scale, const Tensor& lr, const Tensor& weight_decay,
+                           const std::optional<Tensor>& skip, const std::optional<Tensor>& seed, double beta1,
+                           double beta2, double eps, bool decoupled, bool maximize, bool zero_grads) {
   const char* op = "adamw_step_";
   Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
   Operands m = step.list(exp_avgs, "exp_avgs");
@@ -122,10 +124,11 @@ inline void adamw_step_cpu(Tensors params, Tensors grads, Tensors exp_avgs, Tens
   step.run([&](const Plan& plan) { launch(kernels().adamw, args, plan); });
 }
 
-inline void sgd_step_cpu(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors masters, Tensors steps,
-                         Tensor grad_scale, Tensor lr, Tensor weight_decay, std::optional<Tensor> skip,
-                         std::optional<Tensor> seed, double momentum, double dampening, bool nesterov, bool maximize,
-                         bool zero_grads) {
+inline void sgd_step_cpu(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers,
+                         const Tensors& masters, const Tensors& steps, const Tensor& grad_scale, const Tensor& lr,
+                         const Tensor& weight_decay, const std::optional<Tensor>& skip,
+                         const std::optional<Tensor>& seed, double momentum, double dampening, bool nesterov,
+                         bool maximize, bool zero_grads) {
   const char* op = "sgd_step_";
   Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
   Operands buffers = step.optional_list(momentum_buffers, "momentum_buffers");
@@ -139,7 +142,8 @@ inline void sgd_step_cpu(Tensors params, Tensors grads, Tensors momentum_buffers
 }
 
 // lr times ||theta|| / ||direction|| of every tensor, from the sums of its pieces.
-inline void set_rates(std::vector<LambTensor>& tensors, const Plan& plan, const std::vector<double>& sums, double lr, bool trust) {
+inline void set_rates(std::vector<LambTensor>& tensors, const Plan& plan, const std::vector<double>& sums, double lr,
+                      bool trust) {
   std::vector<std::array<double, 2>> squares(tensors.size());
   for (size_t i = 0; i < plan.pieces.size(); ++i) {
     auto& own = squares[static_cast<size_t>(plan.pieces[i].tensor)];
@@ -149,10 +153,11 @@ inline void set_rates(std::vector<LambTensor>& tensors, const Plan& plan, const 
   for (size_t i = 0; i < tensors.size(); ++i) tensors[i].rate = lr * (trust ? trust_ratio(squares[i][0], squares[i][1]) : 1);
 }
 
-inline void lamb_step_cpu(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
-                          Tensor grad_scale, Tensor lr, Tensor weight_decay, std::optional<Tensor> skip,
-                          std::optional<Tensor> seed, double beta1, double beta2, double eps, bool trust, bool maximize,
-                          bool zero_grads) {
+inline void lamb_step_cpu(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
+                          const Tensors& exp_avg_sqs, const Tensors& masters, const Tensors& steps,
+                          const Tensor& grad_scale, const Tensor& lr, const Tensor& weight_decay,
+                          const std::optional<Tensor>& skip, const std::optional<Tensor>& seed, double beta1,
+                          double beta2, double eps, bool trust, bool maximize, bool zero_grads) {
   const char* op = "lamb_step_";
   Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
   Operands m = step.list(exp_avgs, "exp_avgs");

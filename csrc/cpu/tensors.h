@@ -20,8 +20,13 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Operands = std::vector<Operand>;
 
-inline void expect(bool holds, const char* op, const std::string& message) {
-  if (!holds) throw std::invalid_argument(std::string(op) + ": " + message);
+[[noreturn]] inline void refuse(const char* op, const std::string& message) {
+  throw std::invalid_argument(std::string(op) + ": " + message);
+}
+
+// Only for messages that cost nothing to make; others are made once it is certain that they are needed.
+inline void expect(bool holds, const char* op, const char* message) {
+  if (!holds) refuse(op, message);
 }
 
 inline Dtype dtype_of(const Tensor& tensor, const char* op) {
@@ -55,15 +60,17 @@ inline Operand operand_of(const Tensor& tensor, const char* op) {
 }
 
 inline Operands operands_of(const Tensors& tensors, const std::vector<int64_t>& numels, const char* op, const char* name) {
-  expect(tensors.size() == numels.size(), op,
-         "expected " + std::string(name) + " to have " + std::to_string(numels.size()) + " tensors; got " +
-             std::to_string(tensors.size()));
+  if (tensors.size() != numels.size()) {
+    refuse(op, "expected " + std::string(name) + " to have " + std::to_string(numels.size()) + " tensors; got " +
+                   std::to_string(tensors.size()));
+  }
   Operands operands;
   operands.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    expect(tensors[i].numel() == numels[i], op,
-           "expected " + std::string(name) + "[" + std::to_string(i) + "] to have " + std::to_string(numels[i]) +
-               " elements; got " + std::to_string(tensors[i].numel()));
+    if (tensors[i].numel() != numels[i]) {
+      refuse(op, "expected " + std::string(name) + "[" + std::to_string(i) + "] to have " + std::to_string(numels[i]) +
+                     " elements; got " + std::to_string(tensors[i].numel()));
+    }
     operands.push_back(operand_of(tensors[i], op));
   }
   return operands;
@@ -128,7 +135,7 @@ bool visit_scalar(const Tensor& tensor, Visit visit) {
 }
 
 inline double scalar_of(const Tensor& tensor, const char* op, const char* name) {
-  expect(tensor.numel() == 1 && tensor.is_cpu(), op, std::string("expected ") + name + " to be a 0-dim tensor on the CPU");
+  if (tensor.numel() != 1 || !tensor.is_cpu()) refuse(op, std::string("expected ") + name + " to be a 0-dim tensor on the CPU");
   double value = 0;
   if (visit_scalar(tensor, [&](const auto* data) { value = static_cast<double>(*data); })) return value;
   const void* data = tensor.const_data_ptr();

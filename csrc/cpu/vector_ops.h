@@ -30,7 +30,7 @@ inline Plan plan_of(const std::vector<int64_t>& numels) {
   return plan_pages(numels.data(), static_cast<int64_t>(numels.size()));
 }
 
-inline Tensor norm_dot_cpu(Tensors xs, std::optional<Tensors> ys) {
+inline Tensor norm_dot_cpu(const Tensors& xs, const std::optional<Tensors>& ys) {
   const auto numels = numels_of(xs);
   Operands x = operands_of(xs, numels, "norm_dot", "xs");
   Operands y = ys ? operands_of(*ys, numels, "norm_dot", "ys") : Operands{};
@@ -40,8 +40,8 @@ inline Tensor norm_dot_cpu(Tensors xs, std::optional<Tensors> ys) {
   return sums_tensor(sums, 3);
 }
 
-inline Tensor perturb_cpu(Tensors params, Tensors backups, Tensors xs, Tensor scale, std::optional<Tensors> ys,
-                          std::optional<Tensor> scale_y, bool from_backups) {
+inline Tensor perturb_cpu(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
+                          const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   const char* op = "perturb_";
   const auto numels = numels_of(params);
   Operands p = operands_of(params, numels, op, "params");
@@ -64,7 +64,7 @@ inline Tensor perturb_cpu(Tensors params, Tensors backups, Tensors xs, Tensor sc
   return sums_tensor(sums, 3);
 }
 
-inline void restore_cpu(Tensors params, Tensors backups) {
+inline void restore_cpu(const Tensors& params, const Tensors& backups) {
   const auto numels = numels_of(params);
   Operands p = operands_of(params, numels, "restore_", "params");
   Operands backup = operands_of(backups, numels, "restore_", "backups");
@@ -72,7 +72,7 @@ inline void restore_cpu(Tensors params, Tensors backups) {
   launch(kernels().restore, {p.data(), backup.data(), exceeds_cache(2 * total_bytes(p, numels))}, plan_of(numels));
 }
 
-inline void swap_cpu(Tensors params, Tensors backups) {
+inline void swap_cpu(const Tensors& params, const Tensors& backups) {
   const auto numels = numels_of(params);
   Operands p = operands_of(params, numels, "swap_", "params");
   Operands backup = operands_of(backups, numels, "swap_", "backups");
@@ -80,7 +80,7 @@ inline void swap_cpu(Tensors params, Tensors backups) {
   launch(kernels().swap, {p.data(), backup.data()}, plan_of(numels));
 }
 
-inline Tensor accumulate_cpu(Tensors accs, Tensors grads, Tensor scale) {
+inline Tensor accumulate_cpu(const Tensors& accs, const Tensors& grads, const Tensor& scale) {
   const auto numels = numels_of(accs);
   Operands acc = operands_of(accs, numels, "accumulate_", "accs");
   Operands grad = operands_of(grads, numels, "accumulate_", "grads");
@@ -90,7 +90,7 @@ inline Tensor accumulate_cpu(Tensors accs, Tensors grads, Tensor scale) {
   return sums_tensor(sums, 2);
 }
 
-inline Tensor combine_cpu(Tensors outs, Tensors xs, Tensors ys, Tensor a, Tensor b) {
+inline Tensor combine_cpu(const Tensors& outs, const Tensors& xs, const Tensors& ys, const Tensor& a, const Tensor& b) {
   const char* op = "combine_";
   const auto numels = numels_of(outs);
   Operands out = operands_of(outs, numels, op, "outs");

@@ -69,8 +69,8 @@ class List {
       uint32_t pattern;
       std::memcpy(&pattern, &value, 4);
       const uint16_t half = static_cast<uint16_t>(dtype == Dtype::bf16 ? pattern >> 16 : 0x3800 + std::rand() % 1024);
-      const void* source = dtype == Dtype::f64 ? static_cast<const void*>(&wide) : dtype == Dtype::f32 ? static_cast<const void*>(&value) : &half;
-      std::memcpy(memory + at, source, static_cast<size_t>(itemsize(dtype)));
+      const void* narrow = dtype == Dtype::f32 ? static_cast<const void*>(&value) : &half;
+      std::memcpy(memory + at, dtype == Dtype::f64 ? &wide : narrow, static_cast<size_t>(itemsize(dtype)));
     }
   }
 
