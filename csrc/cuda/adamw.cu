@@ -33,8 +33,9 @@ class AdamWStep : public StepOp<T, 5> {
   template <class Element>
   __device__ __forceinline__ void operator()(Element& e, T*, int64_t index) const {
     const T p = this->theta(e), g = this->gradient(e), m = e.template get<kM>(), v = e.template get<kV>();
-    const AdamWResult<T> result = e.template has<kLargest>() ? gradalign::adamw<true>(p, g, m, v, e.template get<kLargest>(), c_)
-                                                             : gradalign::adamw<false>(p, g, m, v, T(0), c_);
+    const AdamWResult<T> result = e.template has<kLargest>()
+                                      ? gradalign::adamw<true>(p, g, m, v, e.template get<kLargest>(), c_)
+                                      : gradalign::adamw<false>(p, g, m, v, T(0), c_);
     e.template put<kM>(result.m);
     e.template put<kV>(result.v);
     e.template put<kLargest>(result.largest);
@@ -49,9 +50,10 @@ class AdamWStep : public StepOp<T, 5> {
 
 void adamw_step(const Lists& lists, const StepSettings& settings, const Place& place) {
   // amsgrad has no kernel of its own: with a fifth list to read, 64 registers would spill.
-  run<AdamWStep, Storages<float, float, float, float, None, None>, Storages<bf16, bf16, bf16, bf16, None, None>, Storages<fp16, fp16, fp16, fp16, None, None>,
-      Storages<bf16, bf16, float, float, None, float>, Storages<fp16, fp16, float, float, None, float>,
-      Storages<bf16, bf16, float, float, None, None>>(lists, settings, place);
+  run<AdamWStep, Storages<float, float, float, float, None, None>, Storages<bf16, bf16, bf16, bf16, None, None>,
+      Storages<fp16, fp16, fp16, fp16, None, None>, Storages<bf16, bf16, float, float, None, float>,
+      Storages<fp16, fp16, float, float, None, float>, Storages<bf16, bf16, float, float, None, None>>(lists, settings,
+                                                                                                       place);
 }
 
 }  // namespace gradalign::cuda

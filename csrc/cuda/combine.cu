@@ -39,8 +39,9 @@ struct Combine : VectorOp {
 }  // namespace
 
 void combine(const Lists& lists, const Scales& scales, const Place& place, double* result) {
-  const Partials partials = run<Combine, Storages<float, float, float>, Storages<bf16, bf16, bf16>, Storages<fp16, fp16, fp16>>(
-      lists, scales, place);
+  const Partials partials =
+      run<Combine, Storages<float, float, float>, Storages<bf16, bf16, bf16>, Storages<fp16, fp16, fp16>>(lists, scales,
+                                                                                                          place);
   finish_sums(partials, 1, place, result);
 }
 

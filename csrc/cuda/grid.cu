@@ -49,7 +49,8 @@ int max_blocks(const void* kernel, const Place& place) {
 
 int most_blocks(const Place& place) {
   return remembered(nullptr, place, [&] {
-    return attribute(cudaDevAttrMultiProcessorCount, place) * attribute(cudaDevAttrMaxThreadsPerMultiProcessor, place) / kThreads;
+    return attribute(cudaDevAttrMultiProcessorCount, place) * attribute(cudaDevAttrMaxThreadsPerMultiProcessor, place) /
+           kThreads;
   });
 }
 

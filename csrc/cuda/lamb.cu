@@ -100,8 +100,8 @@ struct Rows {
   int32_t size;
 };
 
-__global__ void __launch_bounds__(kThreads)
-    set_rates(const __grid_constant__ Rows rows, const double* partials, Scalar lr, Scalar skip, bool trust, TensorStep* tensors) {
+__global__ void __launch_bounds__(kThreads) set_rates(const __grid_constant__ Rows rows, const double* partials, Scalar lr,
+                                                      Scalar skip, bool trust, TensorStep* tensors) {
   if (value_or(skip, 0) != 0) return;  // there are no sums, and nobody asks for the rates
   const int entry = static_cast<int>(blockIdx.x);
   double squares[2] = {0, 0};
@@ -120,7 +120,8 @@ void set_rates_of(const Lists& lists, const Partials& partials, const StepSettin
   int row = 0;
   auto flush = [&] {
     if (rows.size == 0) return;
-    launch(place, &set_rates, rows.size, rows, static_cast<const double*>(partials.data), settings.lr, settings.skip, trust, tensors);
+    launch(place, &set_rates, rows.size, rows, static_cast<const double*>(partials.data), settings.lr, settings.skip, trust,
+           tensors);
     rows.size = 0;
   };
   for (const auto& batch : batches_of<5>(lists)) {

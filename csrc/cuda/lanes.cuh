@@ -79,7 +79,8 @@ GRADALIGN_HD auto& list_of(Lanes<V, S...>& lanes) {
 }
 
 template <int kBytes>
-using Word = std::conditional_t<kBytes == 2, unsigned short, std::conditional_t<kBytes == 4, unsigned int, unsigned long long>>;
+using Word =
+    std::conditional_t<kBytes == 2, unsigned short, std::conditional_t<kBytes == 4, unsigned int, unsigned long long>>;
 
 // 16 bytes an access, however many it takes; one element where V is 1. `kOnce`: evict first, the data is used once.
 template <bool kOnce, class S, int V>

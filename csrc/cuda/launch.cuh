@@ -45,7 +45,8 @@ bool launch_known(Storages<S...>, const Place& place, Batch<Op::kLists>& batch, 
 }
 
 template <class Op>
-void launch_any(const Place& place, Batch<Op::kLists>& batch, const typename Op::Settings& settings, double* partials, int& rows) {
+void launch_any(const Place& place, Batch<Op::kLists>& batch, const typename Op::Settings& settings, double* partials,
+                int& rows) {
   launch_batch<Op>(place, &sweep_any<Op>, batch, rows, batch.view, batch.dtypes, settings, partials);
 }
 
@@ -64,7 +65,8 @@ Partials run(const Lists& lists, const typename Op<float>::Settings& settings, c
   auto batches = batches_of<kLists>(lists);
   Partials partials{nullptr, 0, Op<float>::kSums};
   const int64_t most = most_rows<Op<float>>(batches, place);
-  if (most > 0) partials.data = static_cast<double*>(place.allocate(most * partials.columns * static_cast<int64_t>(sizeof(double))));
+  const int64_t bytes = most * partials.columns * static_cast<int64_t>(sizeof(double));
+  if (bytes > 0) partials.data = static_cast<double*>(place.allocate(bytes));
   for (const auto& batch : batches) {
     if ((launch_known<Op<float>>(Known{}, place, *batch, settings, partials.data, partials.rows) || ...)) continue;
     const int8_t* dtypes = batch->dtypes.of;

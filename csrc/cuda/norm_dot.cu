@@ -35,9 +35,8 @@ struct NormDot : VectorOp {
 }  // namespace
 
 void norm_dot(const Lists& lists, const Place& place, double* result) {
-  const Partials partials =
-      run<NormDot, Storages<float, None>, Storages<bf16, None>, Storages<fp16, None>, Storages<float, float>,
-          Storages<bf16, bf16>, Storages<fp16, fp16>>(lists, {}, place);
+  const Partials partials = run<NormDot, Storages<float, None>, Storages<bf16, None>, Storages<fp16, None>,
+                                Storages<float, float>, Storages<bf16, bf16>, Storages<fp16, fp16>>(lists, {}, place);
   finish_sums(partials, 3, place, result);
 }
 

@@ -8,7 +8,7 @@ namespace gradalign {
 
 inline double* doubles_of(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
-inline Tensor norm_dot_cuda(Tensors xs, std::optional<Tensors> ys) {
+inline Tensor norm_dot_cuda(const Tensors& xs, const std::optional<Tensors>& ys) {
   cuda::Call call("norm_dot", xs, (ys && !ys->empty() ? *ys : xs).at(0));
   Operands x = call.list(xs, "xs");
   Operands y = ys ? call.list(*ys, "ys") : Operands{};
@@ -18,8 +18,8 @@ inline Tensor norm_dot_cuda(Tensors xs, std::optional<Tensors> ys) {
   return result;
 }
 
-inline Tensor perturb_cuda(Tensors params, Tensors backups, Tensors xs, Tensor scale, std::optional<Tensors> ys,
-                           std::optional<Tensor> scale_y, bool from_backups) {
+inline Tensor perturb_cuda(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
+                           const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   cuda::Call call("perturb_", params, scale);
   const bool two = ys && scale_y;
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups"), x = call.list(xs, "xs");
@@ -31,21 +31,21 @@ inline Tensor perturb_cuda(Tensors params, Tensors backups, Tensors xs, Tensor s
   return result;
 }
 
-inline void restore_cuda(Tensors params, Tensors backups) {
+inline void restore_cuda(const Tensors& params, const Tensors& backups) {
   cuda::Call call("restore_", params, (params.empty() ? backups : params).at(0));
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
   cuda::restore({call.numels(), {&p, &backup}}, call.place());
 }
 
-inline void swap_cuda(Tensors params, Tensors backups) {
+inline void swap_cuda(const Tensors& params, const Tensors& backups) {
   cuda::Call call("swap_", params, (params.empty() ? backups : params).at(0));
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
   cuda::swap({call.numels(), {&p, &backup}}, call.place());
 }
 
-inline Tensor accumulate_cuda(Tensors accs, Tensors grads, Tensor scale) {
+inline Tensor accumulate_cuda(const Tensors& accs, const Tensors& grads, const Tensor& scale) {
   cuda::Call call("accumulate_", accs, scale);
   Operands acc = call.list(accs, "accs"), grad = call.list(grads, "grads");
   flatten_alike({&acc, &grad});
@@ -54,12 +54,13 @@ inline Tensor accumulate_cuda(Tensors accs, Tensors grads, Tensor scale) {
   return result;
 }
 
-inline Tensor combine_cuda(Tensors outs, Tensors xs, Tensors ys, Tensor a, Tensor b) {
+inline Tensor combine_cuda(const Tensors& outs, const Tensors& xs, const Tensors& ys, const Tensor& a, const Tensor& b) {
   cuda::Call call("combine_", outs, a);
   Operands out = call.list(outs, "outs"), x = call.list(xs, "xs"), y = call.list(ys, "ys");
   flatten_alike({&out, &x, &y});
   Tensor result = call.doubles(1);
-  cuda::combine({call.numels(), {&out, &x, &y}}, {call.scalar(a, "a"), call.scalar(b, "b")}, call.place(), doubles_of(result));
+  cuda::combine({call.numels(), {&out, &x, &y}}, {call.scalar(a, "a"), call.scalar(b, "b")}, call.place(),
+                doubles_of(result));
   return result;
 }
 
@@ -114,13 +115,15 @@ class CudaStep {
 
  private:
   void read_counts(const char* op, const Tensors& steps) {
-    expect(steps.size() == call_.numels().size(), op,
-           "expected one of steps for each of params (" + std::to_string(call_.numels().size()) + "); got " +
-               std::to_string(steps.size()));
+    if (steps.size() != call_.numels().size()) {
+      refuse(op, "expected one of steps for each of params (" + std::to_string(call_.numels().size()) + "); got " +
+                     std::to_string(steps.size()));
+    }
+    counts_.reserve(steps.size());
     for (const Tensor& step : steps) {
       const cuda::Scalar count = call_.scalar(step, "steps");
-      const bool counts = count.number != cuda::Number::bf16 && count.number != cuda::Number::f16 && count.number != cuda::Number::u8;
-      expect(counts, op, "expected steps of float32, float64 or int64; convert them");
+      const bool narrow = count.number == cuda::Number::bf16 || count.number == cuda::Number::f16;
+      expect(!narrow && count.number != cuda::Number::u8, op, "expected steps of float32, float64 or int64; convert them");
       counts_.push_back(count);
     }
   }
@@ -132,10 +135,11 @@ class CudaStep {
   std::vector<cuda::Scalar> counts_;
 };
 
-inline void adamw_step_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-                            Tensors masters, Tensors steps, Tensor grad_scale, Tensor lr, Tensor weight_decay,
-                            std::optional<Tensor> skip, std::optional<Tensor> seed, double beta1, double beta2, double eps,
-                            bool decoupled, bool maximize, bool zero_grads) {
+inline void adamw_step_cuda(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
+                            const Tensors& max_exp_avg_sqs, const Tensors& masters, const Tensors& steps,
+                            const Tensor& grad_scale, const Tensor& lr, const Tensor& weight_decay,
+                            const std::optional<Tensor>& skip, const std::optional<Tensor>& seed, double beta1, double beta2,
+                            double eps, bool decoupled, bool maximize, bool zero_grads) {
   cuda::StepSettings settings{};
   settings.beta1 = beta1;
   settings.beta2 = beta2;
@@ -150,10 +154,10 @@ inline void adamw_step_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Ten
                                   const cuda::Place& place) { cuda::adamw_step(lists, s, place); });
 }
 
-inline void sgd_step_cuda(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors masters, Tensors steps,
-                          Tensor grad_scale, Tensor lr, Tensor weight_decay, std::optional<Tensor> skip,
-                          std::optional<Tensor> seed, double momentum, double dampening, bool nesterov, bool maximize,
-                          bool zero_grads) {
+inline void sgd_step_cuda(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers,
+                          const Tensors& masters, const Tensors& steps, const Tensor& grad_scale, const Tensor& lr,
+                          const Tensor& weight_decay, const std::optional<Tensor>& skip, const std::optional<Tensor>& seed,
+                          double momentum, double dampening, bool nesterov, bool maximize, bool zero_grads) {
   cuda::StepSettings settings{};
   settings.momentum = momentum;
   settings.dampening = dampening;
@@ -162,15 +166,14 @@ inline void sgd_step_cuda(Tensors params, Tensors grads, Tensors momentum_buffer
   settings.zero_grads = zero_grads;
   CudaStep step("sgd_step_", params, grads, masters, steps, {grad_scale, lr, weight_decay, skip, seed}, settings);
   Operands buffers = step.optional_list(momentum_buffers, "momentum_buffers");
-  step.run({&buffers}, [](const cuda::Lists& lists, const cuda::StepSettings& s, cuda::TensorStep*, const cuda::Place& place) {
-    cuda::sgd_step(lists, s, place);
-  });
+  step.run({&buffers}, [](const cuda::Lists& lists, const cuda::StepSettings& s, cuda::TensorStep*,
+                          const cuda::Place& place) { cuda::sgd_step(lists, s, place); });
 }
 
-inline void lamb_step_cuda(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors masters, Tensors steps,
-                           Tensor grad_scale, Tensor lr, Tensor weight_decay, std::optional<Tensor> skip,
-                           std::optional<Tensor> seed, double beta1, double beta2, double eps, bool trust, bool maximize,
-                           bool zero_grads) {
+inline void lamb_step_cuda(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
+                           const Tensors& masters, const Tensors& steps, const Tensor& grad_scale, const Tensor& lr,
+                           const Tensor& weight_decay, const std::optional<Tensor>& skip, const std::optional<Tensor>& seed,
+                           double beta1, double beta2, double eps, bool trust, bool maximize, bool zero_grads) {
   cuda::StepSettings settings{};
   settings.beta1 = beta1;
   settings.beta2 = beta2;

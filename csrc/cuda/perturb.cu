@@ -16,7 +16,9 @@ struct Perturb : VectorOp {
   enum List { kParam, kBackup, kX, kY, kLists };
   static constexpr int kSums = 3;
   static constexpr unsigned kOnce = 1u << kBackup | 1u << kX | 1u << kY;
-  static GRADALIGN_HD constexpr unsigned reads(unsigned present) { return kFromBackups ? present : present & ~(1u << kBackup); }
+  static GRADALIGN_HD constexpr unsigned reads(unsigned present) {
+    return kFromBackups ? present : present & ~(1u << kBackup);
+  }
   static GRADALIGN_HD constexpr unsigned writes(unsigned) { return 1u << kParam | (kFromBackups ? 0 : 1u << kBackup); }
 
   __device__ explicit Perturb(const Settings& s)
@@ -54,12 +56,11 @@ using LeaveMaster = Perturb<T, true>;
 
 void perturb(const Lists& lists, bool from_backups, const Scales& scales, const Place& place, double* result) {
   const Partials partials =
-      from_backups
-          ? run<LeaveMaster, Storages<bf16, float, bf16, None>, Storages<fp16, float, fp16, None>,
-                Storages<bf16, float, float, None>, Storages<fp16, float, float, None>>(lists, scales, place)
-          : run<Leave, Storages<float, float, float, None>, Storages<bf16, bf16, bf16, None>, Storages<fp16, fp16, fp16, None>,
-                Storages<float, float, float, float>, Storages<bf16, bf16, bf16, bf16>, Storages<fp16, fp16, fp16, fp16>>(
-                lists, scales, place);
+      from_backups ? run<LeaveMaster, Storages<bf16, float, bf16, None>, Storages<fp16, float, fp16, None>,
+                         Storages<bf16, float, float, None>, Storages<fp16, float, float, None>>(lists, scales, place)
+                   : run<Leave, Storages<float, float, float, None>, Storages<bf16, bf16, bf16, None>,
+                         Storages<fp16, fp16, fp16, None>, Storages<float, float, float, float>,
+                         Storages<bf16, bf16, bf16, bf16>, Storages<fp16, fp16, fp16, fp16>>(lists, scales, place);
   finish_sums(partials, 3, place, result);
 }
 

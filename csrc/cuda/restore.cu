@@ -46,8 +46,8 @@ struct Swap : VectorOp {
 }  // namespace
 
 void restore(const Lists& lists, const Place& place) {
-  run<Restore, Storages<float, float>, Storages<bf16, bf16>, Storages<fp16, fp16>, Storages<bf16, float>, Storages<fp16, float>>(
-      lists, {}, place);
+  run<Restore, Storages<float, float>, Storages<bf16, bf16>, Storages<fp16, fp16>, Storages<bf16, float>,
+      Storages<fp16, float>>(lists, {}, place);
 }
 
 void swap(const Lists& lists, const Place& place) {

@@ -6,7 +6,8 @@
 
 namespace gradalign::cuda {
 
-// A step with the parameters in list 0, the gradients in list 1, and the float32 masters (if there are any) in list `kMaster`.
+// A step with the parameters in list 0, the gradients in list 1, and the float32 masters (if there are any) in list
+// `kMaster`.
 template <class T, int kMaster>
 class StepOp {
  public:

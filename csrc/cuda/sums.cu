@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads) sum_columns(const double* partials, 
 }  // namespace
 
 void finish_sums(const Partials& partials, int num_results, const Place& place, double* result) {
-  launch(place, &sum_columns, num_results, static_cast<const double*>(partials.data), partials.rows, partials.columns, result);
+  launch(place, &sum_columns, num_results, static_cast<const double*>(partials.data), partials.rows, partials.columns,
+         result);
 }
 
 }  // namespace gradalign::cuda

@@ -1,7 +1,7 @@
 // The chunk table: which tensors a launch works on, cut into chunks of equal size that blocks take in turn.
 //
-// It travels in the kernel's arguments (32 KB from CUDA 12.1 and compute capability 7.0 on): no copy to the device, and a CUDA
-// graph keeps its own.
+// It travels in the kernel's arguments (32 KB from CUDA 12.1 and compute capability 7.0 on): no copy to the device, and a
+// CUDA graph keeps its own.
 #pragma once
 
 #include <cstdint>
@@ -12,19 +12,19 @@
 namespace gradalign::cuda {
 
 constexpr int kThreads = 256;
-constexpr int kChunkElements = 8192;  // a multiple of what a block holds in registers at once, for every kernel
+constexpr int kChunkElements = 8192;    // a multiple of what a block holds in registers at once, for every kernel
 constexpr int kTableBytes = 28 * 1024;  // of 32,764; the rest is for the strides of one tensor and the op's settings
 
 template <int kLists>
 struct Table {
   static constexpr int kCapacity = (kTableBytes - 16) / (8 * kLists + 16);
 
-  char* data[kLists][kCapacity];     // null where the op has no such list
+  char* data[kLists][kCapacity];  // null where the op has no such list
   int64_t numel[kCapacity];
-  int32_t tensor[kCapacity];         // its place in the op's lists
+  int32_t tensor[kCapacity];  // its place in the op's lists
   int32_t first_chunk[kCapacity + 1];
   int32_t size;
-  int32_t first_row;                 // of the sums that this launch writes
+  int32_t first_row;  // of the sums that this launch writes
 
   GRADALIGN_HD int num_chunks() const { return first_chunk[size]; }
 };

@@ -24,9 +24,10 @@ class Call {
   const std::vector<int64_t>& numels() const { return numels_; }
 
   Operands list(const Tensors& tensors, const char* name) const {
-    expect(tensors.size() == numels_.size(), op_,
-           "expected " + std::string(name) + " to have " + std::to_string(numels_.size()) + " tensors; got " +
-               std::to_string(tensors.size()));
+    if (tensors.size() != numels_.size()) {
+      refuse(op_, "expected " + std::string(name) + " to have " + std::to_string(numels_.size()) + " tensors; got " +
+                      std::to_string(tensors.size()));
+    }
     Operands operands;
     operands.reserve(tensors.size());
     for (size_t i = 0; i < tensors.size(); ++i) operands.push_back(operand(tensors[i], numels_[i], name));
@@ -39,9 +40,11 @@ class Call {
   }
 
   Scalar scalar(const Tensor& tensor, const char* name) const {
-    expect(tensor.numel() == 1 && on_device(tensor), op_,
-           "expected " + std::string(name) + " to be a 0-dim tensor on the device of the lists; make it with "
-           "torch.full((), value, device=...)");
+    if (tensor.numel() != 1 || !on_device(tensor)) {
+      refuse(op_, "expected " + std::string(name) +
+                      " to be a 0-dim tensor on the device of the lists; make it with "
+                      "torch.full((), value, device=...)");
+    }
     return {tensor.data_ptr(), number_of(tensor, name)};
   }
 
@@ -68,9 +71,13 @@ class Call {
     int32_t layout;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
     static const int32_t strided = aoti_torch_layout_strided();
-    expect(on_device(tensor) && layout == strided, op_,
-           "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
-    expect(tensor.numel() == numel, op_, "expected tensors of " + std::string(name) + " to have the numbers of elements of the first list");
+    if (!on_device(tensor) || layout != strided) {
+      refuse(op_, "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
+    }
+    if (tensor.numel() != numel) {
+      refuse(op_, "expected a tensor of " + std::string(name) + " to have " + std::to_string(numel) + " elements; got " +
+                      std::to_string(tensor.numel()));
+    }
     Operand operand{};
     operand.dtype = dtype_of(tensor, op_);
     operand.data = static_cast<char*>(tensor.data_ptr());
@@ -93,8 +100,8 @@ class Call {
     if (dtype == aoti_torch_dtype_float16()) return Number::f16;
     if (dtype == aoti_torch_dtype_int64()) return Number::i64;
     if (dtype == aoti_torch_dtype_int32()) return Number::i32;
-    expect(dtype == aoti_torch_dtype_bool(), op_, "expected " + std::string(name) + " to be a number or a bool; convert it");
-    return Number::u8;
+    if (dtype == aoti_torch_dtype_bool()) return Number::u8;
+    refuse(op_, "expected " + std::string(name) + " to be a number or a bool; convert it");
   }
 
   void* bytes_on_device(int64_t bytes) {

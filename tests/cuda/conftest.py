@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import kernel_cases
 import pytest
 import torch
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "backends")]
-
-import kernel_cases
 
 # Sums of a thread within one chunk of 8192 elements are float32 (32 terms), those of chunks float64.
 kernel_cases.SUM["cuda"] = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}

@@ -13,6 +13,7 @@ import torch
 from gradalign.backends import native
 from gradalign.extension import ensure, library
 from gradalign.extension.library import Library, Unit
+from gradalign.ops import SCHEMAS
 
 EMULATOR = Path(__file__).resolve().parent / "emulator"
 
@@ -33,7 +34,7 @@ def emulated_library() -> Library:
             *(Unit(f"cuda/{name}", f"{name}.o", flags) for name in kernels),
         ),
         link=cpu.link,
-        inputs=("math", "cpu", "cuda"),
+        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
         built_for=f"{cpu.built_for}, emulator {headers}",
     )
 
@@ -46,7 +47,7 @@ def emulated() -> ModuleType:
         raise RuntimeError(reason)
     path = ensure(emulated_library())
     definitions = torch.library.Library("gradalign_emulated", "DEF")
-    for name in ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_"):
+    for name in SCHEMAS:
         schema = getattr(torch.ops.gradalign_native, name).default._schema
         definitions.define(str(schema).removeprefix("gradalign_native::"))
     torch.ops.load_library(path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_")
+from gradalign.ops import SCHEMAS
 
 
 class OnDevice:
@@ -21,7 +21,7 @@ class OnDevice:
         self._device = torch.device(device)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op not in OPS:
+        if op not in SCHEMAS:
             raise AttributeError(op)
 
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64: the very tests that the other backends pass, on an emulated GPU and (`gpu`) on a real one."""
+"""The CUDA kernels against float64: the tests that the other backends pass, on an emulated GPU and (`gpu`) on a real one."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ __all__ = [
 ]
 
 # Around a vector (4 or 8 elements), a tile (256 threads, up to 4 vectors each) and a chunk (8192).
-EDGES = tuple(
-    (n,) for edge in (4, 8, 1024, 2048, 4096, 8192, 16384) for n in (edge - 1, edge, edge + 1)
-)
+EDGES = tuple((n,) for edge in (4, 8, 1024, 2048, 4096, 8192, 16384) for n in (edge - 1, edge, edge + 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -84,7 +84,9 @@ def test_a_step_is_that_of_the_cpu(backend, op, mix, flag):
 
 
 @each_op
-@pytest.mark.parametrize(("mix", "flag"), [*itertools.product(["bf16, fp32 moments", "fp16, fp32 moments"], [False, True])])
+@pytest.mark.parametrize(
+    ("mix", "flag"), [*itertools.product(["bf16, fp32 moments", "fp16, fp32 moments"], [False, True])]
+)
 def test_masters_are_stepped_and_parameters_are_their_rounding(backend, op, mix, flag):
     actual, expected = Inputs(mix, masters=True), Inputs(mix, masters=True)
     step(backend, op, actual, flag)

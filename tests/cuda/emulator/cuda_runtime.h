@@ -1,6 +1,6 @@
-// A GPU made of fibers, so that the kernels of csrc/cuda run where there is none: a block's threads take turns at every barrier
-// and shuffle. It checks what a GPU checks (16-byte accesses are aligned) and what only a sanitizer would (all threads of a block
-// meet at the same barriers). Blocks run one after the other.
+// A GPU made of fibers, so that the kernels of csrc/cuda run where there is none: a block's threads take turns at every
+// barrier and shuffle. It checks what a GPU checks (16-byte accesses are aligned) and what only a sanitizer would (all
+// threads of a block meet at the same barriers). Blocks run one after the other.
 #pragma once
 
 #include <cmath>
