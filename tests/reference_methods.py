@@ -1,0 +1,177 @@
+"""Whole optimizer steps written out in plain torch, from equations and from nothing in the package.
+
+The benchmarks time them against gradalign; tests/benchmarks checks them against double backward. Each is made of a model, a
+loss and an optimizer, and has `step(micro_batches)`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+RADIUS = 0.01
+
+
+class _Method:
+    def __init__(self, model, loss_fn, optimizer):
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.params = [p for p in model.parameters() if p.requires_grad]
+
+    def step(self, micro_batches):
+        self.fill(micro_batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def accumulate(self, micro_batches, coefficient):
+        for batch in micro_batches:
+            (self.loss_fn(batch) * coefficient).backward()
+
+
+class TwoStepSAM(_Method):
+    """Sharpness-aware minimization as two calls, the way most code bases have it since davda54/sam.
+
+        e = rho g / (||g|| + 1e-12),      .grad = g(theta + e)
+
+    Foret et al. 2021, arXiv:2010.01412, equation 2. A copy of every parameter is kept in the optimizer's state and pointed
+    back to. Dropout masks of the second pass are new ones.
+    """
+
+    def __init__(self, model, loss_fn, optimizer, rho):
+        super().__init__(model, loss_fn, optimizer)
+        self.rho = rho
+        self.kept = {}
+
+    @torch.no_grad()
+    def first_step(self):
+        norm = torch.stack([p.grad.norm(p=2) for p in self.params if p.grad is not None]).norm(p=2)
+        scale = self.rho / (norm + 1e-12)
+        for p in self.params:
+            if p.grad is not None:
+                self.kept[p] = p.data.clone()
+                p.add_(p.grad * scale)
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p, value in self.kept.items():
+            p.data = value
+        self.kept = {}
+
+    def fill(self, micro_batches):
+        self.accumulate(micro_batches, 1 / len(micro_batches))
+        self.first_step()
+        self.accumulate(micro_batches, 1 / len(micro_batches))
+        self.second_step()
+
+
+class FiniteDifference(_Method):
+    """What gradalign's `split` (dot, direction, forward, m = k/4) computes, by hand.
+
+        .grad = gbar - weight / m sum over the last m of (g_i(theta + radius a^) - g_i(theta)) / radius
+
+    with a the mean gradient of the anchors. Autograd adds scaled losses, so that the arithmetic on parameters is a norm, a
+    copy, a displacement and its undoing: in a loop over tensors ("loop"), by torch._foreach ("foreach"), or the loop under
+    torch.compile ("compile"). Random numbers are replayed; buffers are not.
+    """
+
+    def __init__(self, model, loss_fn, optimizer, weight, how):
+        super().__init__(model, loss_fn, optimizer)
+        self.weight = weight
+        self.displace, self.put_back = ARITHMETIC[how]()
+
+    def fill(self, micro_batches):
+        k = len(micro_batches)
+        m = min(k - 1, max(1, round(k / 4)))
+        anchors, probes = micro_batches[:-m], micro_batches[-m:]
+        self.accumulate(anchors, 1 / k)
+        moved = [p for p in self.params if p.grad is not None]
+        with torch.no_grad():
+            backups = self.displace(moved, [p.grad for p in moved])
+        state = self.random_state()
+        c = self.weight / RADIUS
+        self.accumulate(probes, -c / m)
+        with torch.no_grad():
+            self.put_back(moved, backups)
+        self.set_random_state(state)
+        self.accumulate(probes, 1 / k + c / m)
+
+    def random_state(self):
+        device = self.params[0].device
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def set_random_state(self, state):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self.params[0].device)
+
+
+def _loop():
+    def displace(params, grads):
+        norm = sum(g.float().square().sum() for g in grads).sqrt()
+        backups = [p.clone() for p in params]
+        for p, g in zip(params, grads, strict=True):
+            p.add_(g * (RADIUS / norm))
+        return backups
+
+    def put_back(params, backups):
+        for p, backup in zip(params, backups, strict=True):
+            p.copy_(backup)
+
+    return displace, put_back
+
+
+def _foreach():
+    def displace(params, grads):
+        norm = torch.stack(torch._foreach_norm(grads)).norm()
+        backups = torch._foreach_clone(params) if hasattr(torch, "_foreach_clone") else [p.clone() for p in params]
+        torch._foreach_add_(params, torch._foreach_mul(grads, RADIUS / norm))
+        return backups
+
+    return displace, torch._foreach_copy_
+
+
+def _compile():
+    return tuple(torch.compile(f) for f in _loop())
+
+
+ARITHMETIC = {"loop": _loop, "foreach": _foreach, "compile": _compile}
+
+
+class FullHessian(_Method):
+    """The term over all pairs with every n x n Hessian from `torch.func.hessian`.
+
+    .grad = gbar - weight / k sum_i H_i a_i^,      a_i the mean gradient of the micro-batches other than i
+    """
+
+    def __init__(self, model, loss_fn, optimizer, weight):
+        super().__init__(model, loss_fn, optimizer)
+        self.weight = weight
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.passes = None  # of a step: k gradients, and k n for the columns of the Hessians
+
+    def loss_at(self, flat, batch):
+        pieces = flat.split([p.numel() for p in self.params])
+        values = {n: v.view_as(p) for n, v, p in zip(self.names, pieces, self.params, strict=True)}
+        swap = torch.func.functional_call
+        return swap(_Loss(self.model, self.loss_fn), {f"model.{n}": v for n, v in values.items()}, (batch,))
+
+    def fill(self, micro_batches):
+        k = len(micro_batches)
+        theta = torch.cat([p.detach().reshape(-1) for p in self.params])
+        self.passes = k + k * len(theta)
+        gradients = torch.stack([torch.func.grad(self.loss_at)(theta, batch) for batch in micro_batches])
+        mean = gradients.mean(0)
+        total = mean.clone()
+        for g, batch in zip(gradients, micro_batches, strict=True):
+            a = (k * mean - g) / (k - 1)
+            total -= self.weight / k * torch.func.hessian(self.loss_at)(theta, batch) @ (a / a.norm())
+        for p, g in zip(self.params, total.split([p.numel() for p in self.params]), strict=True):
+            p.grad = g.view_as(p).clone()
+
+
+class _Loss(torch.nn.Module):
+    def __init__(self, model, loss_fn):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch):
+        return self.loss_fn(batch)
