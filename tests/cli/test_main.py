@@ -26,7 +26,7 @@ def test_every_subcommand_has_help_and_its_own_run(name, capsys):
         cli.main([name, "--help"])
     assert stop.value.code == 0
     assert f"usage: gradalign {name}" in capsys.readouterr().out
-    assert cli.parser().parse_args([name]).run.__module__ == f"gradalign.cli.{name}"
+    assert cli.parser().parse_args([name]).run.__module__.startswith(f"gradalign.cli.{name}")
 
 
 def command(run):
