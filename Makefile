@@ -25,7 +25,7 @@ demo: $(DEMO_READY)
 	$(BIN)/gradalign demo --out demo-out
 
 test: $(DEMO_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
