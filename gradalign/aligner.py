@@ -125,6 +125,10 @@ class GradAlign(Method):
             return None
         return [self._optimizer.master(p) for p in space.params]
 
+    def _restored(self, space: ParamSpace) -> None:
+        if self._optimizer is not None:
+            self._optimizer.masters_match(space.params)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients."""
         return super().state_dict() | self._mean.state_dict()

@@ -71,6 +71,9 @@ class Method(ABC):
         """Float32 masters that serve as backup, where there are some."""
         return None
 
+    def _restored(self, space: ParamSpace) -> None:
+        """Parameters with masters were displaced and are the rounding of their masters again."""
+
     def _weight_now(self) -> float:
         """The weight of the coming step; 0 is the plain accumulation loop."""
         return 1.0
@@ -242,6 +245,7 @@ class OpenStep:
     def complete(self, losses: list[Tensor]) -> Tensor:
         """Fill `.grad` and note the step; returns the mean loss."""
         stats = self._step.stats(losses, self.schedule.finish())
+        self._method._restored(self._step.space)
         self._method._stats = stats
         self._method._num_steps += 1
         self._method._watch.note(stats.displacement_cosine, self._displaced(stats), stacklevel=3)
