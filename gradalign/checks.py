@@ -283,6 +283,23 @@ def twice_differentiable(name: str = "exact") -> Iterator[None]:
         ) from error
 
 
+def no_refusal(grads: Iterable[Tensor]) -> None:
+    """No operation that refuses to be differentiated twice is behind these gradients.
+
+    `torch.autograd.grad` runs only what lies on a way to its inputs; the refusal of `once_differentiable` hangs on a leaf of
+    its own, so that what depends on the parameters through such a function would be missing without a word.
+    """
+    waiting, seen = [g.grad_fn for g in grads], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+
+
 def estimator_fits(
     name: str, own: bool, normalizations: Sequence[str], objective: str, needs_own: bool, normalize: str
 ) -> None:

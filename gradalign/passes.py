@@ -103,6 +103,7 @@ class Passes:
         if not pairs:
             return self._space.zeros()
         with checks.twice_differentiable():
+            checks.no_refusal(g for g, _ in pairs)
             return list(
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
             )

@@ -13,8 +13,8 @@ from gradalign.space import Vector
 from gradalign.tuning.differences import Differences, wide_zeros
 
 SAME_FUNCTION = 0.1  # how far the gradient of the differentiable pass may be from that of the plain one
-SUSPICIOUS = 0.3  # central differences this far from double backward are looked into
-TRUSTED = 0.1  # of extrapolations that agree this well
+SUSPICIOUS = 0.05  # central differences that all are this far from double backward are looked into
+TRUSTED = 0.2  # of extrapolations that are this much closer to each other than to double backward
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,17 @@ def second_opinion(
 ) -> Reference | None:
     """An extrapolation, where double backward disagrees with differences that agree among each other.
 
-    A custom backward that treats as constant what depends on the parameters has a wrong second derivative and no error.
+    What a custom backward computed in its forward, or without a graph, is a constant to double backward, though it depends on
+    the parameters, and no error tells.
     """
     if reference.method != "double_backward" or best < SUSPICIOUS:
         return None
-    reason = f"it is {best:.0%} or more from every central difference: a custom backward with a wrong derivative?"
+    reason = (
+        f"it is {best:.0%} or more from every central difference, and those agree with each other: it takes a part of the "
+        "gradient for a constant (a custom backward? spectral_norm's power iteration?)"
+    )
     other = richardson(differences, radii, reason)
-    return other if other.uncertainty is not None and other.uncertainty < TRUSTED else None
+    return other if other.uncertainty is not None and other.uncertainty < TRUSTED * best else None
 
 
 def double_backward(differences: Differences) -> Reference:

@@ -199,3 +199,26 @@ def test_exact_says_what_to_do_about_fused_attention():
     with pytest.raises(RuntimeError, match=r"exact: expected twice differentiable operations; .*SDPBackend.MATH"):
         gradalign.GradAlign(model, 0.1, estimator="exact").backward(loss_fn, list(torch.randn(2, 1, 2, 5, 8)))
     assert model.weight.grad is None
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * (1 - x.tanh() ** 2)
+
+
+def test_exact_refuses_a_function_that_can_be_differentiated_once():
+    """`autograd.grad` would pass its refusal by and return a Hessian-vector product that lacks a part."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    batches = list(torch.randn(4, 5, 3))
+    aligner = gradalign.GradAlign(model, 0.1, estimator="exact")
+    with pytest.raises(RuntimeError, match="expected twice differentiable operations; got: .*once_differentiable"):
+        aligner.backward(lambda x: model[1](OnceDifferentiable.apply(model[0](x))).square().mean(), batches)
