@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
 DEMO_FILES := gradalign/cli/demo_assets.txt
+SUITE ?= cpu
 
-.PHONY: env demo test lint sanitize docs clean
+.PHONY: env demo test lint sanitize bench bench-guards docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs,bench]'
 	touch $@
 
 $(DEMO_READY): $(READY) $(DEMO_FILES)
@@ -35,6 +36,14 @@ lint: $(READY)
 sanitize: $(READY)
 	$(BIN)/python tests/sanitizers/run.py address
 	$(BIN)/python tests/sanitizers/run.py thread
+
+# Goes on from the rows that are there; `make bench SUITE=minilm` for another suite.
+bench: $(DEMO_READY)
+	$(BIN)/gradalign bench --suite $(SUITE) --out benchmarks/results
+	$(BIN)/python benchmarks/readme_table.py
+
+bench-guards: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/guards
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
