@@ -69,7 +69,7 @@ def test_the_displaced_values_are_the_rounded_sum_of_master_and_displacement():
             gradient = [p.grad.detach().float() for p in model.parameters()]
             norm = sum(float(g.double().square().sum()) for g in gradient) ** 0.5
             for p, g in zip(model.parameters(), gradient, strict=True):
-                m = optimizer.master(p) if p.dtype == torch.bfloat16 else None
+                m = optimizer.state[p]["master"] if p.dtype == torch.bfloat16 else None
                 seen[p] = (p.detach().clone(), None if m is None else (m + g * (0.1 / norm)).bfloat16())
         return loss
 
