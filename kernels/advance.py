@@ -42,7 +42,7 @@ def double(parts, k, like):
     return (zeros + parts[2 * k]) + (zeros + parts[2 * k + 1])
 
 
-@triton.jit(do_not_specialize=["num_tensors"])
+@triton.jit(do_not_specialize=["num_tensors", "scalars", "skip", "seed"])
 def advance(
     steps,
     num_tensors,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from gradalign.kernels.columns import STRIDED, Column, Layout, Tensors, kinds_of, sizes_of
 from gradalign.kernels.sweep import CHUNK
@@ -65,7 +64,9 @@ class Plan:
                 everything = len(tensors) == len(sizes)
                 self.groups.append(Group(dtypes, None if everything else tensors, self.num_chunks, total))
                 numbers = torch.arange(self.num_chunks, self.num_chunks + total)
-                pieces.append((index.repeat_interleave(counts) << 32) | (numbers - (ends - counts).repeat_interleave(counts)))
+                pieces.append(
+                    (index.repeat_interleave(counts) << 32) | (numbers - (ends - counts).repeat_interleave(counts))
+                )
                 self.num_chunks += total
         self.chunks = Table(torch.cat(pieces) if pieces else integers([0]), device)
         self.numels = Table(integers(sizes), device)
@@ -91,5 +92,3 @@ def plan(columns: Sequence[Column], tensors: Tensors, row_major: bool) -> Plan:
 
 def _linear(layouts: set[Layout], row_major: bool) -> bool:
     return layouts == {None} or (len(layouts) == 1 and not row_major and STRIDED not in layouts)
-
-

@@ -23,7 +23,9 @@ from gradalign.kernels.rounding import converted, widen
 
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
 TAIL = BLOCK // 8  # elements of a masked block: one a thread, since each of its accesses takes registers of its own
-CHUNK = 16 * BLOCK  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
+CHUNK = (
+    16 * BLOCK
+)  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
 ROW = tl.constexpr(4)
 
 
@@ -139,7 +141,7 @@ def _profile_name(specialization):
     return f"gradalign_{specialization.constants['block'].__name__}"
 
 
-@triton.jit(do_not_specialize=["first", "total"], repr=_profile_name)
+@triton.jit(do_not_specialize=["first", "total", "scalars", "per_tensor"], repr=_profile_name)
 def sweep(
     chunks,
     numels,
@@ -152,7 +154,7 @@ def sweep(
     partials,
     block: tl.constexpr,
     dtypes: tl.constexpr,
-    options: tl.constexpr,
+    variant: tl.constexpr,
     NUM_SUMS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -172,7 +174,7 @@ def sweep(
         partials: float32 [NUM_SUMS, total].
         block: the op.
         dtypes: per list.
-        options: of the op.
+        variant: the block's options (`options` itself is a name that Triton's binder uses).
         NUM_SUMS: how many sums the block keeps.
         CHUNK: elements.
         BLOCK: elements.
@@ -193,11 +195,11 @@ def sweep(
     sums = _zeros(NUM_SUMS, BLOCK // ROW)
     ptrs = _pointers(addresses, dtypes, True)
     for i in range(0, full, BLOCK):
-        sums = block(ptrs, _at(i, n, start, BLOCK, False), known, sums, options)
+        sums = block(ptrs, _at(i, n, start, BLOCK, False), known, sums, variant)
     tail_sums = _zeros(NUM_SUMS, TAIL // ROW)
     ptrs = _pointers(addresses, dtypes, False)
     for i in range(full, n, TAIL):
-        tail_sums = block(ptrs, _at(i, n, start, TAIL, True), known, tail_sums, options)
+        tail_sums = block(ptrs, _at(i, n, start, TAIL, True), known, tail_sums, variant)
 
     for k in tl.static_range(NUM_SUMS):
         tl.store(partials + k * total + chunk, tl.sum(sums[k]) + tl.sum(tail_sums[k]))

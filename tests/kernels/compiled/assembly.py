@@ -75,14 +75,13 @@ def compiled(case: Case, target: str, kernel: Any = sweep) -> Assembly:
     constants = {
         "block": case.block,
         "dtypes": case.dtypes,
-        "options": case.options,
+        "variant": case.options,
         "NUM_SUMS": case.num_sums,
         "CHUNK": CHUNK,
         "BLOCK": BLOCK,
         "TAIL": TAIL,
     }
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, {})
-    import os
     binary = triton.compile(source, target=gpu, options=compile_options(gpu))
     if gpu.backend == "hip":
         return _amd(binary.asm["amdgcn"])

@@ -47,7 +47,12 @@ def vector_rows(d: Any) -> list[Row]:
         Row("norm", Case(norm_dot_block, (d,), num_sums=1), (0,), ()),
         Row("norm_dot", Case(norm_dot_block, (d, d), **three), (0, 1), ()),
         Row("perturb", Case(perturb_block, (d,) * 3, (F64_SCALAR,), options=(NO,), **three), (0, 2), (0, 1)),
-        Row("perturb_two", Case(perturb_block, (d,) * 4, (F32_SCALAR, F64_SCALAR), options=(NO,), **three), (0, 2, 3), (0, 1)),
+        Row(
+            "perturb_two",
+            Case(perturb_block, (d,) * 4, (F32_SCALAR, F64_SCALAR), options=(NO,), **three),
+            (0, 2, 3),
+            (0, 1),
+        ),
         Row("restore", Case(restore_block, (d, d)), (1,), (0,)),
         Row("swap", Case(swap_block, (d, d)), (0, 1), (0, 1)),
         Row("accumulate", Case(accumulate_block, (d, d), (F32_SCALAR,), num_sums=2), (0, 1), (0,)),
@@ -60,7 +65,9 @@ def mixed_rows() -> list[Row]:
     from_backups = Case(perturb_block, (BF16, F32, F32), (F32_SCALAR,), options=(YES,), num_sums=3)
     return [
         Row("norm_dot", Case(norm_dot_block, (F32, BF16), num_sums=3), (0, 1), ()),
-        Row("perturb", Case(perturb_block, (BF16, BF16, F32), (F32_SCALAR,), options=(NO,), num_sums=3), (0, 2), (0, 1)),
+        Row(
+            "perturb", Case(perturb_block, (BF16, BF16, F32), (F32_SCALAR,), options=(NO,), num_sums=3), (0, 2), (0, 1)
+        ),
         Row("perturb_from_backups", from_backups, (0, 1, 2), (0,)),
         Row("restore", Case(restore_block, (BF16, F32)), (1,), (0,)),
         Row("accumulate", Case(accumulate_block, (F32, BF16), (F32_SCALAR,), num_sums=2), (0, 1), (0,)),

@@ -1,0 +1,82 @@
+"""What the backend says of itself, without running a kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gradalign
+from gradalign import dispatch, ops
+from gradalign.backends import reference, triton
+
+TRITON = importlib.util.find_spec
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there" if name == "triton" else TRITON(name))
+
+
+def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton.why_unavailable() == "Triton is not installed; pip install 'gradalign[triton]'"
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = "no GPU that this build of torch can use; run on one, with torch's CUDA or ROCm build"
+    assert triton.why_unavailable() == reason
+
+
+def test_no_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "no C compiler to build its launcher with; install gcc or clang, or set CC" in str(triton.why_unavailable())
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    assert triton.why_unavailable() is None
+
+
+def test_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = frozenset((torch.float32, torch.bfloat16, torch.float16))
+    assert triton.supports("cuda", three)
+    assert not triton.supports("cuda", three | {torch.float64})
+    assert not triton.supports("cpu", three)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton.supports("cpu", three)
+    assert not triton.supports("cuda", three)
+
+
+def test_named_for_a_cpu_tensor_is_an_error_that_lists_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    dispatch.backend.cache_clear()
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(RuntimeError, match=r'backend "triton": no GPU .*; available here: .*reference'):
+        gradalign.GradAlign(model, weight=0.1, backend="triton").backward(
+            lambda x: model(x).sum(), [torch.ones(1, 2)] * 2
+        )
+    monkeypatch.setattr(triton, "why_unavailable", lambda: None)
+    dispatch.backend.cache_clear()
+    with pytest.raises(RuntimeError, match=r'backend "triton": does not support torch.float32 on cpu; available here'):
+        dispatch.backend("triton", "cpu", frozenset((torch.float32,)))
+    dispatch.backend.cache_clear()
+
+
+def test_it_has_the_functions_of_the_reference() -> None:
+    code = "from gradalign.backends import triton; print([n for n in %r if not callable(getattr(triton, n))])"
+    pytest.importorskip("triton")
+    run = [sys.executable, "-c", code % list(ops.SCHEMAS)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert all(callable(getattr(reference, name)) for name in ops.SCHEMAS)
+    with pytest.raises(AttributeError, match="no attribute 'frobnicate_'"):
+        _ = triton.frobnicate_
+
+
+def test_triton_is_imported_when_an_op_is_asked_for() -> None:
+    code = "import sys, gradalign.backends.triton as t; t.why_unavailable(); print('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
