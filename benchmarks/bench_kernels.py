@@ -63,11 +63,32 @@ def variants(
         ("norm_dot", "foreach"): (lambda: (torch._foreach_norm(x), torch._foreach_norm(y)), 2),
         ("perturb_", "foreach"): (lambda: foreach_perturb(p, backup, x), 4),
     }
+    if len(shapes) == 1 and shapes[0][0] > 1 << 24:
+        timed["perturb_", "compiled"] = (compiled_perturb(p, backup, x), 4)
     for name in ("native", "reference"):
         backend = dispatch.load(name)
         if backend.why_unavailable() is None:
             timed.update(ops_of(backend, p, backup, x, y, out))
     return timed
+
+
+def compiled_perturb(p, backup, x) -> Callable[[], object]:
+    """torch.compile of what reference computes in perturb_."""
+
+    @torch.compile
+    def perturb(p, backup, x, scale, one):
+        sums = []
+        for param, kept, direction in zip(p, backup, x, strict=True):
+            d = direction * scale
+            moved = param + d
+            delta = moved - param
+            sums.append(torch.stack(((delta * d).sum(), (d * d).sum(), (delta * delta).sum())))
+            kept.copy_(param * one)  # torch 2.13 compiles a plain copy so that it reads the new value of param
+            param.copy_(moved)
+        return torch.stack(sums).sum(0)
+
+    scale, one = torch.tensor(1e-7, dtype=p[0].dtype), torch.tensor(1.0, dtype=p[0].dtype)
+    return lambda: perturb(p, backup, x, scale, one)
 
 
 def ops_of(backend, p, backup, x, y, out) -> dict[tuple[str, str], tuple[Callable[[], object], int]]:
