@@ -2,7 +2,8 @@
 
     python tests/memory_probe.py METHOD [DTYPE]
 
-METHOD is "plain" or the options of GradAlign as JSON. A process of its own, since a high-water mark never falls.
+METHOD is "plain" or the options of GradAlign, or of the "baseline" they name, as JSON. A process of its own, since a
+high-water mark never falls.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main(method: str, dtype: str = "float32") -> dict[str, int]:
         options = json.loads(method)
         if options.pop("masters", False):
             options["optimizer"] = optimizer
-        aligner = gradalign.GradAlign(model, 1e-3, **options)
+        kind = getattr(gradalign.baselines, options.pop("baseline", ""), gradalign.GradAlign)
+        aligner = kind(model, 1e-3, **options)  # weight, rho or inner_lr
     for _ in range(2):
         if aligner is None:
             for batch in batches:

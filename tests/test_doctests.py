@@ -8,7 +8,17 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["gradalign", "gradalign.aligner", "gradalign.batches", "gradalign.ops"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gradalign",
+        "gradalign.aligner",
+        "gradalign.baselines.reptile",
+        "gradalign.baselines.sam",
+        "gradalign.batches",
+        "gradalign.ops",
+    ],
+)
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0

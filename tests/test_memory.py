@@ -37,6 +37,19 @@ def test_lean_split_keeps_one_copy(objective, normalize, backend):
     assert 0.5 < extra_copies(objective=objective, normalize=normalize, backend=backend) <= 1.1
 
 
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [
+        ({"baseline": "SAM"}, 1),
+        ({"baseline": "SAM", "per_micro_batch": True}, 2),
+        ({"baseline": "Reptile"}, 1),
+        ({"baseline": "FOMAML"}, 1),
+    ],
+)
+def test_baselines_keep_what_they_say(options, copies):
+    assert copies - 0.5 < extra_copies(**options) <= copies + 0.1
+
+
 def test_masters_make_the_backup_unnecessary():
     assert extra_copies("bfloat16", masters=True) <= 0.2
     assert extra_copies("bfloat16") > 0.8
