@@ -148,6 +148,22 @@ def test_an_interrupted_build_leaves_nothing_that_is_used(home, tiny, monkeypatc
 
 
 @needs_compiler
+def test_sources_that_change_during_the_build_are_not_kept(home, tiny, monkeypatch):
+    original = compiler.build
+
+    def edited(*args):
+        made = original(*args)
+        (library.sources() / "tiny.cpp").write_text(TINY + "// newer\n")
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "build", edited)
+        with pytest.raises(UnavailableError, match="the sources of a tiny library changed while they were compiled"):
+            ensure(tiny)
+    assert not list(home.glob("*/libtiny.so"))
+
+
+@needs_compiler
 def test_leftovers_of_a_killed_build_are_removed(home, tiny):
     key = tiny.key(compiler.find_compiler().version)
     leftover = home / f"{key}.work-killed"

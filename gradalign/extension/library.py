@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 import sysconfig
@@ -51,9 +52,11 @@ class Library:
     def digest(self) -> str:
         """Of the names and contents of all inputs."""
         total = hashlib.sha256()
-        for path in self._files():
-            total.update(path.relative_to(sources()).as_posix().encode() + b"\0")
-            total.update(path.read_bytes())
+        root = str(sources())
+        for path in self._files(root):
+            total.update(os.path.relpath(path, root).encode() + b"\0")
+            with open(path, "rb") as file:
+                total.update(file.read())
         return total.hexdigest()
 
     def key(self, compiler: str) -> str:
@@ -62,9 +65,11 @@ class Library:
         text = "\n".join((self.digest(), self.built_for, platform.system(), platform.machine(), compiler, *flags))
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
-    def _files(self) -> list[Path]:
-        roots = [sources() / name for name in self.inputs]
-        return sorted(f for root in roots for f in ([root] if root.is_file() else root.rglob("*")) if f.is_file())
+    def _files(self, root: str) -> list[str]:
+        # os.walk, not Path.rglob: this runs at every start of a process.
+        inputs = [os.path.join(root, name) for name in self.inputs]
+        inside = (os.path.join(folder, name) for top in inputs for folder, _, names in os.walk(top) for name in names)
+        return sorted([*inside, *filter(os.path.isfile, inputs)])
 
 
 def sources() -> Path:

@@ -101,6 +101,8 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
             raise UnavailableError(
                 f"{shlex.join(found.command)} could not build {binary.what}; what it said is in {report}"
             ) from error
+        if binary.key(found.version) != key:
+            raise UnavailableError(f"the sources of {binary.what} changed while they were compiled; start again")
         path = cache.publish(key, made)
     _say(f"built {binary.what} in {time.monotonic() - start:.0f} s, kept in {path.parent}")
     return path
