@@ -45,8 +45,12 @@ bench: $(DEMO_READY)
 bench-guards: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/guards
 
+# On a machine with a GPU: with the Python that has torch there, nothing is installed.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_report.py
+
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info demo-out
+	rm -rf $(VENV) build dist site *.egg-info demo-out gpu-report

@@ -1,0 +1,230 @@
+"""One command for a machine with a GPU: build, test, sanitize, measure, and one report of it all, in less than 9 minutes.
+
+`make gpu` or `python benchmarks/gpu_report.py [--out gpu-report] [--minutes 9] [--skip STAGE ...]`. Uses the Python that runs
+it, with the torch that is there; installs and downloads nothing. Writes report.json, report.md and report.png (where matplotlib
+is there). Exit status: 0 everything passed, 1 a stage failed, 2 bad arguments, 3 no GPU (after building and collecting the
+tests).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gpu_summary import draw, markdown, targets
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("build", "collect", "tests", "memcheck", "racecheck", "initcheck", "benchmark")
+# Seconds that a stage may take at most, so that all of them end in time on a GPU machine.
+LIMITS = {"build": 150, "collect": 60, "tests": 150, "memcheck": 70, "racecheck": 70, "initcheck": 70, "benchmark": 170}
+NO_DEVICE = 3
+PACKAGE = ROOT / "build" / "gpu"
+
+
+@dataclass
+class Stage:
+    """What became of one stage."""
+
+    name: str
+    status: str  # "passed", "failed", "skipped"
+    seconds: float = 0.0
+    summary: str = ""
+    log: str = ""
+
+
+@dataclass
+class Run:
+    """The whole run so far."""
+
+    out: Path
+    deadline: float
+    skip: tuple[str, ...]
+    stages: list[Stage] = field(default_factory=list)
+
+    def stage(self, name: str, work: Callable[[float], tuple[bool, str]]) -> Stage:
+        """Runs one stage within its limit and what is left of the time, and tells how it went."""
+        left = min(LIMITS[name], self.deadline - time.monotonic())
+        if name in self.skip or left < 5:
+            done = Stage(name, "skipped", summary="asked for" if name in self.skip else "no time left")
+        else:
+            print(f"{name} ...", flush=True)
+            start = time.monotonic()
+            passed, text = work(left)
+            summary = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+            log = self.out / f"{name}.log"
+            log.write_text(text)
+            done = Stage(name, "passed" if passed else "failed", time.monotonic() - start, summary.strip(), log.name)
+        self.stages.append(done)
+        print(f"{name}: {done.status} in {done.seconds:.0f} s: {done.summary}", flush=True)
+        return done
+
+
+def make_package(folder: Path) -> None:
+    """The package as it would be installed, by links: `kernels/` and `csrc/` lie beside it in a checkout.
+
+    The repository's root itself must not be on the path: other packages look for a package named `kernels`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    package = folder / "gradalign"
+    package.mkdir(parents=True)
+    inside = [path for path in (ROOT / "gradalign").iterdir() if path.name != "__pycache__"]
+    for path in (*inside, ROOT / "kernels", ROOT / "csrc"):
+        (package / path.name).symlink_to(path)
+
+
+def execute(command: list[str], seconds: float, **environment: str) -> tuple[int, str]:
+    """Exit status and output; 124 where it ran out of time."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+    settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=settings,
+            timeout=seconds,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or ""
+        text = output if isinstance(output, str) else output.decode(errors="replace")
+        return 124, f"{text}\nstopped after {seconds:.0f} s"
+    return done.returncode, done.stdout
+
+
+def build(seconds: float) -> tuple[bool, str]:
+    """Both binaries, for the GPUs here, or for all default architectures where there is none."""
+    code = (
+        "import torch; from gradalign.extension import cuda, ensure, library; "
+        "present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]; "
+        "print(ensure(library.cpu())); print(ensure(cuda.cuda(cuda.architectures(present))))"
+    )
+    status, text = execute([sys.executable, "-c", code], seconds)
+    return status == 0, text
+
+
+def collect(seconds: float) -> tuple[bool, str]:
+    """Which tests would run."""
+    status, text = execute([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q"], seconds)
+    return status == 0, text
+
+
+def tests(seconds: float) -> tuple[bool, str]:
+    """Every test that needs a GPU."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors"]
+    status, text = execute(command, seconds)
+    return status == 0, text
+
+
+def sanitizer(tool: str) -> Callable[[float], tuple[bool, str]]:
+    """compute-sanitizer over a small program that runs every kernel."""
+
+    def work(seconds: float) -> tuple[bool, str]:
+        found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        if found is None:
+            return False, "compute-sanitizer is missing; it comes with the CUDA toolkit"
+        command = [found, "--tool", tool, "--error-exitcode", "9", sys.executable, "benchmarks/gpu_driver.py"]
+        status, text = execute(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        errors = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", text)
+        clean = status == 0 and "ops ran" in text and all(n == "0" for n in errors)
+        return clean, text
+
+    return work
+
+
+def benchmark(out: Path, quick: bool) -> Callable[[float], tuple[bool, str]]:
+    """The figures, into measured.json."""
+
+    def work(seconds: float) -> tuple[bool, str]:
+        command = [sys.executable, "benchmarks/gpu_kernels.py", "--json", str(out / "measured.json")]
+        command += ["--seconds", str(seconds * 0.5), *(["--quick"] if quick else [])]
+        status, text = execute(command, seconds)
+        return status == 0, text
+
+    return work
+
+
+def environment() -> dict[str, object]:
+    """Versions, without importing torch into this process."""
+    versions: dict[str, object] = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "triton", "numpy"):
+        spec = importlib.util.find_spec(name)
+        versions[name] = importlib.metadata.version(name) if spec is not None else None
+    status, text = execute(["nvcc", "--version"], 20) if shutil.which("nvcc") else (1, "")
+    versions["nvcc"] = text.strip().splitlines()[-1] if status == 0 else None
+    return versions
+
+
+def device_count() -> int:
+    """GPUs that torch can use."""
+    status, text = execute([sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], 120)
+    return int(text.strip().splitlines()[-1]) if status == 0 else 0
+
+
+def report(run: Run, versions: dict[str, object]) -> None:
+    """report.json, report.md and, with matplotlib, report.png."""
+    measured = run.out / "measured.json"
+    figures = json.loads(measured.read_text()) if measured.is_file() else {"machine": {}, "rows": []}
+    found = {"environment": versions, "stages": [asdict(s) for s in run.stages], **figures}
+    found["targets"] = [asdict(target) for target in targets(figures["rows"])]
+    (run.out / "report.json").write_text(json.dumps(found, indent=1))
+    picture = draw(figures["rows"], run.out / "report.png")
+    (run.out / "report.md").write_text(markdown(found, picture))
+    print(f"report in {run.out}{'' if picture else '; no report.png: matplotlib is missing or nothing was measured'}")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "gpu-report", help="where the report goes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all stages together")
+    parser.add_argument(
+        "--skip", nargs="+", choices=STAGES, default=[], metavar="STAGE", help=f"of {', '.join(STAGES)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="small benchmarks")
+    chosen = parser.parse_args(argv)
+    if chosen.minutes <= 0:
+        parser.error(f"--minutes: expected more than 0; got {chosen.minutes}")
+    return chosen
+
+
+def main(argv: list[str] | None = None) -> int:
+    chosen = arguments(argv)
+    if importlib.util.find_spec("torch") is None:
+        print(f"{sys.executable} has no torch; run with the Python that has: make gpu PYTHON=...", file=sys.stderr)
+        return 2
+    out: Path = chosen.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "measured.json").unlink(missing_ok=True)
+    make_package(PACKAGE)
+    run = Run(out, time.monotonic() + 60 * chosen.minutes - 20, tuple(chosen.skip))
+    versions = environment()
+    run.stage("build", build)
+    run.stage("collect", collect)
+    if device_count() == 0:
+        report(run, versions)
+        print("no GPU that torch can use: nothing was tested, sanitized or measured", file=sys.stderr)
+        return NO_DEVICE if all(stage.status != "failed" for stage in run.stages) else 1
+    run.stage("benchmark", benchmark(out, chosen.quick))  # before the rest: it needs the GPU cool and alone
+    run.stage("tests", tests)
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        run.stage(tool, sanitizer(tool))
+    report(run, versions)
+    return 1 if any(stage.status == "failed" for stage in run.stages) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The report of `make gpu` from its figures: which targets were met, as text and as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_kernels import CLIP_STEP, COMPOSITE, WITH_UPDATE
+
+OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_")
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass
+class Target:
+    """One goal: what was measured, and what it should be at least (or, `at_most`, at most)."""
+
+    what: str
+    measured: float
+    goal: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached."""
+        return self.measured <= self.goal if self.at_most else self.measured >= self.goal
+
+
+def targets(rows: Rows) -> list[Target]:
+    """Every goal that the figures can judge; on an H100."""
+    found = []
+    for workload, goal in (("one tensor of 64M", 0.92), ("one tensor of 256M", 0.92), ("BERT-large", 0.90)):
+        for row in rows:
+            if row["workload"] == workload and row["variant"] == "native" and row["op"] in OPS:
+                what = f"{row['op']} on {workload}, {row['dtype']}: fraction of y += a x"
+                found.append(Target(what, row["of_add"], goal))
+    for row in rows:
+        if row["workload"] == "BERT-large" and row["op"] == WITH_UPDATE and row["variant"] == "native":
+            found.append(Target(f"{WITH_UPDATE} on BERT-large: times its floor", 1 / row["of_add"], 1.1, at_most=True))
+    found += ratios(rows, "one tensor of 64M", COMPOSITE, {"torch foreach": 1.7, "torch compiled": 1.0})
+    found += ratios(rows, "BERT-large", COMPOSITE, {"torch foreach": 1.7})
+    found += ratios(rows, "one tensor of 256M", CLIP_STEP, {"torch fused": 1.25})
+    found += ratios(rows, "1,000 tensors", CLIP_STEP, {"torch fused": 1.5})
+    return found
+
+
+def ratios(rows: Rows, workload: str, op: str, goals: dict[str, float]) -> list[Target]:
+    """How many times faster native is than others."""
+    times = {r["variant"]: r["microseconds"] for r in rows if r["workload"] == workload and r["op"] == op}
+    return [
+        Target(f"{op} on {workload}: times faster than {other}", times[other] / times["native"], goal)
+        for other, goal in goals.items()
+        if other in times and "native" in times
+    ]
+
+
+def markdown(found: dict[str, Any], picture: bool) -> str:
+    """The report as text."""
+    lines = ["# GPU report", ""]
+    lines += [f"- {name}: {value}" for name, value in {**found["environment"], **found["machine"]}.items()]
+    lines += ["", "| stage | status | seconds | last line |", "|---|---|---|---|"]
+    lines += [f"| {s['name']} | {s['status']} | {s['seconds']:.0f} | {_cell(s['summary'])} |" for s in found["stages"]]
+    goals = [Target(**target) for target in found["targets"]]
+    if goals:
+        lines += ["", "## Targets", "", "| target | measured | goal | met |", "|---|---|---|---|"]
+        lines += [
+            f"| {t.what} | {t.measured:.3f} | {'<=' if t.at_most else '>='} {t.goal} | {'yes' if t.met else 'no'} |"
+            for t in goals
+        ]
+    if found["rows"]:
+        lines += ["", "## Figures", *(["", "![figures](report.png)"] if picture else []), ""]
+        lines += ["| workload | dtype | op | variant | us | GB/s | of y += a x |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {r['workload']} | {r['dtype']} | {r['op']} | {r['variant']} | {r['microseconds']:.1f} | "
+            f"{r['gigabytes_per_second']:.0f} | {r['of_add']:.3f} |"
+            for r in found["rows"]
+        ]
+    else:
+        lines += ["", "Nothing was measured."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")[:120]
+
+
+def draw(rows: Rows, path: Path) -> bool:
+    """Bars of every op's fraction of the yardstick, a panel a workload; False where it cannot be drawn."""
+    if not rows or importlib.util.find_spec("matplotlib") is None:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = [r for r in rows if r["op"] in OPS and r["dtype"] == "float32"]
+    names = list(dict.fromkeys(r["workload"] for r in chosen))
+    figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), sharey=True, squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        _bars(panel, [r for r in chosen if r["workload"] == name])
+        panel.set_title(f"{name}, fp32")
+    panels[0][0].set_ylabel("fraction of the bandwidth of y += a x")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def _bars(panel: Any, rows: Iterable[dict[str, Any]]) -> None:
+    by_variant: dict[str, dict[str, float]] = {}
+    for r in rows:
+        by_variant.setdefault(r["variant"], {})[r["op"]] = r["of_add"]
+    width = 0.8 / max(1, len(by_variant))
+    for i, (variant, values) in enumerate(by_variant.items()):
+        panel.bar([OPS.index(op) + i * width for op in values], list(values.values()), width, label=variant)
+    panel.axhline(0.92, color="grey", linewidth=0.8)
+    panel.set_xticks(range(len(OPS)), OPS, rotation=60, ha="right")
+    panel.legend()
