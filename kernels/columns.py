@@ -3,7 +3,8 @@
 Asking 391 tensors for their addresses takes Python 20 to 30 microseconds, for dtype and layout twice that, so that a list
 is recognised by the identities of its tensors and their addresses; weak references see to it that an identity means what
 it did. New tensors at known addresses (gradients, from one pass to the next) are asked what they are, but nothing is
-copied to the device; new addresses cost one small asynchronous copy.
+copied to the device; new addresses cost one small asynchronous copy. What is not noticed is a known tensor that changes
+shape or strides in place without moving (`t_()`, `resize_()` to less).
 """
 
 from __future__ import annotations

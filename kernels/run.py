@@ -124,6 +124,7 @@ class _Row:
                 copies[place] = t.contiguous()
             self.lists.append([copies[place]])
 
+    @torch.no_grad()
     def put_back(self, written: Sequence[int]) -> None:
         """The copies of the lists that were written, into their tensors."""
         for k in written:
