@@ -106,7 +106,7 @@ class FiniteDifference(_Method):
 
 def _loop():
     def displace(params, grads):
-        norm = sum(g.float().square().sum() for g in grads).sqrt()
+        norm = torch.stack([g.norm() for g in grads]).norm()
         backups = [p.clone() for p in params]
         for p, g in zip(params, grads, strict=True):
             p.add_(g * (RADIUS / norm))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gradalign
 from gradalign.cli.bench import record
 from gradalign.cli.bench.child import MARK
 from gradalign.cli.bench.record import Row
@@ -73,6 +74,7 @@ class Runner:
             "date": record.date(),
             **self._provenance,
             **found,
+            "reason": without_paths(found["reason"]),
         }
 
     def _request(self, measurement: Measurement) -> dict[str, Any]:
@@ -101,6 +103,14 @@ def in_process(request: dict[str, Any], limit: float) -> Row:
         return {"status": "failed", "reason": f"out of memory, or ended by signal {-done.returncode}"}
     last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
     return {"status": "failed", "reason": f"exit code {done.returncode}: {last}"}
+
+
+def without_paths(reason: str | None) -> str | None:
+    """The reason without the folders of this machine: results are published."""
+    folders = (str(Path(gradalign.__file__).parents[1]), sys.prefix, str(Path.home()))
+    for folder in sorted(folders, key=len, reverse=True):
+        reason = reason.replace(f"{folder}/", "") if reason and len(folder) > 1 else reason
+    return reason
 
 
 def describe(row: Row) -> str:

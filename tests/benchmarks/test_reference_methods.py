@@ -1,0 +1,78 @@
+"""What the benchmarks hold against gradalign is what its equations say, and leaves the parameters as it should."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+from networks import trainable
+from reference_methods import FiniteDifference, FullHessian, TwoStepSAM
+from torch import nn
+
+import gradalign
+
+K = 8
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 1)).double()
+
+
+@pytest.fixture
+def batches():
+    return list(torch.randn(K, 6, 4, dtype=torch.float64))
+
+
+def loss_of(model):
+    return lambda x: model(x).square().mean()
+
+
+def filled(model, method, batches):
+    before = [p.detach().clone() for p in model.parameters()]
+    torch.manual_seed(1)
+    method.fill(batches)
+    for p, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, value)
+    found = oracle.flat([p.grad for p in trainable(model)], trainable(model))
+    model.zero_grad()
+    return found
+
+
+def test_two_step_sam_is_the_gradient_uphill(model, batches):
+    model.eval()
+    found = filled(model, TwoStepSAM(model, loss_of(model), torch.optim.SGD(model.parameters()), rho=0.1), batches)
+    params = trainable(model)
+    _, values, _ = oracle.gradients(model, loss_of(model), batches)
+    up = values.mean(0) / values.mean(0).norm()
+    with torch.no_grad():
+        for p, d in zip(params, up.split([p.numel() for p in params]), strict=True):
+            p += 0.1 * d.view_as(p)
+    expected = oracle.gradients(model, loss_of(model), batches)[1].mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["loop", "foreach"])
+def test_finite_difference_is_gradaligns_split(model, batches, how):
+    found = filled(model, FiniteDifference(model, loss_of(model), None, 0.3, how), batches)
+    torch.manual_seed(1)
+    gradalign.GradAlign(model, 0.3, backend="reference").backward(loss_of(model), batches)
+    expected = oracle.flat([p.grad for p in trainable(model)], trainable(model))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_compiled_finite_difference_is_the_loop(model, batches):
+    loop, compiled = (
+        filled(model, FiniteDifference(model, loss_of(model), None, 0.3, how), batches) for how in ("loop", "compile")
+    )
+    torch.testing.assert_close(compiled, loop, rtol=1e-8, atol=1e-11)
+
+
+def test_full_hessian_is_the_oracles_term(model, batches):
+    model.eval()
+    method = FullHessian(model, loss_of(model), None, 0.3)
+    found = filled(model, method, batches)
+    gbar, term, _, _ = oracle.term(model, loss_of(model), batches, "dot", "direction", oracle.all_pairs(K))
+    torch.testing.assert_close(found, gbar - 0.3 * term, rtol=1e-9, atol=1e-12)
+    assert method.passes == K + K * len(gbar)
