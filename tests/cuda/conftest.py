@@ -3,28 +3,10 @@ from __future__ import annotations
 import kernel_cases
 import pytest
 import torch
+from cuda_backends import cuda_backend
 
 # Sums of a thread within one chunk of 8192 elements are float32 (32 terms), those of chunks float64.
 kernel_cases.SUM["cuda"] = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
-
-
-def cuda_backend(kind: str):
-    """The CUDA kernels for tensors on the CPU: run by the emulated GPU or by a real one."""
-    from emulated import emulated
-    from on_device import OnDevice
-
-    from gradalign.backends import native
-    from gradalign.extension import UnavailableError
-
-    if kind == "emulated":
-        try:
-            return emulated()
-        except (RuntimeError, UnavailableError) as error:
-            pytest.skip(f"no emulated GPU: {error}")
-    reason = native.why_not_on("cuda")
-    if reason is not None:
-        pytest.fail(f"the CUDA kernels do not work here: {reason}")
-    return OnDevice(native, "cuda")
 
 
 BACKENDS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]

@@ -1,0 +1,125 @@
+"""What of `make gpu` needs no GPU: arguments, stages, targets, the report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_backends import cuda_backend
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("gpu_report", "gpu_summary", "gpu_kernels", "gpu_driver"):
+        sys.modules.pop(name, None)
+
+
+def row(workload, op, variant, microseconds, of_add, dtype="float32"):
+    return {
+        "workload": workload,
+        "op": op,
+        "variant": variant,
+        "dtype": dtype,
+        "microseconds": microseconds,
+        "gigabytes_per_second": 1.0,
+        "of_add": of_add,
+    }
+
+
+def test_targets_say_which_goals_are_met(load):
+    summary = load("gpu_summary")
+    rows = [
+        row("one tensor of 64M", "perturb_", "native", 10, 0.93),
+        row("BERT-large", "perturb_", "native", 10, 0.89, "bfloat16"),
+        row("BERT-large", summary.WITH_UPDATE, "native", 10, 0.95),
+        row("1,000 tensors", summary.CLIP_STEP, "native", 10, 0.5),
+        row("1,000 tensors", summary.CLIP_STEP, "torch fused", 16, 0.5),
+    ]
+    found = {t.what: (t.measured, t.met) for t in summary.targets(rows)}
+    assert found == {
+        "perturb_ on one tensor of 64M, float32: fraction of y += a x": (0.93, True),
+        "perturb_ on BERT-large, bfloat16: fraction of y += a x": (0.89, False),
+        "perturb, restore, AdamW on BERT-large: times its floor": (pytest.approx(1.0526, abs=1e-3), True),
+        "clip + AdamW + clear on 1,000 tensors: times faster than torch fused": (1.6, True),
+    }
+
+
+def test_the_figures_run_on_the_cpu(load, tmp_path):
+    kernels, summary = load("gpu_kernels"), load("gpu_summary")
+    path = tmp_path / "measured.json"
+    assert kernels.main(["--device", "cpu", "--quick", "--seconds", "0.1", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {"perturb_", "adamw_step_", "lamb_step_", summary.COMPOSITE} <= {
+        r["op"] for r in rows if r["variant"] == "native"
+    }
+    assert all(r["of_add"] > 0 for r in rows)
+    assert sum(r["op"] == "y += a x" and r["of_add"] == 1 for r in rows) == 4
+
+
+def test_bert_large_is_bert_large(load):
+    shapes = load("gpu_kernels").bert_large()
+    assert len(shapes) == 391
+    assert sum(a * (b[0] if b else 1) for a, *b in shapes) == 335_141_888
+
+
+def test_the_report_of_a_run(load, tmp_path):
+    report, summary = load("gpu_report"), load("gpu_summary")
+    run = report.Run(tmp_path, report.time.monotonic() + 100, ("tests",))
+    assert run.stage("build", lambda _: (True, "first\nlast line\n")).status == "passed"
+    assert run.stage("memcheck", lambda _: (False, "ERROR SUMMARY: 1 error")).status == "failed"
+    assert run.stage("tests", lambda _: (True, "")).summary == "asked for"
+    run.deadline = report.time.monotonic()
+    assert run.stage("collect", lambda _: (True, "")).summary == "no time left"
+    rows = [row("one tensor of 64M", "perturb_", "native", 10, 0.93)]
+    (tmp_path / "measured.json").write_text(json.dumps({"machine": {"gpu": "a GPU"}, "rows": rows}))
+    report.report(run, {"python": "3.12"})
+    text = (tmp_path / "report.md").read_text()
+    assert "| build | passed | 0 | last line |" in text
+    assert "| memcheck | failed | 0 | ERROR SUMMARY: 1 error |" in text
+    assert "- gpu: a GPU" in text
+    assert "| perturb_ on one tensor of 64M, float32: fraction of y += a x | 0.930 | >= 0.92 | yes |" in text
+    assert json.loads((tmp_path / "report.json").read_text())["targets"][0]["goal"] == 0.92
+    assert (tmp_path / "report.png").exists() == summary.draw(rows, tmp_path / "again.png")
+
+
+def test_without_a_gpu_it_says_so(load, tmp_path, monkeypatch, capsys):
+    report = load("gpu_report")
+    monkeypatch.setattr(report, "device_count", lambda: 0)
+    monkeypatch.setattr(report, "make_package", lambda _: None)
+    assert report.main(["--out", str(tmp_path), "--skip", "build", "collect"]) == report.NO_DEVICE
+    assert "no GPU that torch can use" in capsys.readouterr().err
+    assert "Nothing was measured." in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"), [(["--minutes", "0"], "expected more than 0"), (["--skip", "x"], "invalid choice")]
+)
+def test_bad_arguments(load, argv, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load("gpu_report").main(argv)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_package_by_links(load, tmp_path):
+    load("gpu_report").make_package(tmp_path / "there")
+    package = tmp_path / "there" / "gradalign"
+    assert (package / "csrc" / "bindings.cpp").is_file()
+    assert (package / "kernels" / "__init__.py").is_file()
+    assert (package / "ops.py").is_file()
+
+
+def test_the_driver_runs_every_op(load, monkeypatch, capsys):
+    driver = load("gpu_driver")
+    monkeypatch.setattr(driver, "native", cuda_backend("emulated"))
+    monkeypatch.setattr(sys, "argv", ["gpu_driver.py", "cpu"])
+    monkeypatch.setattr(driver, "SIZES", (3, 1030))
+    assert driver.main() == 0
+    assert capsys.readouterr().out == "188 ops ran\n"
