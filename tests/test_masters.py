@@ -55,7 +55,7 @@ def test_parameters_and_masters_come_back_bit_for_bit(objective, difference, how
 def test_the_displaced_values_are_the_rounded_sum_of_master_and_displacement():
     model, loss_fn, batches = low_precision()
     optimizer = AdamW(model.parameters(), lr=1e-3, master_weights=True)
-    aligner = gradalign.GradAlign(model, 0.03, radius=0.1, optimizer=optimizer)
+    aligner = gradalign.GradAlign(model, 0.03, radius=2.0, optimizer=optimizer)
     for p in model.parameters():  # masters that are not representable in bf16
         if (m := optimizer.master(p)) is not None:
             m.mul_(1 + 1e-3)
@@ -70,7 +70,7 @@ def test_the_displaced_values_are_the_rounded_sum_of_master_and_displacement():
             norm = sum(float(g.double().square().sum()) for g in gradient) ** 0.5
             for p, g in zip(model.parameters(), gradient, strict=True):
                 m = optimizer.state[p]["master"] if p.dtype == torch.bfloat16 else None
-                seen[p] = (p.detach().clone(), None if m is None else (m + g * (0.1 / norm)).bfloat16())
+                seen[p] = (p.detach().clone(), None if m is None else (m + g * (2.0 / norm)).bfloat16())
         return loss
 
     masters = {p: optimizer.master(p).clone() for p in model.parameters() if optimizer.master(p) is not None}
