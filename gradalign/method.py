@@ -208,6 +208,11 @@ class Method(ABC):
         step = Step(space, passes, settings, num, weight, loss_scale, share, index, masters, tasks)
         total = space.grads()
         schedule = self._schedule(step, total) if weight else Plain(step, total)
+        if backward is not None and schedule.differentiates:
+            raise ValueError(
+                f"backward: expected None with {type(schedule).__name__}, which differentiates twice by itself; got "
+                f"{getattr(backward, '__qualname__', backward)}; use an estimator with finite differences"
+            )
         return OpenStep(self, step, schedule, BufferState(modules))
 
     def _differentiation(

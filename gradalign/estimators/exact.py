@@ -20,6 +20,8 @@ from gradalign.space import Vector
 class Exact(Schedule):
     """One differentiable pass a micro-batch; then one double backward for each."""
 
+    differentiates = True
+
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
         self.total = total

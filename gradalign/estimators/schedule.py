@@ -20,9 +20,11 @@ class Schedule(ABC):
     Attributes:
         needs_all: micro-batches are evaluated again after later ones, so that all have to be there from the start: such a
             schedule implements `run` and is refused by `accumulate`.
+        differentiates: it calls autograd itself, so that a `backward=` of the user's would never be called and is refused.
     """
 
     needs_all = False
+    differentiates = False
 
     def __init__(self, step: Step) -> None:
         self.step = step

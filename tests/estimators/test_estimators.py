@@ -222,3 +222,11 @@ def test_exact_refuses_a_function_that_can_be_differentiated_once():
     aligner = gradalign.GradAlign(model, 0.1, estimator="exact")
     with pytest.raises(RuntimeError, match="expected twice differentiable operations; got: .*once_differentiable"):
         aligner.backward(lambda x: model[1](OnceDifferentiable.apply(model[0](x))).square().mean(), batches)
+
+
+def test_exact_refuses_a_backward_it_would_never_call():
+    model, loss_fn, batches = make(Counting)
+    aligner = gradalign.GradAlign(model, 0.1, estimator="exact")
+    with pytest.raises(ValueError, match="backward: expected None with Exact"):
+        aligner.backward(loss_fn, batches, backward=torch.Tensor.backward)
+    aligner.backward(loss_fn, batches)
