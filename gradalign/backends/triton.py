@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from gradalign.ops import SCHEMAS
-
 NAME = "triton"
 
+VECTOR_OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_")
+STEPS = ("adamw_step_", "sgd_step_", "lamb_step_")
 DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -44,6 +44,6 @@ def _interpreted() -> bool:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    if name not in SCHEMAS:
+    if name not in VECTOR_OPS + STEPS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("gradalign.kernels"), name)

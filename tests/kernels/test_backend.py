@@ -72,6 +72,7 @@ def test_it_has_the_functions_of_the_reference() -> None:
     pytest.importorskip("triton")
     run = [sys.executable, "-c", code % list(ops.SCHEMAS)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert set(triton.VECTOR_OPS + triton.STEPS) == set(ops.SCHEMAS)
     assert all(callable(getattr(reference, name)) for name in ops.SCHEMAS)
     with pytest.raises(AttributeError, match="no attribute 'frobnicate_'"):
         _ = triton.frobnicate_
