@@ -23,10 +23,9 @@ def lamb_coefficients(t, scalars, parts):
 
 
 @triton.jit
-def direction(p, m, v, correction1, correction2, eps, weight_decay):
-    """u = (m / bc1) / (sqrt(v) / sqrt(bc2) + eps) + weight_decay p."""
-    adam = tl.div_rn(tl.div_rn(m, correction1), tl.div_rn(tl.sqrt_rn(v), correction2) + eps)
-    return adam + p * weight_decay.to(tl.float32)
+def direction(m, v, correction1, correction2, eps):
+    """(m / bc1) / (sqrt(v) / sqrt(bc2) + eps): u but for weight_decay p, which is read after it to hold fewer registers."""
+    return tl.div_rn(tl.div_rn(m, correction1), tl.div_rn(tl.sqrt_rn(v), correction2) + eps)
 
 
 @triton.jit
@@ -43,10 +42,9 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[1], at, m)
         v = narrow(second_moment(read_wide(ptrs[2], at), g, beta2, w2), ptrs[2].dtype.element_ty)
         write(ptrs[2], at, v)
+        adam = direction(widen(m), widen(v), correction1, correction2, eps)
         p = read_wide(ptrs[3], at)
-        # guarded: 0 / 0 where eps is 0
-        u = direction(p, widen(m), widen(v), correction1, correction2, eps, weight_decay)
-        u = guarded(u, at)
+        u = guarded(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
         pp += lanes(p * p)
         uu += lanes(u * u)
     if ZERO:
@@ -66,11 +64,11 @@ def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
         if TRUST:
             ratio = tl.sqrt(pp / uu)
             rate = rate * tl.where((pp > 0) & (uu > 0), ratio, 1.0)
-        p = read_wide(ptrs[2 if MASTER else 0], at)
         m = read_wide(ptrs[1], at)
         v = read_wide(ptrs[3 if MASTER else 2], at)
-        # guarded: 0 / 0 where eps is 0
-        u = direction(p, m, v, correction1, correction2, eps, weight_decay)
+        adam = direction(m, v, correction1, correction2, eps)
+        p = read_wide(ptrs[2 if MASTER else 0], at)
+        u = adam + p * weight_decay.to(tl.float32)
         write_params(ptrs, at, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)
     return sums
 
