@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import importlib
 import json
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 import gradalign
+from gradalign.cli import tune
 from gradalign.optim import AdamW
 from gradalign.tuning import STARTING_WEIGHTS, Point
 from gradalign.tuning.result import recommended
@@ -337,3 +339,45 @@ def test_a_radius_that_was_not_measured_is_refused():
 def test_the_example_runs():
     result = doctest.testmod(importlib.import_module("gradalign.tuning.tuner"))
     assert (result.attempted > 0, result.failed) == (True, 0)
+
+
+# DESIGN's table: error of the forward and the central difference, by radius.
+MINILM = {
+    "float32": {0.01: (0.02, 1e-4), 0.03: (0.07, 2e-3), 0.1: (0.2, 0.014), 0.3: (0.59, 0.14)},
+    "autocast": {0.01: (0.17, 0.09), 0.03: (0.09, 0.04), 0.1: (0.23, 0.024), 0.3: (0.62, 0.16)},
+}
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """Tunes MiniLM in a precision: micro-batches of 8 snippets, one probe against six anchors."""
+
+    def tuned(precision, radii):
+        args = {"csv": None, "k": 7, "batch": 8, "model": "minilm", "seed": 0, "precision": precision, "train": False}
+        options = argparse.Namespace(**args, radii=radii, reference="double_backward", probe_fraction=0.1)
+        return tune.measure(options, *tune.load(options, torch.device("cpu")))
+
+    return tuned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", sorted(MINILM))
+def test_minilm_gives_the_curve_of_the_design(minilm, precision):
+    expected = MINILM[precision]
+    result = minilm(precision, expected)
+    for point in result.curve:
+        forward, central = expected[point.radius]
+        assert forward / 2 < point.forward < forward * 2, point
+        assert central / 4 < point.central < central * 4, point
+    assert result.radius["forward"] == result.default_radius
+    assert result.radius["central"] == 0.1
+
+
+@pytest.mark.slow
+def test_minilm_in_bfloat16_moves_few_elements_and_keeps_most_of_the_length(minilm):
+    near, far = minilm("bfloat16", (0.01, 0.1)).curve
+    assert 0.003 / 2 < near.moved < 0.003 * 2  # DESIGN: 0.3% of the elements, 86% of the length
+    assert 0.86 / 1.25 < near.displacement_length < 0.86 * 1.25
+    assert 0.21 / 2 < far.forward < 0.21 * 2  # DESIGN: 21% / 6% at radius 0.1
+    assert 0.06 / 4 < far.central < 0.06 * 4
+    assert near.forward > far.forward  # rounding outweighs curvature there
