@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradalign.backends import reference
-from gradalign.cli.bench.kernels import BYTES, KernelUse, bandwidth
+from gradalign.cli.bench.kernels import BYTES, KernelUse, Watched, bandwidth
 
 CPU = torch.device("cpu")
 N = 100
@@ -59,6 +59,18 @@ def test_the_backends_are_put_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert reference.norm_dot is before
+
+
+def test_a_watched_method_says_what_a_step_uses():
+    class Restoring:
+        def step(self, micro_batches):
+            reference.restore_(tensors(), tensors())
+
+    watched = Watched(Restoring(), CPU)
+    for _ in range(4):
+        watched.step([])
+    use = watched.mean()["restore_"]
+    assert (use["calls"], use["bytes"]) == (1, 2 * COPY)
 
 
 def test_bandwidth_is_that_of_memory():

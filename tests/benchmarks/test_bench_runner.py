@@ -149,7 +149,22 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(runner, "json", types.SimpleNamespace(dumps=lambda request: "100"))
     real = subprocess.run
     monkeypatch.setattr(runner.subprocess, "run", lambda command, **kwargs: real(["sleep", "100"], **kwargs))
-    assert in_process({}, 0.2) == {"status": "failed", "reason": "took longer than 0 s"}
+    assert in_process({}, 0.2) == {"status": "failed", "reason": "took longer than 0 s", "timed_out": True}
+
+
+def test_what_the_bound_of_the_suite_cuts_short_is_left_and_no_failure(suite, monkeypatch, tmp_path):
+    hanging = {"status": "failed", "reason": "took longer than 30 s", "timed_out": True}
+    monkeypatch.setattr(runner, "in_process", lambda request, limit: hanging)
+    rows, left = run(suite, tmp_path / "toy.jsonl", said := [], minutes=0.01)
+    assert (rows, len(left)) == ([], 3)
+    assert said == ["time is up: 3 rows left; the same command goes on"]
+
+
+def test_what_its_own_limit_cuts_short_is_a_failure(suite, monkeypatch, tmp_path):
+    hanging = {"status": "failed", "reason": "took longer than 60 s", "timed_out": True}
+    monkeypatch.setattr(runner, "in_process", lambda request, limit: hanging)
+    rows, left = run(suite, tmp_path / "toy.jsonl", minutes=5)
+    assert ([row["status"] for row in rows], left) == (["failed"] * 3, [])
 
 
 def test_reasons_name_no_folder_of_this_machine():
@@ -175,8 +190,8 @@ def test_a_real_process_measures_everything(method):
     assert row["ratio_range"][0] <= row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
     assert row["samples_per_second"] == pytest.approx(8 / row["seconds"])
     assert row["passes"] == {"plain": 4, "split m=k/4": 5, "full Hessian": 4 + 4 * 1088}[method]
-    assert row["peak_bytes"] > 0
-    assert bool(row["kernels"]) == (method == "split m=k/4")
+    assert -1e6 < row["peak_bytes"] < 1e9
+    assert bool(row.get("kernels")) == (method == "split m=k/4")
 
 
 @pytest.mark.slow

@@ -11,13 +11,15 @@ import torch
 
 from gradalign.cli.bench import device as gpu
 from gradalign.cli.bench import kernels, memory, methods
-from gradalign.cli.bench.measure import in_turns
+from gradalign.cli.bench.kernels import Watched
+from gradalign.cli.bench.measure import in_turns, now
 from gradalign.cli.bench.methods import Entry
 from gradalign.cli.bench.task import Plain, Task
 from gradalign.cli.bench.works import Loaded, Work, load
 from gradalign.cli.errors import CommandError
 
 MARK = "gradalign-bench-row "
+WATCHED_IN_ROUNDS = 0.1  # seconds of a step beside which counting a few calls is nothing
 
 
 def measure(work: Work, entry: Entry, device: torch.device, seed: int, seconds: float) -> dict[str, Any]:
@@ -33,11 +35,9 @@ def measure(work: Work, entry: Entry, device: torch.device, seed: int, seconds: 
     method = entry.make(task)
     data = loaded.forever()
     method.step(next(data)[:2])  # warms up: state is made, what is compiled is compiled
-    use = kernels.KernelUse(device)
-    before = task.num_losses
-    with use.watching():
-        peaks = [peak.of(lambda: method.step(next(data))) for _ in range(entry.period)]
-    losses = (task.num_losses - before) / entry.period
+    before, begun = task.num_losses, now(device)
+    peaks = [peak.of(lambda: method.step(next(data))) for _ in range(entry.period)]
+    step_seconds, losses = (now(device) - begun) / entry.period, (task.num_losses - before) / entry.period
     row: dict[str, Any] = {
         "parameters": loaded.numel,
         "parameter_bytes": loaded.parameter_bytes,
@@ -45,14 +45,22 @@ def measure(work: Work, entry: Entry, device: torch.device, seed: int, seconds: 
         "peak_bytes": None if None in peaks else max(p for p in peaks if p is not None),
         "losses": losses,
         "passes": _passes(method, losses),
-        "kernels": use.ops,
     }
     row |= gpu.observe(lambda: method.step(next(data)), device)
-    row |= _time(work, loaded, entry, method, device, seed, seconds)
-    if use.ops:
-        dtype = next(loaded.model.parameters()).dtype
-        row["bandwidth"] = kernels.bandwidth(loaded.numel, dtype, device)
+    watched = Watched(method, device)
+    in_rounds = entry.family == "gradalign" and device.type == "cpu" and step_seconds > WATCHED_IN_ROUNDS
+    row |= _time(work, loaded, entry, watched if in_rounds else method, device, seed, seconds)
+    if entry.family == "gradalign":
+        row |= _kernels(loaded, watched, device)
     return row
+
+
+def _kernels(loaded: Loaded, watched: Watched, device: torch.device) -> dict[str, Any]:
+    """Calls, bytes and seconds of every op in a step, and the bandwidth to hold them against."""
+    for _ in range(0 if watched.num_steps else 3):
+        watched.step(loaded.steps[0])
+    dtype = next(loaded.model.parameters()).dtype
+    return {"kernels": watched.mean(), "bandwidth": kernels.bandwidth(loaded.numel, dtype, device)}
 
 
 def _time(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradalign import dispatch
 from gradalign.cli.bench.measure import now
+from gradalign.cli.bench.task import Stepper
 
 Tensors = Sequence[Tensor]
 
@@ -82,6 +83,30 @@ class KernelUse:
             return found
 
         return call
+
+
+class Watched:
+    """A method whose steps are watched.
+
+    Args:
+        method: has `step(micro_batches)`.
+        device: of its parameters.
+    """
+
+    def __init__(self, method: Stepper, device: torch.device) -> None:
+        self._method, self._use = method, KernelUse(device)
+        self.num_steps = 0
+
+    def step(self, micro_batches: list[Any]) -> None:
+        """One step."""
+        with self._use.watching():
+            self._method.step(micro_batches)
+        self.num_steps += 1
+
+    def mean(self) -> dict[str, dict[str, float]]:
+        """Calls, bytes and seconds of every op in a step."""
+        ops = self._use.ops.items()
+        return {name: {key: value / self.num_steps for key, value in entry.items()} for name, entry in ops}
 
 
 def bandwidth(numel: int, dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:

@@ -47,6 +47,7 @@ class PeakMemory:
         gc.collect()
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
+        _give_back()
         return status("VmRSS") or 0
 
 

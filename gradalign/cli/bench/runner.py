@@ -54,20 +54,22 @@ class Runner:
         if len(todo) < len(wanted):
             self._say(f"going on: {len(wanted) - len(todo)} of {len(wanted)} rows are in {self._path}")
         for number, measurement in enumerate(todo, start=1):
-            if time.monotonic() > self._end:
+            row = self.measure(measurement) if time.monotonic() <= self._end else None
+            if row is None:
                 self._say(f"time is up: {len(todo) - number + 1} rows left; the same command goes on")
                 break
-            row = self.measure(measurement)
             record.append_row(self._path, row)
             done[measurement.key] = row
             self._say(f"[{number}/{len(todo)}] {describe(row)}")
         order = [m.key for m in self._suite.measurements]
         return [done[key] for key in order if key in done], [key for key in order if key not in done]
 
-    def measure(self, measurement: Measurement) -> Row:
-        """The row of one measurement, whatever becomes of its process."""
-        limit = min(measurement.limit, max(1.0, self._end - time.monotonic()) + GRACE)
-        found = in_process(self._request(measurement), limit)
+    def measure(self, measurement: Measurement) -> Row | None:
+        """The row of one measurement, whatever becomes of its process; None where the suite's bound has cut it short."""
+        left = max(0.0, self._end - time.monotonic()) + GRACE
+        found = in_process(self._request(measurement), min(measurement.limit, left))
+        if found.get("timed_out") and left < measurement.limit:
+            return None
         return {
             "work": measurement.work.as_dict(),
             "method": measurement.method,
@@ -95,7 +97,7 @@ def in_process(request: dict[str, Any], limit: float) -> Row:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"status": "failed", "reason": f"took longer than {limit:.0f} s"}
+        return {"status": "failed", "reason": f"took longer than {limit:.0f} s", "timed_out": True}
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if lines:
         return {**json.loads(lines[-1][len(MARK) :]), "process_seconds": round(time.monotonic() - begun, 1)}

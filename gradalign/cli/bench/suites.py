@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gradalign.cli.bench.works import Work
 
 LEAN = ("plain", "split m=k/4", "prefix", "leave_one_out", "double backward", "pytorch_optimizer SAM")
+CORE = ("plain", "split m=k/4", "prefix", "double backward", "pytorch_optimizer SAM")
 SHORT = ("plain", "split m=k/4", "prefix", "pytorch_optimizer SAM")
 OURS = ("split m=k/8", "split m=k/4", "split m=k/2", "prefix", "leave_one_out")
 PEERS = (
@@ -36,7 +37,17 @@ ALL = (
     *PEERS[1:],
     "plain, eager attention",
 )
-SCALING = ("plain", "split m=k/4", "prefix", "leave_one_out", "double backward", "difference, torch")
+FURTHER = (
+    "split m=k/8",
+    "split m=k/2",
+    "split m=k/4, variance",
+    "difference, torch",
+    "SAM, davda54's two steps",
+    "Reptile",
+    "pytorch_optimizer GSAM",
+    "pytorch_optimizer LookSAM",
+)
+SCALING = ("plain", "split m=k/4", "prefix", "double backward", "difference, torch")
 
 
 @dataclass(frozen=True)
@@ -109,22 +120,20 @@ def minilm() -> Suite:
 
 def cpu() -> Suite:
     """Everything a CPU can do within 40 minutes."""
-    base = Work("minilm", 8, 16, 64)
+    base, tiny = Work("minilm", 8, 16, 64), Work("bert-tiny", 8, 16, 64)
     suite = Suite("cpu", base, 38, "cpu")
     suite.add(base, LEAN, seconds=32, limit=240)
     _scaling(suite, (1e3, 1e4, 1e5, 1e6, 1e7, 1e8))
-    suite.add(base, ALL, seconds=22, limit=240)
-    tiny = Work("bert-tiny", 8, 16, 64)
+    suite.add(base, FURTHER, seconds=20, limit=240)
     suite.add(tiny, (*ALL, "difference, compile"), seconds=3)
-    suite.add(Work("decoder-100m", 4, 1, 64), LEAN, seconds=15, limit=150)
+    suite.add(tiny, on_backends(OURS, ("reference", "native")), seconds=3)
+    suite.add(Work("decoder-100m", 4, 1, 64), CORE, seconds=15, limit=150)
     suite.add(Work("resnet", 8, 16, 32), (*LEAN, "difference, torch", "gradalign SAM"), seconds=5)
     for work in _varied(tiny, ks=(2, 4, 16), batches=(4, 64), sizes=(128,)):
-        suite.add(work, LEAN, seconds=2)
-    for work in _varied(base, ks=(2, 4), batches=(4,), sizes=()):
-        suite.add(work, SHORT, seconds=8)
-    suite.add(tiny, on_backends(OURS, ("reference", "native")), seconds=3)
-    for work in _varied(base, ks=(16,), batches=(), sizes=(128,)):
-        suite.add(work, ("plain", "split m=k/4"), seconds=8, limit=150)
+        suite.add(work, CORE, seconds=2)
+    small = Work("minilm", 8, 4, 64)
+    for work in (small, *_varied(small, ks=(2, 4, 16), batches=(), sizes=(128,))):
+        suite.add(work, SHORT, seconds=6)
     return suite
 
 
