@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gradalign.extension import cuda
 
@@ -53,6 +54,12 @@ class Kernel:
             for access, n in self.accesses.items()
             if access.startswith(kind) and (wide is None or access.endswith(".128") == wide)
         )
+
+
+def restored(values: dict[str, Any]) -> Kernel:
+    """A kernel from its `vars` that JSON kept."""
+    own = {"storages": tuple(values["storages"]), "accesses": Counter(values["accesses"])}
+    return Kernel(**{**values, **own})
 
 
 def find_cuobjdump() -> str | None:

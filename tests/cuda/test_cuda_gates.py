@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import sass
 from gates import TRAFFIC, faults
-from sass import ARCHITECTURES, Kernel, find_cuobjdump, kernels_in
+from sass import ARCHITECTURES, Kernel, find_cuobjdump, kernels_in, restored
 
-from gradalign.extension import UnavailableError, cuda, ensure, library
+from gradalign.extension import UnavailableError, cache, cuda, ensure, library
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +33,32 @@ def cuobjdump(nvcc):
 
 
 @pytest.fixture(scope="module")
-def kernels(cuobjdump):
+def binary(nvcc):
     try:
-        binary = ensure(cuda.cuda(cuda.DEFAULT_ARCHITECTURES))
+        return ensure(cuda.cuda(cuda.DEFAULT_ARCHITECTURES))
     except UnavailableError as error:
         if "switched off" in str(error):
             pytest.skip(str(error))
         raise
-    return kernels_in(binary, cuobjdump)
+
+
+@pytest.fixture(scope="module")
+def kernels(binary, cuobjdump):
+    # Disassembling takes a while: what came out is kept beside the binary, for this version of the reader.
+    kept = binary.with_name(f"sass-{hashlib.sha256(Path(sass.__file__).read_bytes()).hexdigest()[:12]}.json")
+    with cache.locked(binary.parent.name):
+        if not kept.is_file():
+            kept.write_text(json.dumps([vars(kernel) for kernel in kernels_in(binary, cuobjdump)]))
+    return [restored(values) for values in json.loads(kept.read_text())]
+
+
+def test_nothing_but_the_stable_abi_is_asked_of_torch(binary):
+    listed = subprocess.run(["nm", "-D", "-u", str(binary)], capture_output=True, text=True, check=True).stdout
+    symbols = {line.split()[-1] for line in listed.splitlines()}
+    of_torch = {name for name in symbols if "torch" in name or "c10" in name or "_ZN2at" in name}
+    assert {name for name in of_torch if not name.startswith(("aoti_torch_", "torch_"))} == set()
+    assert "aoti_torch_get_current_cuda_stream" in of_torch  # the one that a torch without CUDA lacks
+    assert not {name for name in symbols if name.startswith("cuda")}  # cudart is inside
 
 
 def test_every_op_is_there_for_every_architecture(kernels):
