@@ -87,9 +87,10 @@ def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
 
 
 def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
+    duration = "1 to 3 minutes on two cores" if binary.linker else "about 10 to 40 seconds"
     _say(
-        f"building {binary.what} with {shlex.join(binary.linker) or found.version}; about 10 to 40 seconds (CUDA: to 2 minutes "
-        "for each architecture and two cores), once for this version of gradalign and torch"
+        f"building {binary.what} with {shlex.join(binary.linker) or found.version}; {duration}, once for this version of "
+        "gradalign and torch"
     )
     start = time.monotonic()
     with cache.workshop(key) as folder:
