@@ -123,7 +123,13 @@ def cuda(names: Sequence[str]) -> Library:
                 for name in kernels
             ),
         ),
-        link=("-cudart=static", "-nodlink", f"-L{torch / 'lib'}", "-ltorch_cpu", *(["-ltorch_cuda"] if _torch_has_cuda() else [])),
+        link=(
+            "-cudart=static",
+            "-nodlink",
+            f"-L{torch / 'lib'}",
+            "-ltorch_cpu",
+            *(["-ltorch_cuda"] if _torch_has_cuda() else []),
+        ),
         inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
         built_for=f"torch {torch_version()}",
         linker=(nvcc,),
