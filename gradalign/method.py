@@ -60,6 +60,7 @@ class Method(ABC):
         self._num_steps = 0
         self._displaced = False
         self._stats: AlignmentStats | None = None
+        self._weight_cell: Tensor | None = None
         self._watch = DisplacementWatch()
         ParamSpace(self._trainable(), self._params, backend)  # an impossible backend or dtype shows here, not in a step
 
@@ -71,7 +72,7 @@ class Method(ABC):
         """Float32 masters that serve as backup, where there are some."""
         return None
 
-    def _restored(self, space: ParamSpace) -> None:
+    def _restored(self, space: ParamSpace) -> None:  # noqa: B027 - most methods have nothing to do
         """Parameters with masters were displaced and are the rounding of their masters again."""
 
     def _weight_now(self) -> float:
@@ -161,6 +162,25 @@ class Method(ABC):
         checks.count("k", k, least=2)
         return Accumulation(lambda: self._begin(k, reduction, has_aux, backward, tasks), k)
 
+    def before_replay(self) -> bool:
+        """The next step is the replay of one that was captured in a CUDA graph: its weight goes to the device, and it counts.
+
+            graph = {True: with_term, False: without}[aligner.before_replay()]
+            graph.replay()
+
+        Returns:
+            Whether the step has the term: steps with it and without it are graphs of their own.
+
+        Raises:
+            RuntimeError: no step ran before.
+        """
+        if self._weight_cell is None:
+            raise RuntimeError("before_replay: expected a captured step; got none; run and capture one first")
+        weight = self._weight_now()
+        self._weight_cell.fill_(weight)
+        self._num_steps += 1
+        return weight != 0
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps."""
         return {"num_steps": self._num_steps}
@@ -205,7 +225,19 @@ class Method(ABC):
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
         passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
         masters, index = self._masters(space), self._num_steps
-        step = Step(space, passes, settings, num, weight, loss_scale, share, index, masters, tasks)
+        step = Step(
+            space,
+            passes,
+            settings,
+            num,
+            weight,
+            self._weight_on(space, weight),
+            loss_scale,
+            share,
+            index,
+            masters,
+            tasks,
+        )
         total = space.grads()
         schedule = self._schedule(step, total) if weight else Plain(step, total)
         if backward is not None and schedule.differentiates:
@@ -227,6 +259,19 @@ class Method(ABC):
             return (lambda loss: call(loss * divides_by)) if divides_by != 1 else call, None
         scale: Callable[[Tensor], Tensor] = scaler.scale if scaler is self._scaler else _as_it_is
         return (lambda loss: call(scale(loss * divides_by))), scaler.scale(space.scalar(1.0))
+
+    def _weight_on(self, space: ParamSpace, weight: float) -> Tensor:
+        """The weight in a tensor that stays where it is; a step that is being captured finds it there at every replay."""
+        capturing = space.home.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if self._weight_cell is None or self._weight_cell.device != space.home:
+            if capturing:
+                raise RuntimeError(
+                    "expected a step before the capture of a CUDA graph; got none; warm up with a few steps"
+                )
+            self._weight_cell = space.scalar(weight)
+        elif not capturing:
+            self._weight_cell.fill_(weight)
+        return self._weight_cell
 
     def _notice(self, displaced: bool) -> None:
         self._displaced = displaced

@@ -66,6 +66,7 @@ class Step:
         settings: Settings,
         num: int,
         weight: float,
+        weight_cell: Tensor,
         loss_scale: Tensor | None,
         loss_share: int,
         index: int,
@@ -76,7 +77,7 @@ class Step:
         self.passes = passes
         self.settings = settings
         self.num = num
-        self.weight = space.scalar(weight)
+        self.weight = weight_cell
         self.loss_scale = space.scalar(1.0) if loss_scale is None else loss_scale
         self.loss_share = loss_share
         self.index = index
