@@ -485,3 +485,22 @@ def test_a_chunked_batch_trains_like_its_micro_batches():
     model.zero_grad()
     aligner.backward(lambda part: model(part).square().mean(), list(x.view(8, 2, 6)))
     assert_close(grads(model), expected, rtol=0)
+
+
+def test_before_replay_moves_the_weight_and_counts_the_step():
+    model, loss_fn, batches = make(Counting)
+    aligner = GradAlign(model, lambda step: 0.1 * (step + 1), every=2)
+    with pytest.raises(RuntimeError, match="before_replay: expected a captured step"):
+        aligner.before_replay()
+    aligner.backward(loss_fn, batches)
+    cell = aligner._weight_cell
+    assert [(aligner.before_replay(), round(float(cell), 6)) for _ in range(3)] == [
+        (False, 0.0),
+        (True, 0.6),
+        (False, 0.0),
+    ]
+    assert aligner.num_steps == 4
+    model.zero_grad()
+    aligner.backward(loss_fn, batches)
+    assert aligner._weight_cell is cell
+    assert float(cell) == pytest.approx(1.0)

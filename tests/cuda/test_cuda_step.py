@@ -43,7 +43,7 @@ def training(device, optimizer="AdamW", **settings):
     model, _, batches = make(Awkward, k=4, dtype=torch.float32)
     model.to(device)
     batches = [(x.to(device), y.to(device)) for x, y in batches]
-    aligner = gradalign.GradAlign(model, weight=0.01, **settings)
+    aligner = gradalign.GradAlign(model, **({"weight": 0.01} | settings))
     kind = getattr(gradalign.optim, optimizer)
     opt = kind(trainable(model), lr=0.01, max_grad_norm=1.0)
 
@@ -169,3 +169,22 @@ def test_one_graph_for_each_branch_of_every(reproducible):
         graphs[i % 2].replay()
     assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
     assert torch.equal(torch.rand(3, device="cuda"), stream)
+
+
+@pytest.mark.gpu
+def test_a_scheduled_weight_reaches_the_replays(reproducible):
+    schedule = {"weight": lambda step: 0.001 * step, "every": 2}
+    model, _, batches, step = warmed_up("cuda", **schedule)
+    for i in range(20):
+        new_data(batches, i)
+        step()
+    expected = {name: t.clone() for name, t in model.state_dict().items()}
+
+    model, aligner, batches, step = warmed_up("cuda", **schedule)
+    num_steps = aligner.num_steps
+    graphs = {True: captured(step)[0], False: captured(step)[0]}  # the fifth step is active, the sixth rests
+    aligner.load_state_dict({"num_steps": num_steps})
+    for i in range(20):
+        new_data(batches, i)
+        graphs[aligner.before_replay()].replay()
+    assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
