@@ -114,7 +114,7 @@ def kernels(axes: Axes, result: Row) -> None:
                 reached = use["bytes"] / use["seconds"] / row["bandwidth"]
                 points.setdefault(op, []).append((use["bytes"] / use["calls"], reached))
     for op, found in sorted(points.items()):
-        axes.plot(*zip(*sorted(found), strict=True), marker="o", label=op)
+        axes.plot(*zip(*sorted(found), strict=True), marker="o", linestyle="", label=op)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set(
         xscale="log",
@@ -144,7 +144,7 @@ def _family_legend(axes: Axes, shown: Sequence[Line]) -> None:
     there = {line.family for line in shown}
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[f]) for f in FAMILIES if f in there]
     if handles:
-        axes.legend(handles, [FAMILIES[f] for f in FAMILIES if f in there], loc="lower right")
+        axes.legend(handles, [FAMILIES[f] for f in FAMILIES if f in there], loc="upper right")
 
 
 def _short(reason: str) -> str:
