@@ -28,6 +28,13 @@ def test_the_table_has_every_quantity_and_the_failures_with_their_reasons():
     assert text.endswith("1 rows of the suite are not measured yet.")
 
 
+def test_copies_of_a_small_model_are_not_told_from_noise():
+    small = {"parameter_bytes": 17_000_000}
+    text = table.of_work([row(**small), split(**small)], HEADLINE.name)
+    assert "+40 MB" in text
+    assert "+2.4" not in text
+
+
 def test_notes_are_below_the_table():
     text = table.of_work([row(), row("double backward", ratio=4.9)], HEADLINE.name)
     assert "- double backward: compares every micro-batch with every other" in text

@@ -2,7 +2,8 @@
 
 On a CPU the mark is reset after a first step where Linux allows it (`/proc/self/clear_refs`), so that what making the model
 or compiling took is not counted. It is read from a process that measures one method only: the mark of a process falls for
-nobody, and memory that was freed is not always given back.
+nobody. While a step is measured every tensor of 64 kB or more is a mapping of its own, which ends when the tensor does: the
+mark is then what was alive, and not what the C library kept for later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from pathlib import Path
 
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+OWN_MAPPING, USUAL = (
+    2**16,
+    2**25,
+)  # bytes; the second is where glibc's own threshold ends up once large tensors were freed
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -37,10 +43,12 @@ class PeakMemory:
             step()
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device) - self._before
+        _map_from(OWN_MAPPING)
         _give_back()
         _reset_mark()
         step()
         mark = status("VmHWM")
+        _map_from(USUAL)
         return None if mark is None else mark - self._before
 
     def _now(self) -> int:
@@ -73,6 +81,16 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
         return
+
+
+def _map_from(size: int) -> None:
+    """From this size on an allocation is a mapping of its own, where the C library can be told."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, size)
+    mallopt(M_TRIM_THRESHOLD, 2 * size)
 
 
 def limit(share: float = 0.85) -> None:

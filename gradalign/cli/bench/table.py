@@ -18,6 +18,7 @@ COLUMNS = (
     "passes",
     "passes / plain's",
 )
+COPIES_FROM = 32e6  # bytes of parameters; below, what libraries and allocators move by is a copy and more
 GPU_COLUMNS = ("host ms", "launches", "synchronisations")
 
 
@@ -85,7 +86,7 @@ def cells(line: Line) -> list[str]:
         f"{low:.2f} to {high:.2f}",
         f"{row['samples_per_second']:.3g}",
         "" if extra is None else f"{extra / 1e6:+.0f} MB",
-        "" if copies is None or row["parameters"] < 1e5 else f"{copies:+.1f}",
+        "" if copies is None or row["parameter_bytes"] < COPIES_FROM else f"{copies:+.1f}",
         f"{row['passes']:g}",
         f"{line.pass_factor:.2f}",
     ]
