@@ -28,7 +28,7 @@ class Preset(NamedTuple):
     lr: float
 
 
-PRESETS = {"bert-tiny": Preset(steps=80, seeds=3, lr=5e-4), "minilm": Preset(steps=40, seeds=1, lr=1e-4)}
+PRESETS = {"bert-tiny": Preset(steps=60, seeds=3, lr=5e-4), "minilm": Preset(steps=40, seeds=1, lr=1e-4)}
 OTHER_MODELS = Preset(steps=40, seeds=1, lr=3e-5)
 
 
@@ -94,7 +94,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=options.count(1),
         metavar="N",
-        help="optimizer steps of both arms (default: 80 for bert-tiny, else 40)",
+        help="optimizer steps of both arms (default: 60 for bert-tiny, else 40)",
     )
     add(
         "--seeds",

@@ -14,7 +14,7 @@ def settings(*argv):
 
 def test_the_defaults_are_bert_tiny_on_three_seeds():
     s = settings()
-    assert (s.model, s.data, s.seeds, s.steps, s.warmup) == ("bert-tiny", "Rotten Tomatoes snippets", 3, 80, 20)
+    assert (s.model, s.data, s.seeds, s.steps, s.warmup) == ("bert-tiny", "Rotten Tomatoes snippets", 3, 60, 15)
     assert (s.k, s.objective, s.normalize, s.estimator, s.radius) == (8, "dot", "direction", "split", None)
 
 
