@@ -399,10 +399,12 @@ def test_without_the_length_achieved_the_error_would_be_larger_in_bfloat16():
 
     differences.run([lambda batch=batch: loss(batch) for batch in batches])
     exact = double_backward(differences).product
-    for radius in (0.01, 0.03):
+    # Measured ratios of the errors, with one and two threads (bf16 products round differently): 0.62 and 0.63, 0.55 and 0.55,
+    # 0.73 and 0.66. Forward at 0.01 is no case: 0.97 and 0.88, so that whether it pays there depends on the rounding.
+    cases = ((0.03, differences.forward, 0.8), (0.03, differences.central, 0.8), (0.01, differences.central, 0.9))
+    for radius, difference, bound in cases:
         pair = differences.at(radius)
         uncorrected = replace(pair, length=radius)
-        for difference in (differences.forward, differences.central):
-            error, larger = (differences.apart(difference(p), exact) for p in (pair, uncorrected))
-            assert error < 0.9 * larger
+        error, larger = (differences.apart(difference(p), exact) for p in (pair, uncorrected))
+        assert error < bound * larger
     step.abort()
