@@ -83,10 +83,10 @@ class LeaveOneOut(Schedule):
         return loss
 
     def put_away(self, g: Vector) -> Vector:
-        """Keep a gradient for later; the first is about to become the sum itself and is copied."""
+        """Keep a gradient for later; where it is the first to reach a parameter it is about to become the sum, and is copied."""
         if self.where == "host":
             return [None if t is None else _to_host(t) for t in g]
-        return [None if t is None else t.clone() for t in g] if not self.stored else list(g)
+        return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, self.total, strict=True)]
 
     def gradient(self, i: int, closure: Closure, start: Moment) -> Vector:
         """The gradient of micro-batch i, from where it is."""

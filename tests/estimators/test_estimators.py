@@ -230,3 +230,38 @@ def test_exact_refuses_a_backward_it_would_never_call():
     with pytest.raises(ValueError, match="backward: expected None with Exact"):
         aligner.backward(loss_fn, batches, backward=torch.Tensor.backward)
     aligner.backward(loss_fn, batches)
+
+
+class Heads(torch.nn.Module):
+    """A trunk and one head a task: a micro-batch reaches one head only."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = torch.nn.Linear(3, 4)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(4, 2) for _ in range(3))
+
+    def forward(self, x, head):
+        return self.heads[head](torch.tanh(self.trunk(x)))
+
+
+SPLIT = ({}, lambda k: oracle.split_pairs(k, 2), None)
+
+
+@pytest.mark.parametrize("normalize", ["none", "direction"])
+@pytest.mark.parametrize(
+    ("case", "objective"), [c for c in cases() if "rotated" not in c[0]] + [("split", o) for o in OBJECTIVES]
+)
+def test_heads_that_later_micro_batches_reach_count_as_zero_before(case, objective, normalize):
+    options, pairs, _ = CASES.get(case, SPLIT)
+    torch.manual_seed(0)
+    model = Heads().double()
+    batches = [(torch.randn(5, 3, dtype=torch.float64), head) for head in (0, 1, 1, 2, 0, 1)]
+
+    def loss_fn(batch):
+        return (model(*batch) - 1).square().mean()
+
+    found, _ = measured_term(
+        model, loss_fn, batches, objective=objective, normalize=normalize, difference="central", radius=1e-4, **options
+    )
+    expected, _, _ = exact_term(model, loss_fn, batches, objective, normalize, pairs(K))
+    assert relative(found, expected) < 1e-5
