@@ -13,6 +13,7 @@ from torch import Tensor
 from gradalign.estimators.leave_one_out import aim_at_others
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure
 from gradalign.space import Vector
 
@@ -24,21 +25,14 @@ class Exact(Schedule):
 
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
-        self.total = total
-        unit = step.settings.objective.unit
-        self.units: Vector | None = step.space.zeros() if unit or step.settings.telemetry else None
-        self.reference: Vector = self.units if unit and self.units is not None else total
+        self.sums = Sums(step, total)
         self.graphs: list[Vector] = []
 
     def visit(self, closure: Closure) -> Tensor:
         """The loss and its gradient, with the graph of the gradient."""
         loss, graph = self.step.passes.differentiable(closure, self.step.loss_scale)
         self.graphs.append(graph)
-        g: Vector = [None if t is None else t.detach().clone() for t in graph]
-        square = self.step.record(g, self.total, self.num_visited)
-        if self.units is not None:
-            self.step.record_unit(g, square, self.units, self.num_visited)
-        self.num_visited += 1
+        self.sums.add([None if t is None else t.detach().clone() for t in graph])
         return loss
 
     def finish(self) -> dict[str, Tensor]:
@@ -47,14 +41,14 @@ class Exact(Schedule):
         while self.graphs:
             graph = self.graphs.pop(0)
             g: Vector = [None if t is None else t.detach() for t in graph]
-            aim = aim_at_others(step, self.reference, g)
+            aim = aim_at_others(step, self.sums.reference, g)
             direction = step.settings.normalize == "direction"
             length = aim.eps * aim.norm if direction else aim.eps  # radius v^ or eps v: what the aim is in units of w
             w = self.combination(
                 g, *(torch.where(length > 0, scale / length, 0.0) for scale in (aim.scale_x, aim.scale_y))
             )
             step.space.accumulate(term, self.product(graph, w), step.space.scalar(1.0 if direction else 2.0))
-        return step.close(self.total, term)
+        return step.close(self.sums.total, term)
 
     def product(self, graph: Vector, w: Vector) -> Vector:
         """H w of a micro-batch, from the graph of its gradient."""
@@ -64,7 +58,7 @@ class Exact(Schedule):
         """A x + b g on the measured parameters, x being the reference."""
         space = self.step.space
         w = space.zeros()
-        for vector, scale in ((self.reference, a), (g, b)):
+        for vector, scale in ((self.sums.reference, a), (g, b)):
             present = [i for i in space.measured if vector[i] is not None]
             space.accumulate(w, vector, scale, over=present)
         return w

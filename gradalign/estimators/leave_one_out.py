@@ -17,6 +17,7 @@ from torch import Tensor
 from gradalign.estimators.comparison import far
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Aim, Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure, Moment
 from gradalign.space import Vector
 
@@ -27,8 +28,7 @@ def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
     unit = step.settings.objective.unit
     share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
     sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    mean = (step.space.scalar(1.0) if unit else step.own_scale) / (step.num - 1)
-    aim = step.aim(sums, mean)
+    aim = step.aim(sums, step.mean_scale(step.num - 1))
     return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)
 
 
@@ -39,11 +39,8 @@ class LeaveOneOut(Schedule):
 
     def __init__(self, step: Step, total: Vector, gradients: str) -> None:
         super().__init__(step)
-        self.total = total
+        self.sums = Sums(step, total)
         self.term: Vector = step.space.zeros()
-        unit = step.settings.objective.unit
-        self.units: Vector | None = step.space.zeros() if unit or step.settings.telemetry else None
-        self.reference: Vector = self.units if unit and self.units is not None else total
         self.where = gradients
         self.stored: list[Vector] = []
 
@@ -56,7 +53,8 @@ class LeaveOneOut(Schedule):
         end = passes.moment()
         for i, closure in enumerate(closures):
             g = self.gradient(i, closure, moments[i])
-            _, q = self.step.displace(aim_at_others(self.step, self.reference, g), self.reference, g)
+            reference = self.sums.reference
+            _, q = self.step.displace(aim_at_others(self.step, reference, g), reference, g)
             if not self.step.settings.central:
                 self.subtract(g, q)
             del g
@@ -67,26 +65,23 @@ class LeaveOneOut(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.total, self.term)
+        return self.step.close(self.sums.total, self.term)
 
     def near(self, closure: Closure) -> Tensor:
         """Base pass of a micro-batch."""
-        if self.where == "recompute" and self.units is None:
-            return self.step.passes.base(closure, self.total)
+        if self.where == "recompute" and self.sums.units is None:
+            return self.step.passes.base(closure, self.sums.total)
         loss, g = self.step.passes.isolated(closure)
         if self.where != "recompute":
             self.stored.append(self.put_away(g))
-        square = self.step.record(g, self.total, self.num_visited)
-        if self.units is not None:
-            self.step.record_unit(g, square, self.units, self.num_visited)
-        self.num_visited += 1
+        self.sums.add(g)
         return loss
 
     def put_away(self, g: Vector) -> Vector:
-        """Keep a gradient for later; where it is the first to reach a parameter it is about to become the sum, and is copied."""
+        """Keep a gradient for later; where it is the first to reach a parameter it becomes the sum, and is copied."""
         if self.where == "host":
             return [None if t is None else _to_host(t) for t in g]
-        return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, self.total, strict=True)]
+        return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, self.sums.total, strict=True)]
 
     def gradient(self, i: int, closure: Closure, start: Moment) -> Vector:
         """The gradient of micro-batch i, from where it is."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure
 from gradalign.space import ParamSpace, Vector
 
@@ -61,10 +62,9 @@ class Momentum(Schedule):
 
     def __init__(self, step: Step, total: Vector, mean: Vector, remember: RunningMean | None) -> None:
         super().__init__(step)
-        self.total = total
+        self.sums = Sums(step, total)
         self.mean = mean
         self.remember = remember
-        self.units = step.space.zeros() if step.settings.telemetry else None
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """Displace once for all."""
@@ -94,18 +94,18 @@ class Momentum(Schedule):
     def near(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
-        if self.units is None:
-            loss = step.passes.base(closure, self.total)
+        if self.sums.units is None:
+            loss = step.passes.base(closure, self.sums.total)
         else:
             loss, g = step.passes.isolated(closure)
-            step.record_unit(g, step.record(g, self.total, self.num_visited), self.units, self.num_visited)
+            self.sums.add(g)
         self.num_visited += 1
         return loss
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad` and remember it."""
         self.step.displacement.restore()
-        found = self.step.close(self.total, None)
+        found = self.step.close(self.sums.total, None)
         if self.remember is not None:
-            self.remember.update(self.step.space, self.total, self.step.loss_scale)
+            self.remember.update(self.step.space, self.sums.total, self.step.loss_scale)
         return found

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure
 
 
@@ -14,19 +15,16 @@ class Plain(Schedule):
 
     def __init__(self, step: Step, total: list) -> None:
         super().__init__(step)
-        self._total = total
-        self._units = step.space.zeros()
+        self._sums = Sums(step, total)
 
     def visit(self, closure: Closure) -> Tensor:
         """One base pass; with telemetry its gradient is looked at before it is added."""
-        step, before = self.step, self.num_visited
-        self.num_visited += 1
-        if not step.settings.telemetry:
-            return step.passes.base(closure, self._total)
-        loss, g = step.passes.isolated(closure)
-        step.record_unit(g, step.record(g, self._total, before), self._units, before)
+        if not self.step.settings.telemetry:
+            return self.step.passes.base(closure, self._sums.total)
+        loss, g = self.step.passes.isolated(closure)
+        self._sums.add(g)
         return loss
 
     def finish(self) -> dict[str, Tensor]:
         """The sum is the gradient."""
-        return self.step.close(self._total, None)
+        return self.step.close(self._sums.total, None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradalign.estimators.comparison import compare
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure
 from gradalign.space import Vector
 
@@ -22,31 +23,22 @@ class Prefix(Schedule):
 
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
-        unit = step.settings.objective.unit
-        self.total = total
+        self.sums = Sums(step, total)
         self.term: Vector = step.space.zeros()
-        self.units: Vector | None = step.space.zeros() if unit or step.settings.telemetry else None
-        self.reference: Vector = self.units if unit and self.units is not None else total
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass; from the second micro-batch on, displaced passes."""
         step, num, before = self.step, self.step.num, self.num_visited
         if before:
-            scale = (step.space.scalar(1.0) if step.settings.objective.unit else step.own_scale) / before
             omega = 2 * before / (num * (num - 1))
-            loss = compare(step, closure, self.reference, scale, omega, self.term, self.keep)
+            reference, scale = self.sums.reference, step.mean_scale(before)
+            loss = compare(step, closure, reference, scale, omega, self.term, lambda g, _: self.sums.add(g))
         else:
             loss, g = step.passes.isolated(closure)
-            self.keep(g)
+            self.sums.add(g)
         self.num_visited += 1
         return loss
 
-    def keep(self, g: Vector, sums: Tensor | None = None) -> None:
-        """Add the gradient to the sums."""
-        square = self.step.record(g, self.total, self.num_visited)
-        if self.units is not None:
-            self.step.record_unit(g, square, self.units, self.num_visited)
-
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.total, self.term)
+        return self.step.close(self.sums.total, self.term)

@@ -20,6 +20,7 @@ from torch import Tensor
 from gradalign.estimators.comparison import compare
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure
 from gradalign.space import Vector
 
@@ -69,11 +70,10 @@ class _Split(Schedule):
 
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step)
-        settings = step.settings
         self.m = num
         self.num_anchors = step.num - num
+        self.sums = Sums(step, total)
         self.total = total
-        self.units: Vector | None = step.space.zeros() if settings.telemetry or settings.objective.unit else None
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass of an anchor, or all passes of a probe."""
@@ -84,27 +84,15 @@ class _Split(Schedule):
 
     def anchor(self, closure: Closure) -> Tensor:
         """Base pass of an anchor; its gradient is isolated only where its norm is needed."""
-        if self.units is None:
+        if self.sums.units is None:
             return self.step.passes.base(closure, self.total)
         loss, g = self.step.passes.isolated(closure)
-        self.record(g, self.total, self.num_visited)
+        self.sums.add(g)
         return loss
 
     @abstractmethod
     def probe(self, closure: Closure) -> Tensor:
         """All passes of a probe."""
-
-    @property
-    def reference_scale(self) -> Tensor:
-        """What turns the sum over the anchors into the mean of their (unit) gradients."""
-        scale = self.step.space.scalar(1.0) if self.step.settings.objective.unit else self.step.own_scale
-        return scale / self.num_anchors
-
-    def record(self, g: Vector, total: Vector, num_before: int) -> None:
-        """Add an isolated gradient to the sums."""
-        square = self.step.record(g, total, num_before)
-        if self.units is not None:
-            self.step.record_unit(g, square, self.units, self.num_visited)
 
 
 class Shared(_Split):
@@ -168,7 +156,9 @@ class Shared(_Split):
     def displace(self) -> None:
         """theta -> theta + radius v^."""
         step = self.step
-        aim = step.aim(step.space.norm_dot(self.total, over=step.space.measured), self.reference_scale)
+        aim = step.aim(
+            step.space.norm_dot(self.total, over=step.space.measured), self.step.mean_scale(self.num_anchors)
+        )
         self.eps, q = step.displace(aim, self.total)
         self.gain = q * step.num / self.m
         self.sides = 2 if step.settings.central else 1
@@ -195,7 +185,7 @@ class Shared(_Split):
             loss = step.passes.base(closure, self.total, 1 + step.weight * self.gain if one_sided else 1.0)
         else:
             loss, g = step.passes.isolated(closure)
-            self.record(g, self.total, self.num_visited)
+            self.sums.add(g, num_before=self.num_visited)
             if one_sided:
                 step.space.accumulate(self.term, g, -self.gain)
         if one_sided:
@@ -218,13 +208,13 @@ class Own(_Split):
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step, total, num)
         self.term: Vector = step.space.zeros()
-        self.reference: Vector = self.units if step.settings.objective.unit and self.units is not None else total
-        frozen = self.reference is total and num > 1
+        frozen = self.sums.reference is total and num > 1
         self.late: Vector = step.space.zeros() if frozen else total
 
     def probe(self, closure: Closure) -> Tensor:
         """Base pass, then displaced along a combination of the reference and this gradient."""
-        return compare(self.step, closure, self.reference, self.reference_scale, 1 / self.m, self.term, self.keep)
+        reference, scale = self.sums.reference, self.step.mean_scale(self.num_anchors)
+        return compare(self.step, closure, reference, scale, 1 / self.m, self.term, self.keep)
 
     def keep(self, g: Vector, sums: Tensor) -> None:
         """Add the gradient of a probe, and its products with those of the anchors, to the sums."""
@@ -233,10 +223,10 @@ class Own(_Split):
             step.agreement.cosines(sums[1] * step.unit_of(sums[2]), self.num_anchors)
             step.record(g, self.late, self.num_visited)
         elif self.late is self.total:
-            self.record(g, self.total, self.num_visited)
+            self.sums.add(g, num_before=self.num_visited)
         else:
             step.agreement.dots(sums[1] * step.own_scale**2, self.num_anchors)
-            self.record(g, self.late, self.num_visited - self.num_anchors)
+            self.sums.add(g, self.late, self.num_visited - self.num_anchors)
 
     def finish(self) -> dict[str, Tensor]:
         """Put the sums together and fill `.grad`."""

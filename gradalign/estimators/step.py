@@ -137,6 +137,10 @@ class Step:
         self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
         return delta_d, d_d
 
+    def mean_scale(self, num: int) -> Tensor:
+        """What turns a stored sum of `num` gradients, or unit gradients, into the objective's mean of them."""
+        return (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
+
     def unit_of(self, norm_square: Tensor) -> Tensor:
         """What scales a stored gradient to length 1; 0 for a zero gradient."""
         return torch.where(norm_square > 0, norm_square.rsqrt(), 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradalign.estimators.comparison import far
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
+from gradalign.estimators.sums import Sums
 from gradalign.passes import Closure, Moment
 from gradalign.space import Vector
 
@@ -26,8 +27,8 @@ class Symmetric(Schedule):
 
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
-        self.sums: tuple[Vector, Vector] = (total, step.space.zeros())
-        self.units: Vector | None = step.space.zeros() if step.settings.telemetry else None
+        self.halves: tuple[Vector, Vector] = (total, step.space.zeros())
+        self.sums = Sums(step, total)
         self.term: Vector = step.space.zeros()
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
@@ -36,32 +37,30 @@ class Symmetric(Schedule):
         halves = [list(closures[:middle]), list(closures[middle:])]
         starts: tuple[list[Moment], list[Moment]] = ([], [])
         losses = []
-        for half, own, moments in zip(halves, self.sums, starts, strict=True):
+        for half, own, moments in zip(halves, self.halves, starts, strict=True):
             for i, closure in enumerate(half):
                 moments.append(self.step.passes.moment())
                 losses.append(self.near(closure, own, i))
         end = self.step.passes.moment()
         self.compare_sums([len(half) for half in halves])
         for here, there in ((0, 1), (1, 0)):
-            self.displaced(halves[here], starts[here], self.sums[here], self.sums[there], len(halves[there]))
+            self.displaced(halves[here], starts[here], self.halves[here], self.halves[there], len(halves[there]))
         end.put_back()
         return losses
 
     def near(self, closure: Closure, own: Vector, num_before: int) -> Tensor:
         """Base pass of a micro-batch."""
-        if self.units is None:
+        if self.sums.units is None:
             return self.step.passes.base(closure, own)
         loss, g = self.step.passes.isolated(closure)
-        square = self.step.record(g, own, num_before)
-        self.step.record_unit(g, square, self.units, self.num_visited)
-        self.num_visited += 1
+        self.sums.add(g, own, num_before)
         return loss
 
     def displaced(self, half: list[Closure], starts: list[Moment], own: Vector, other: Vector, num_other: int) -> None:
         """term <- term + s / 2 mean_i H_i w over this half."""
         step = self.step
         sums = step.space.norm_dot(other, over=step.space.measured)
-        _, q = step.displace(step.aim(sums, step.own_scale / num_other), other)
+        _, q = step.displace(step.aim(sums, step.mean_scale(num_other)), other)
         gain = q * step.num / (2 * len(half))
         if not step.settings.central:
             step.space.accumulate(self.term, own, -gain)
@@ -71,11 +70,11 @@ class Symmetric(Schedule):
     def compare_sums(self, nums: list[int]) -> None:
         """The products of every gradient of one half with every one of the other."""
         step = self.step
-        cross = step.space.norm_dot(*self.sums, over=step.space.measured)[1]
+        cross = step.space.norm_dot(*self.halves, over=step.space.measured)[1]
         step.agreement.dots(cross * step.own_scale**2, nums[0] * nums[1])
 
     def finish(self) -> dict[str, Tensor]:
         """Put the halves together and fill `.grad`."""
-        total, second = self.sums
+        total, second = self.halves
         self.step.space.accumulate(total, second)
         return self.step.close(total, self.term)

@@ -37,9 +37,8 @@ def own_term_norm(differences: Differences, objective: str, radius: float) -> fl
     """||(1/m) sum_i H_i v_i^|| of an objective whose displacement contains the probe's own gradient."""
     step = differences.step
     step.settings = Settings(OBJECTIVES[objective], "direction", central=True, radius=radius, telemetry=False)
-    unit = OBJECTIVES[objective].unit
-    sums = differences.units if unit else differences.anchors
-    scale = (differences.one if unit else step.own_scale) / differences.num_anchors
+    sums = differences.units if OBJECTIVES[objective].unit else differences.anchors
+    scale = step.mean_scale(differences.num_anchors)
     term = step.space.zeros()
     for closure, start in zip(differences.probes, differences.starts, strict=True):
         start.put_back()
