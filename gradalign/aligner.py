@@ -10,12 +10,11 @@ from torch import nn
 from torch.nn import Parameter
 
 from gradalign import checks, estimators
-from gradalign.estimators import Options, RunningMean, Schedule, Settings, Step
+from gradalign.estimators import NORMALIZATIONS, Options, RunningMean, Schedule, Settings, Step
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
 from gradalign.space import ParamSpace, Vector
 
-NORMALIZATIONS = ("none", "direction", "gradient")
 DIFFERENCES = ("forward", "central")
 
 

@@ -192,15 +192,18 @@ def trainable(params: list[nn.Parameter]) -> list[nn.Parameter]:
     for p in params:
         if torch.nn.parameter.is_lazy(p):
             raise ValueError("expected initialised parameters; got a lazy one; run one forward pass first")
-        if p.is_complex():
-            raise TypeError(
-                f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead"
-            )
-        if hasattr(p, "placements"):
-            raise TypeError(
-                "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
-            )
+        real_and_whole(p)
     return params
+
+
+def real_and_whole(p: Tensor) -> None:
+    """The parameter is neither complex nor a shard."""
+    if p.is_complex():
+        raise TypeError(f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead")
+    if hasattr(p, "placements"):
+        raise TypeError(
+            "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
+        )
 
 
 def micro_batches(value: object) -> list:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LEAST_COSINE = 0.5
-NARROW = frozenset({torch.bfloat16, torch.float16})
+LOW_PRECISION = frozenset({torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def message(cosine: float, displaced: Displaced) -> str:
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in displaced.dtypes))
     length = "" if displaced.radius is None else f" of length {displaced.radius:g}"
     remedy = "a larger radius"
-    if displaced.dtypes & NARROW and not displaced.masters:
+    if displaced.dtypes & LOW_PRECISION and not displaced.masters:
         remedy += " or fp32 masters (optimizer=gradalign.optim.AdamW(..., master_weights=True))"
     return (
         f"expected parameters that can represent a displacement{length}; got {names}, which rounds it to another direction "

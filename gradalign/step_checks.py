@@ -95,14 +95,7 @@ def betas(values: Sequence[float | Tensor]) -> tuple[float, ...]:
 def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
     """Parameters of a kind that can be stepped."""
     for p in params:
-        if p.is_complex():
-            raise TypeError(
-                f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead"
-            )
-        if hasattr(p, "placements"):
-            raise TypeError(
-                "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
-            )
+        checks.real_and_whole(p)
         if stochastic and p.dtype == torch.float16:
             raise TypeError(
                 "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "

@@ -10,14 +10,9 @@ import torch
 
 from gradalign.cli import options
 from gradalign.cli.errors import CommandError
-from gradalign.estimators import ESTIMATORS
+from gradalign.estimators import ESTIMATORS, NORMALIZATIONS
 from gradalign.objectives import OBJECTIVES
-
-NORMALIZATIONS = ("none", "direction", "gradient")
-
-# Where to start, with normalize="direction": lengths in parameter space. Those of dot, norm and variance were measured on
-# BERT-tiny over 5 seeds; cosine's is by analogy, untested beyond that it trains.
-STARTING_WEIGHTS = {"dot": 0.001, "norm": 0.03, "variance": 0.03, "cosine": 0.03}
+from gradalign.tuning import STARTING_WEIGHTS
 
 
 class Preset(NamedTuple):

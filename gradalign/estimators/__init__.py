@@ -12,7 +12,7 @@ from gradalign.estimators.plain import Plain
 from gradalign.estimators.prefix import Prefix
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.split import split
-from gradalign.estimators.step import Settings, Step
+from gradalign.estimators.step import NORMALIZATIONS, Settings, Step
 from gradalign.estimators.symmetric import Symmetric
 from gradalign.space import ParamSpace, Vector
 
@@ -46,7 +46,7 @@ class Estimator:
 
     make: Callable[[Step, Vector, Options], Schedule]
     own: bool = True
-    normalizations: tuple[str, ...] = ("none", "direction", "gradient")
+    normalizations: tuple[str, ...] = NORMALIZATIONS
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -62,4 +62,14 @@ ESTIMATORS: dict[str, Estimator] = {
     "exact": Estimator(lambda step, total, options: Exact(step, total)),
 }
 
-__all__ = ["ESTIMATORS", "Estimator", "Options", "Plain", "RunningMean", "Schedule", "Settings", "Step"]
+__all__ = [
+    "ESTIMATORS",
+    "NORMALIZATIONS",
+    "Estimator",
+    "Options",
+    "Plain",
+    "RunningMean",
+    "Schedule",
+    "Settings",
+    "Step",
+]

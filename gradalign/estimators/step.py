@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradalign.buffers import Displacement
+from gradalign.low_precision import LOW_PRECISION
 from gradalign.objectives import Dots, Objective
 from gradalign.passes import Passes
 from gradalign.sketch import Sketch, cosines
@@ -17,7 +18,7 @@ from gradalign.telemetry import Agreement, AlignmentStats
 
 RADIUS = 0.01  # DESIGN's measured curve: 2% (forward) and 0.01% (central) off in fp32
 RADIUS_LOW_PRECISION = 0.03  # bf16/fp16 parameters or autocast
-LOW_PRECISION = frozenset({torch.bfloat16, torch.float16})
+NORMALIZATIONS = ("none", "direction", "gradient")
 
 
 @dataclass(frozen=True)

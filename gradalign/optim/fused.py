@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gradalign import checks, dispatch, step_checks
+from gradalign.low_precision import LOW_PRECISION
 from gradalign.optim.batch import Batch, DeviceScalars, moved
 from gradalign.optim.gradients import GradientScale, gradient_scale
-from gradalign.optim.masters import LOW_PRECISION
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gradalign.backends.chunks import chunks
 
-LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
-
 
 def make_master(param: Tensor) -> Tensor:
     """A float32 copy."""

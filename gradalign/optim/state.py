@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gradalign import step_checks
+from gradalign.low_precision import LOW_PRECISION
 from gradalign.optim import exchange
-from gradalign.optim.masters import LOW_PRECISION, MasterVersions, make_master
+from gradalign.optim.masters import MasterVersions, make_master
 
 
 class StatefulOptimizer(torch.optim.Optimizer):
