@@ -1,8 +1,8 @@
 // lamb_step_: two sweeps, moments and norms, then the update.
 #pragma once
 
-#include "../math/dot.h"
 #include "../math/lamb.h"
+#include "norm_dot.h"
 #include "step.h"
 
 GRADALIGN_NAMESPACE_BEGIN
@@ -30,16 +30,9 @@ void moments_block(const T* g, const T* m, const T* v, T* new_m, T* new_v, T gra
 }
 
 template <class T>
-void lamb_norms_block(const T* p, const T* m, const T* v, Lamb<T> c, int64_t n, double* sums) {
-  double p_p = 0, u_u = 0;
-#pragma omp simd reduction(+ : p_p, u_u)
-  for (int64_t i = 0; i < n; ++i) {
-    const T u = lamb_direction(p[i], m[i], v[i], c);
-    p_p += product(p[i], p[i]);
-    u_u += product(u, u);
-  }
-  sums[0] += p_p;
-  sums[1] += u_u;
+void lamb_direction_block(const T* p, const T* m, const T* v, T* u, Lamb<T> c, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) u[i] = lamb_direction(p[i], m[i], v[i], c);
 }
 
 template <class T>
@@ -54,6 +47,8 @@ void lamb_moments_piece(const LambArgs& args, const Piece& piece, double* sums) 
   const Lamb<T> c = lamb_coefficients<T>(args, i);
   const Operand &exp_avg = args.exp_avgs[i], &exp_avg_sq = args.exp_avg_sqs[i], &grad = args.step.grads[i];
   Stage<T> p, g, m, v;
+  alignas(64) T direction[kBlock<T>];
+  ProductSums<1> theta_squares, direction_squares;
   for_each_block<T>(piece, [&](int64_t begin, int64_t n) {
     const T* grads = g.load(grad, begin, n);
     const T *old_m = m.load(exp_avg, begin, n), *old_v = v.load(exp_avg_sq, begin, n);
@@ -64,8 +59,13 @@ void lamb_moments_piece(const LambArgs& args, const Piece& piece, double* sums) 
     if (args.step.zero_grads) zero_block(grad, begin, n);
     // The direction is taken from the moments as they are stored, here and in the second sweep.
     const T *stored_m = m.load(exp_avg, begin, n), *stored_v = v.load(exp_avg_sq, begin, n);
-    lamb_norms_block(p.load(theta_of(args.step, i), begin, n), stored_m, stored_v, c, n, sums);
+    const T* theta = p.load(theta_of(args.step, i), begin, n);
+    lamb_direction_block(theta, stored_m, stored_v, direction, c, n);
+    norm_dot_span(theta, theta, n, theta_squares);
+    norm_dot_span<1, T>(direction, direction, n, direction_squares);
   });
+  theta_squares.add_to(sums);
+  direction_squares.add_to(sums + 1);
 }
 
 template <class T>

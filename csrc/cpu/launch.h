@@ -12,9 +12,12 @@ namespace gradalign {
 
 // Runs work() on as many of torch's threads as there is work for.
 struct TorchThreads {
+  int64_t count(int64_t num_pages) const {
+    return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), num_pages));
+  }
+
   template <class Work>
-  void operator()(int64_t num_pages, const Work& work) const {
-    const int64_t num_threads = std::min<int64_t>(torch::stable::get_num_threads(), num_pages);
+  void operator()(int64_t num_threads, const Work& work) const {
     if (num_threads < 2) {
       work();
     } else {

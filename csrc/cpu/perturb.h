@@ -1,74 +1,101 @@
 // perturb_: backup <- theta; theta <- theta + d; [delta.d, d.d, delta.delta].
 #pragma once
 
-#include "../math/dot.h"
 #include "../math/perturb.h"
 #include "copy.h"
 #include "kernels.h"
+#include "sums.h"
 
 GRADALIGN_NAMESPACE_BEGIN
 
-template <class T>
-struct PerturbBlock {
-  const T* base;
-  const T* theta;
-  const T* x;
-  const T* y;  // may be null
-  T* moved;
-  T scale;
-  T scale_y;
+template <class Storage>
+struct PerturbSpan {
+  const Storage* base;
+  const Storage* theta;
+  const Storage* x;
+  const Storage* y;  // may be null
+  Storage* moved;
+  Storage* kept;  // where theta is kept; null where that is done already
+  bool stream;    // around the cache
 };
 
-template <class Storage, bool kTwo, class T>
-void perturb_block(const PerturbBlock<T>& block, int64_t n, double* sums) {
-  const auto [base, theta, x, y, moved, scale, scale_y] = block;
-  double delta_d = 0, d_d = 0, delta_delta = 0;
-#pragma omp simd reduction(+ : delta_d, d_d, delta_delta)
-  for (int64_t i = 0; i < n; ++i) {
-    T d = displacement(x[i], scale);
-    if constexpr (kTwo) d += displacement(y[i], scale_y);
-    const Perturbed<T> result = perturb<Storage>(base[i], theta[i], d);
-    moved[i] = result.moved;
-    delta_d += product(result.delta, d);
-    d_d += product(d, d);
-    delta_delta += product(result.delta, result.delta);
-  }
-  sums[0] += delta_d;
-  sums[1] += d_d;
-  sums[2] += delta_delta;
+// `Storage` is what the operands hold, `Stored` what theta will be rounded to in the end.
+template <class Stored, bool kTwo, bool kKeep, class Storage>
+void perturb_span(const PerturbSpan<Storage>& span, const PerturbArgs& args, int64_t n, ProductSums<3>& sums) {
+  using T = Arithmetic<Storage>;
+  const PerturbSpan<Storage> s = span;
+  const T scale = static_cast<T>(args.scale), scale_y = static_cast<T>(args.scale_y);
+  ProductSums<3> held = sums;
+  by_lanes<T>(n, [&](int64_t i, auto lanes) {
+    using Width = typename decltype(lanes)::Width;
+    Width d = displacement(load<Width>(s.x + i), scale);
+    if constexpr (kTwo) d += displacement(load<Width>(s.y + i), scale_y);
+    const Width theta = load<Width>(s.theta + i);
+    const Perturbed<Width> result = perturb<Stored>(s.base == s.theta ? theta : load<Width>(s.base + i), theta, d);
+    lanes.add(held, d, result.delta);
+    if constexpr (kKeep) copy<Width>(s.kept + i, s.theta + i, s.stream);
+    store_exact(s.moved + i, result.moved);
+  });
+  sums = held;
 }
 
-template <class T>
-void perturb_piece(const PerturbArgs& args, const Piece& piece, double* sums) {
-  const Operand& param = args.params[piece.tensor];
-  const Operand& backup = args.backups[piece.tensor];
-  const Operand& x = args.xs[piece.tensor];
-  const Operand* y = args.ys == nullptr ? nullptr : &args.ys[piece.tensor];
-  const bool x_is_backup = x.data == backup.data;
-  const bool y_is_backup = y != nullptr && y->data == backup.data;
+// Theta is kept in the same sweep.
+template <bool kTwo>
+void perturb_alike(const PerturbArgs& args, const Piece& piece, ProductSums<3>& sums) {
+  const int64_t i = piece.tensor;
+  with_any_storage(args.params[i].dtype, [&](auto storage) {
+    using Storage = decltype(storage);
+    Storage *theta = elements<Storage>(args.params[i], piece.begin), *kept = elements<Storage>(args.backups[i], piece.begin);
+    const Storage* x = elements<Storage>(args.xs[i], piece.begin);
+    const Storage* y = kTwo ? elements<Storage>(args.ys[i], piece.begin) : nullptr;
+    const PerturbSpan<Storage> span{theta, theta, x, y, theta, kept, args.stream && is_aligned(kept)};
+    perturb_span<Storage, kTwo, true>(span, args, piece.length, sums);
+  });
+}
+
+// Through buffers; theta is kept block by block.
+template <class T, bool kTwo>
+void perturb_blocks(const PerturbArgs& args, const Piece& piece, bool x_is_backup, bool y_is_backup, ProductSums<3>& sums) {
+  const Operand &param = args.params[piece.tensor], &backup = args.backups[piece.tensor];
   Stage<T> theta, base, first, second;
   for_each_block<T>(piece, [&](int64_t begin, int64_t n) {
-    PerturbBlock<T> block{};
-    block.scale = static_cast<T>(args.scale);
-    block.scale_y = static_cast<T>(args.scale_y);
-    block.x = first.load(x, begin, n, x_is_backup);
-    if (y != nullptr) block.y = second.load(*y, begin, n, y_is_backup);
-    block.theta = theta.load(param, begin, n);
-    block.base = args.from_backups ? base.load(backup, begin, n) : block.theta;
+    PerturbSpan<T> span{};
+    span.x = first.load(args.xs[piece.tensor], begin, n, x_is_backup);
+    if constexpr (kTwo) span.y = second.load(args.ys[piece.tensor], begin, n, y_is_backup);
+    span.theta = theta.load(param, begin, n);
+    span.base = args.from_backups ? base.load(backup, begin, n) : span.theta;
     if (!args.from_backups) copy_block(backup, param, begin, n, args.stream && !x_is_backup && !y_is_backup);
-    block.moved = theta.target(param, begin);
-    with_storage<T>(param.dtype, [&](auto storage) {
-      (y == nullptr ? perturb_block<decltype(storage), false, T> : perturb_block<decltype(storage), true, T>)(block, n, sums);
+    span.moved = theta.target(param, begin);
+    with_storage<T>(param.dtype, [&](auto stored) {
+      perturb_span<decltype(stored), kTwo, false>(span, args, n, sums);
     });
     theta.store(param, begin, n);
   });
 }
 
+template <bool kTwo>
+void perturb_piece(const PerturbArgs& args, const Piece& piece, double* sums) {
+  const Operand &param = args.params[piece.tensor], &backup = args.backups[piece.tensor], &x = args.xs[piece.tensor];
+  const Operand& y = kTwo ? args.ys[piece.tensor] : x;
+  const bool x_is_backup = x.data == backup.data, y_is_backup = y.data == backup.data;
+  ProductSums<3> products;
+  if (!args.from_backups && !x_is_backup && !y_is_backup && alike(param, backup, x, y)) {
+    perturb_alike<kTwo>(args, piece, products);
+  } else {
+    with_arithmetic(any_double(param, backup, x, y), [&](auto arithmetic) {
+      perturb_blocks<decltype(arithmetic), kTwo>(args, piece, x_is_backup, y_is_backup, products);
+    });
+  }
+  double d_delta[3] = {};
+  products.add_to(d_delta);
+  sums[0] += d_delta[1];
+  sums[1] += d_delta[0];
+  sums[2] += d_delta[2];
+}
+
 inline void perturb_cpu(const PerturbArgs& args, const Piece* first, const Piece* last, double* sums) {
   for (const Piece* piece = first; piece != last; ++piece) {
-    const int64_t i = piece->tensor;
-    const bool wide = any_double(args.params[i], args.backups[i], args.xs[i], (args.ys ? args.ys : args.xs)[i]);
-    (wide ? perturb_piece<double> : perturb_piece<float>)(args, *piece, sums);
+    (args.ys == nullptr ? perturb_piece<false> : perturb_piece<true>)(args, *piece, sums);
   }
   finish_streams(args.stream);
 }

@@ -1,7 +1,7 @@
 // Blocks of one operand in the type of the arithmetic.
 //
-// A block whose memory already has that type is worked on in place; any other (16 bits, mixed types, strides) goes through a
-// buffer in the L1 cache. So the loops exist once per arithmetic type, not once per combination of types.
+// A block whose memory already has that type is worked on in place; any other (16 bits in the steps, mixed types, strides) goes
+// through a buffer in the L1 cache. So the loops exist once per arithmetic type, not once per combination of types.
 #pragma once
 
 #include <cstring>
@@ -12,8 +12,7 @@
 
 GRADALIGN_NAMESPACE_BEGIN
 
-// Short enough that the reads of the next block are on their way while this one is written around the cache (measured: with
-// 4096 combine_ is a fifth slower).
+// Up to nine of them are in the L1 cache at once.
 constexpr int64_t kBlockBytes = 1024;
 
 template <class T>
@@ -118,18 +117,13 @@ class Stage {
   }
 
   // Where to put the block's new values; store() brings them to the operand.
-  T* target(const Operand& operand, int64_t begin, bool stream = false) {
-    in_place_ = direct(operand) && !stream;
+  T* target(const Operand& operand, int64_t begin) {
+    in_place_ = direct(operand);
     return in_place_ ? at(operand, begin) : buffer_;
   }
 
   void store(const Operand& operand, int64_t begin, int64_t n) const {
-    if (in_place_) return;
-    if (direct(operand)) {
-      copy_bytes(at(operand, begin), buffer_, n * static_cast<int64_t>(sizeof(T)), true);
-    } else {
-      store_block(operand, begin, n, buffer_);
-    }
+    if (!in_place_) store_block(operand, begin, n, buffer_);
   }
 
  private:
@@ -152,6 +146,34 @@ void for_each_block(const Piece& piece, Visit visit) {
 template <class... Operands>
 bool any_double(const Operands&... operands) {
   return ((operands.dtype == Dtype::f64) || ...);
+}
+
+// Whether the elements of all operands have one type and lie end to end: then a piece is worked through as it lies.
+template <class... Operands>
+bool alike(const Operand& first, const Operands&... others) {
+  return first.flat && ((others.flat && others.dtype == first.dtype) && ...);
+}
+
+template <class Storage>
+Storage* elements(const Operand& operand, int64_t begin) {
+  return reinterpret_cast<Storage*>(operand.data) + begin;
+}
+
+// Calls run(Storage{}) with the type that a dtype stores.
+template <class Run>
+void with_any_storage(Dtype dtype, Run run) {
+  switch (dtype) {
+    case Dtype::f32: return run(float{});
+    case Dtype::f64: return run(double{});
+    case Dtype::bf16: return run(bf16{});
+    case Dtype::f16: return run(fp16{});
+  }
+}
+
+// Calls run(T{}) with the type of the arithmetic.
+template <class Run>
+void with_arithmetic(bool wide, Run run) {
+  return wide ? run(double{}) : run(float{});
 }
 
 // Calls run(Storage{}) with the type that a dtype stores, of those that arithmetic in T can meet.

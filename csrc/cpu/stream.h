@@ -52,6 +52,28 @@ inline void copy_bytes(void* to, const void* from, int64_t bytes, bool stream) {
 #endif
 }
 
+// kBytes of them, a power of two from 8 on; `to` must be aligned to them where they go around the cache.
+template <int kBytes>
+inline void store_bytes(void* to, const void* from, bool stream) {
+#if defined(__AVX512F__)
+  if (stream && kBytes == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#endif
+#if defined(__AVX2__)
+  if (stream && kBytes == 32) {
+    return _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+  }
+#endif
+#if defined(__x86_64__)
+  if (stream && kBytes == 16) {
+    return _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+  }
+#endif
+  memcpy(to, from, kBytes);
+}
+
+// Whether non-temporal stores from here on, register by register, are to addresses that are aligned for them.
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 64 == 0; }
+
 // Non-temporal stores are weakly ordered: they must be complete before another thread is told that the page is done.
 inline void finish_streams(bool stream) {
 #if defined(__x86_64__)

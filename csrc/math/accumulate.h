@@ -6,9 +6,9 @@
 GRADALIGN_NAMESPACE_BEGIN
 
 // Selects instead of multiplying, as perturb_ does: what is left out must not reach acc as 0 x inf.
-template <class T>
-GRADALIGN_HD T accumulate(T acc, T g, T scale) {
-  return scale == T(0) ? acc : acc + g * scale;
+template <class T, class Scalar>
+GRADALIGN_HD T accumulate(T acc, T g, Scalar scale) {
+  return scale == Scalar(0) ? acc : acc + g * scale;
 }
 
 GRADALIGN_NAMESPACE_END

@@ -5,8 +5,8 @@
 
 GRADALIGN_NAMESPACE_BEGIN
 
-template <class Storage, class T>
-GRADALIGN_HD T combine(T x, T y, T a, T b) {
+template <class Storage, class T, class Scalar>
+GRADALIGN_HD T combine(T x, T y, Scalar a, Scalar b) {
   return round_to<Storage>(x * a + y * b);
 }
 

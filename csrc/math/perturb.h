@@ -6,9 +6,9 @@
 GRADALIGN_NAMESPACE_BEGIN
 
 // Selects instead of multiplying: 0 x inf is NaN, and a displacement of scale 0 must leave theta alone.
-template <class T>
-GRADALIGN_HD T displacement(T x, T scale) {
-  return scale == T(0) ? T(0) : x * scale;
+template <class T, class Scalar>
+GRADALIGN_HD T displacement(T x, Scalar scale) {
+  return scale == Scalar(0) ? T{} : x * scale;
 }
 
 template <class T>

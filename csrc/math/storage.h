@@ -128,10 +128,17 @@ struct Rounding<fp16> {
 
 #endif
 
-// double to 16 bits goes through float, as torch's copy_ does.
+// double to 16 bits goes through float, as torch's copy_ does. The CPU kernels add what it means for a vector of numbers.
+template <class Storage, class T>
+struct RoundTo {
+  static GRADALIGN_HD T round(T x) {
+    return static_cast<T>(Rounding<Storage>::round(static_cast<decltype(widen(Storage{}))>(x)));
+  }
+};
+
 template <class Storage, class T>
 GRADALIGN_HD T round_to(T x) {
-  return static_cast<T>(Rounding<Storage>::round(static_cast<decltype(widen(Storage{}))>(x)));
+  return RoundTo<Storage, T>::round(x);
 }
 
 template <class Storage, class T>

@@ -149,20 +149,25 @@ def test_sums_are_the_same_for_every_number_of_threads():
 
 
 def results_digest(isa: str) -> str:
-    """Of what the ops write: not the sums, whose order differs, nor, without a fused multiply-add, the moments of Adam."""
+    """Of what the ops write and sum: but not, without a fused multiply-add, the moments of Adam and the sums of doubles."""
     total = hashlib.sha256()
     for dtype in DTYPES:
         for layout in ("contiguous", "transposed"):
             p, b, x, y = (tensors(dtype, layout, seed) for seed in range(4))
-            native.perturb_(p, b, x, SCALE, y, SCALE)
-            native.accumulate_(b, y, SCALE)
-            native.combine_(x, p, b, SCALE, SCALE)
+            sums = [
+                native.norm_dot(x, y),
+                native.perturb_(p, b, x, SCALE, y, SCALE),
+                native.accumulate_(b, y, SCALE),
+                native.combine_(x, p, b, SCALE, SCALE),
+            ]
+            if dtype == torch.float64:
+                sums = []
             m, v, steps = copies(y), [t.abs() for t in y], [torch.zeros(()) for _ in y]
             step = (SCALE, SCALE, SCALE)
             if isa != "portable":
                 native.adamw_step_(p, copies(x), m, v, [], [], steps, *step, beta1=0.9, beta2=0.99, eps=1e-8)
             native.sgd_step_(b, copies(x), m, [], steps, *step, momentum=0.9)
-            for t in (*p, *b, *x, *m, *v):
+            for t in (*p, *b, *x, *m, *v, *sums):
                 total.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 

@@ -25,12 +25,14 @@ namespace {
 const std::vector<int64_t> kNumels = {0, 1, 3, 1023, 1024, 1025, 65537, 7, 7, 7};
 
 struct Threads {
-  int count;
+  int num_threads;
+
+  int64_t count(int64_t) const { return num_threads; }
 
   template <class Work>
   void operator()(int64_t, const Work& work) const {
     std::vector<std::thread> threads;
-    for (int i = 1; i < count; ++i) threads.emplace_back(work);
+    for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
     work();
     for (auto& thread : threads) thread.join();
   }
