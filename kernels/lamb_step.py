@@ -16,16 +16,16 @@ from gradalign.kernels.sweep import guarded, lanes, read_wide, write
 
 @triton.jit
 def lamb_coefficients(t, scalars, parts):
-    """1 - beta1^t, sqrt(1 - beta2^t)."""
+    """1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t)."""
     correction1 = 1 - power(double(parts, 0, t), t)
     correction2 = tl.sqrt(1 - power(double(parts, 1, t), t))
-    return correction1.to(tl.float32), correction2.to(tl.float32)
+    return (1 / correction1).to(tl.float32), (1 / correction2).to(tl.float32)
 
 
 @triton.jit
-def direction(m, v, correction1, correction2, eps):
+def direction(m, v, inverse1, inverse2, eps):
     """(m / bc1) / (sqrt(v) / sqrt(bc2) + eps): u but for weight_decay p, which is read after it to hold fewer registers."""
-    return tl.div_rn(tl.div_rn(m, correction1), tl.div_rn(tl.sqrt_rn(v), correction2) + eps)
+    return tl.div_rn(m * inverse1, tl.sqrt_rn(v) * inverse2 + eps)
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """theta.theta and u.u, u from the moments as stored; ptrs are grads, exp_avgs, exp_avg_sqs and thetas."""
     MAXIMIZE: tl.constexpr = options[0]
     ZERO: tl.constexpr = options[1]
-    grad_scale, weight_decay, kept, key, correction1, correction2, w1, beta2, w2, eps = scalars
+    grad_scale, weight_decay, kept, key, inverse1, inverse2, w1, beta2, w2, eps = scalars
     pp = sums[0]
     uu = sums[1]
     if kept != 0:
@@ -42,7 +42,7 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[1], at, m)
         v = narrow(second_moment(read_wide(ptrs[2], at), g, beta2, w2), ptrs[2].dtype.element_ty)
         write(ptrs[2], at, v)
-        adam = direction(widen(m), widen(v), correction1, correction2, eps)
+        adam = direction(widen(m), widen(v), inverse1, inverse2, eps)
         p = read_wide(ptrs[3], at)
         u = guarded(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
         pp += lanes(p * p)
@@ -58,7 +58,7 @@ def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
     MASTER: tl.constexpr = options[0]
     STOCHASTIC: tl.constexpr = options[1]
     TRUST: tl.constexpr = options[2]
-    lr, weight_decay, kept, key, correction1, correction2, pp, uu, eps = scalars
+    lr, weight_decay, kept, key, inverse1, inverse2, pp, uu, eps = scalars
     if kept != 0:
         rate = lr.to(tl.float64)
         if TRUST:
@@ -66,7 +66,7 @@ def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
             rate = rate * tl.where((pp > 0) & (uu > 0), ratio, 1.0)
         m = read_wide(ptrs[1], at)
         v = read_wide(ptrs[3 if MASTER else 2], at)
-        adam = direction(m, v, correction1, correction2, eps)
+        adam = direction(m, v, inverse1, inverse2, eps)
         p = read_wide(ptrs[2 if MASTER else 0], at)
         u = adam + p * weight_decay.to(tl.float32)
         write_params(ptrs, at, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)

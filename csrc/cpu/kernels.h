@@ -84,8 +84,8 @@ struct SgdArgs {
 };
 
 struct LambTensor {
-  double correction1;
-  double correction2;
+  double inverse1;
+  double inverse2;
   double rate;  // lr times the trust ratio; for the second sweep
 };
 

@@ -13,8 +13,8 @@ Lamb<T> lamb_coefficients(const LambArgs& args, int64_t tensor) {
   return {
       {static_cast<T>(1 - args.beta1), static_cast<T>(args.beta2), static_cast<T>(1 - args.beta2)},
       static_cast<T>(args.weight_decay),
-      static_cast<T>(own.correction1),
-      static_cast<T>(own.correction2),
+      static_cast<T>(own.inverse1),
+      static_cast<T>(own.inverse2),
       static_cast<T>(args.eps),
   };
 }

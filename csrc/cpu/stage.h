@@ -13,7 +13,7 @@
 GRADALIGN_NAMESPACE_BEGIN
 
 // Up to nine of them are in the L1 cache at once.
-constexpr int64_t kBlockBytes = 1024;
+constexpr int64_t kBlockBytes = 2048;
 
 template <class T>
 constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(T));

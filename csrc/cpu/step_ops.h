@@ -167,7 +167,7 @@ inline void lamb_step_cpu(const Tensors& params, const Tensors& grads, const Ten
   const auto corrections1 = corrections(beta1, step.counts()), corrections2 = corrections(beta2, step.counts());
   std::vector<LambTensor> tensors;
   tensors.reserve(corrections1.size());
-  for (size_t i = 0; i < corrections1.size(); ++i) tensors.push_back({corrections1[i], std::sqrt(corrections2[i]), 0});
+  for (size_t i = 0; i < corrections1.size(); ++i) tensors.push_back({1 / corrections1[i], 1 / std::sqrt(corrections2[i]), 0});
   const LambArgs args{step.args(), m.data(), v.data(), tensors.data(), beta1, beta2, eps, decay};
   step.run([&](const Plan& plan) {
     set_rates(tensors, plan, launch_by_piece(kernels().lamb_moments, args, plan, 2), rate, trust);

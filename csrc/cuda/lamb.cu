@@ -23,8 +23,8 @@ class LambOp : public StepOp<T, 4> {
 
   __device__ __forceinline__ void enter(int tensor) {
     const TensorStep& step = this->enter_tensor(tensor);
-    c_.correction1 = static_cast<T>(step.correction1);
-    c_.correction2 = static_cast<T>(step.correction2);
+    c_.inverse1 = static_cast<T>(1 / step.correction1);
+    c_.inverse2 = static_cast<T>(1 / step.correction2);
     rate_ = static_cast<T>(step.rate);
   }
 

@@ -9,14 +9,14 @@ template <class T>
 struct Lamb {
   Decays<T> decays;
   T decay;
-  T correction1;  // 1 - beta1^t
-  T correction2;  // sqrt(1 - beta2^t)
+  T inverse1;  // 1 / (1 - beta1^t): two of the four divisions and roots that bound this, not memory, are saved
+  T inverse2;  // 1 / sqrt(1 - beta2^t)
   T eps;
 };
 
 template <class T>
 GRADALIGN_HD T lamb_direction(T p, T m, T v, const Lamb<T>& c) {
-  return (m / c.correction1) / (square_root(v) / c.correction2 + c.eps) + p * c.decay;
+  return (m * c.inverse1) / (square_root(v) * c.inverse2 + c.eps) + p * c.decay;
 }
 
 GRADALIGN_HD double trust_ratio(double p_square, double direction_square) {

@@ -61,12 +61,15 @@ def step(backend, op, i, flag=False, lr=0.01, **options):
 
 
 def assert_same(actual, expected, close):
-    """Bit for bit; `close` where a sum (LAMB's norms) or the device's pow comes in: within two units in the last place."""
+    """Bit for bit; `close` where a sum (LAMB's norms) or the device's pow comes in.
+
+    Within two units in the last place, of the step where that is longer than what is left of the parameter (steps are of 0.1).
+    """
     for ours, theirs in zip(actual.lists(), expected.lists(), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             if close:
                 eps = torch.finfo(a.dtype).eps
-                torch.testing.assert_close(a, b, rtol=2 * max(eps, 2**-23), atol=2 * max(eps, 2**-23) * 1e-2)
+                torch.testing.assert_close(a, b, rtol=2 * max(eps, 2**-23), atol=2 * max(eps, 2**-23) * 1e-1)
             else:
                 assert torch.equal(a, b)
 
