@@ -1,7 +1,8 @@
-"""The fused optimizer steps against torch's fused, foreach and compiled ones, clip and clearing included.
+"""Whole optimizer steps against torch's fused, foreach and compiled ones, clip and clearing included, float32.
 
-`python benchmarks/bench_optim.py [--quick] [--json FILE] [--threads N]`. Workloads and method are those of
-bench_kernels.py. A step is: clip by global norm, AdamW, clear the gradients.
+`python benchmarks/bench_optim.py [--device D] [--quick] [--json FILE] [--threads N] [--seconds N]`. Workloads and method are
+those of bench_kernels.py. Ours is `gradalign.optim.AdamW` as users call it, on each backend; at the end its speed relative to
+torch's is printed.
 """
 
 from __future__ import annotations
@@ -10,106 +11,143 @@ import sys
 from collections.abc import Callable
 
 import torch
-from bench_kernels import Row, arguments, machine, measure, report, workloads
+from timing import Calls, Row, arguments, backends, compiled, report, rows
+from workloads import Lists, workloads
 
-from gradalign import dispatch
+from gradalign.optim import AdamW
 
-LR, BETAS, EPS, DECAY = 1e-5, (0.9, 0.999), 1e-8, 0.01
-SCALARS = (torch.tensor(LR), torch.tensor(DECAY))
-
-
-def parameters(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
-    params = [torch.nn.Parameter(torch.rand(s)) for s in shapes]
-    for p in params:
-        p.grad = torch.rand_like(p)
-    return params
+SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+UPDATE = "AdamW"
+CLIP_STEP = "clip + AdamW + clear"
+WITH_UPDATE, COMPOSITE = "perturb, restore, AdamW", "perturb, restore, clip + AdamW"
 
 
-def torch_step(shapes: list[tuple[int, ...]], **kind: bool) -> Callable[[], None]:
-    """clip_grad_norm_, AdamW.step, zero_grad(set_to_none=False)."""
-    params = parameters(shapes)
-    optimizer = torch.optim.AdamW(params, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, **kind)
+class Parameters:
+    """The parameters of a list with gradients, and torch's and our optimizers on them."""
 
-    def step() -> None:
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+    def __init__(self, lists: Lists) -> None:
+        self.lists = lists
+        self.params = [torch.nn.Parameter(p) for p in lists.p]
+        self.fill()
 
-    return step
+    def fill(self) -> None:
+        """Gradients are tensors again after a step that set them to None."""
+        for p, g in zip(self.params, self.lists.g, strict=True):
+            p.grad = g
+
+    def torch_step(self, clip: bool, clear: bool | None, **kind: bool) -> Callable[[], None]:
+        """clip_grad_norm_, AdamW.step, zero_grad(set_to_none=clear); clear=None leaves the gradients."""
+        optimizer = torch.optim.AdamW(self.params, **SETTINGS, **kind)
+
+        def step() -> None:
+            if clip:
+                torch.nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
+            optimizer.step()
+            if clear is not None:
+                optimizer.zero_grad(set_to_none=clear)
+            if clear:
+                self.fill()
+
+        return step
+
+    def our_step(self, backend: str, clip: bool, clear: str | None) -> Callable[[], None]:
+        """One fused step. Without clipping there is no check for inf and NaN either, as in torch."""
+        limit = 1.0 if clip else None
+        optimizer = AdamW(
+            self.params, **SETTINGS, max_grad_norm=limit, skip_nonfinite=clip, clear=clear, backend=backend
+        )
+
+        def step() -> None:
+            optimizer.step()
+            if clear == "none":
+                self.fill()
+
+        return step
 
 
-def kernel_step(shapes: list[tuple[int, ...]]) -> Callable[[], None]:
-    """The same through the kernels: norm_dot for the norm, then one adamw_step_."""
-    backend = dispatch.load("native")
-    params = [p.detach() for p in parameters(shapes)]
-    grads, m, v = ([torch.rand_like(p) for p in params] for _ in range(3))
-    steps = [torch.zeros(()) for _ in params]
+def displaced(lists: Lists) -> Callable[[], None]:
+    """perturb_ and restore_ in torch's lists ops."""
 
-    def step() -> None:
-        norm = backend.norm_dot(grads)[0].sqrt()
-        coefficient = (1.0 / (norm + 1e-6)).clamp(max=1.0)
-        betas = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
-        backend.adamw_step_(params, grads, m, v, [], [], steps, coefficient, *SCALARS, **betas, zero_grads=True)
+    @torch.no_grad()
+    def move() -> None:
+        torch._foreach_copy_(lists.backup, lists.p)
+        torch._foreach_add_(lists.p, lists.x, alpha=1e-7)
+        torch._foreach_copy_(lists.p, lists.backup)
 
-    return step
+    return move
 
 
-def update_alone(shapes: list[tuple[int, ...]], name: str) -> Callable[[], None]:
-    """adamw, sgd or lamb without clip and clearing."""
-    backend = dispatch.load("native")
-    params, grads, m, v = ([torch.rand(s) for s in shapes] for _ in range(4))
-    steps, one = [torch.zeros(()) for _ in params], torch.tensor(1.0)
-    adam = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
-    calls: dict[str, Callable[[], None]] = {
-        "adamw_step_": lambda: backend.adamw_step_(params, grads, m, v, [], [], steps, one, *SCALARS, **adam),
-        "sgd_step_": lambda: backend.sgd_step_(params, grads, m, [], steps, one, *SCALARS, momentum=0.9),
-        "lamb_step_": lambda: backend.lamb_step_(params, grads, m, v, [], steps, one, *SCALARS, **adam),
+def torch_steps(params: Parameters, compile_too: bool) -> Calls:
+    """What ours replaces. Bytes: a norm reads g; the update reads p, g, m, v and writes p, m, v; zeroing writes g."""
+    move = displaced(params.lists)
+    clipped = params.torch_step(clip=True, clear=None, foreach=True)
+    calls: Calls = {
+        (COMPOSITE, "torch foreach"): (lambda: (move(), clipped()), 14),
     }
-    return calls[name]
+    for kind in ("fused", "foreach"):
+        calls |= {
+            (UPDATE, f"torch {kind}"): (params.torch_step(clip=False, clear=None, **{kind: True}), 7),
+            (CLIP_STEP, f"torch {kind}"): (params.torch_step(clip=True, clear=False, **{kind: True}), 9),
+            (CLIP_STEP, f"torch {kind}, None"): (params.torch_step(clip=True, clear=True, **{kind: True}), 8),
+        }
+    if compile_too:
+        whole = compiled(params.torch_step(clip=True, clear=False, foreach=True))
+        composite = compiled(lambda: (move(), clipped()))
+        calls |= {(CLIP_STEP, "torch compiled"): (whole, 9)} if whole else {}
+        calls |= {(COMPOSITE, "torch compiled"): (composite, 14)} if composite else {}
+    return calls
 
 
-def rows(workload: str, shapes: list[tuple[int, ...]], rounds: int, compiled: bool) -> list[Row]:
-    clip = "clip + AdamW + clear"
-    p, x = ([torch.rand(s) for s in shapes] for _ in range(2))
-    # Tensors' worth of bytes: the norm reads g; the update reads p, g, m, v and writes p, m, v; clearing writes g.
-    timed: dict[tuple[str, str], tuple[Callable[[], object], int]] = {
-        ("y += a x", "torch"): (lambda: torch._foreach_add_(p, x, alpha=1e-7), 3),
-        (clip, "torch fused"): (torch_step(shapes, fused=True), 9),
-        (clip, "torch foreach"): (torch_step(shapes, foreach=True), 9),
-    }
-    if compiled:
-        timed[clip, "torch compiled"] = (torch.compile(torch_step(shapes, foreach=True)), 9)
-    if dispatch.load("native").why_unavailable() is None:
-        timed[clip, "native"] = (kernel_step(shapes), 9)
-        for name, tensors in (("adamw_step_", 7), ("sgd_step_", 5), ("lamb_step_", 10)):
-            timed[name, "native"] = (update_alone(shapes, name), tensors)
-    medians = measure(timed, rounds)
-    size = 4 * sum(torch.Size(s).numel() for s in shapes)
-    rate = {key: timed[key][1] * size / seconds / 1e9 for key, seconds in medians.items()}
-    add = rate["y += a x", "torch"]
-    return [
-        Row(workload, op, kind, "float32", 1e6 * medians[op, kind], gbs, gbs / add) for (op, kind), gbs in rate.items()
-    ]
+def our_steps(params: Parameters) -> Calls:
+    """The same with the kernels."""
+    lists, calls = params.lists, Calls()
+    for kernels in backends(lists.p[0].device, torch.float32):
+        if kernels.NAME == "reference":
+            continue
+
+        def move(kernels=kernels) -> None:
+            kernels.perturb_(lists.p, lists.backup, lists.x, lists.tiny)
+            kernels.restore_(lists.p, lists.backup)
+
+        name = kernels.NAME
+        update, clipped = params.our_step(name, clip=False, clear=None), params.our_step(name, clip=True, clear=None)
+        calls |= {
+            (UPDATE, name): (update, 7),
+            (CLIP_STEP, name): (params.our_step(name, clip=True, clear="zero"), 9),
+            (CLIP_STEP, f"{name}, None"): (params.our_step(name, clip=True, clear="none"), 8),
+            (WITH_UPDATE, name): (lambda move=move, update=update: (move(), update()), 13),
+            (COMPOSITE, name): (lambda move=move, clipped=clipped: (move(), clipped()), 14),
+        }
+    return calls
+
+
+def measured(device: torch.device, quick: bool, seconds: float) -> list[Row]:
+    """Every step on every workload."""
+    lists_of = workloads(device.type, quick)
+    results = []
+    for name, shapes in lists_of.items():
+        params = Parameters(Lists(shapes, torch.float32, device))
+        compile_too = len(shapes) < 100  # a thousand small tensors take minutes to compile
+        calls = torch_steps(params, compile_too) | our_steps(params)
+        results += rows(name, params.lists, calls, seconds / len(lists_of))
+    return results
 
 
 def speedups(results: list[Row]) -> str:
-    times = {(r.workload, r.variant): r.microseconds for r in results if r.op.startswith("clip")}
+    """How many times faster native is than torch."""
+    times = {(r.workload, r.op, r.variant): r.microseconds for r in results}
     lines = ["", "native, times faster than"]
-    for (workload, variant), time in times.items():
-        if variant != "native" and (workload, "native") in times:
-            lines.append(f"{workload:<18} {variant:<15} {time / times[workload, 'native']:.2f}")
+    for (workload, op, variant), time in times.items():
+        ours = "native, None" if variant.endswith("None") else "native"
+        if variant.startswith("torch ") and (workload, op, ours) in times:
+            lines.append(f"{workload:<18} {op:<30} {variant:<20} {time / times[workload, op, ours]:.2f}")
     return "\n".join(lines)
 
 
-def main() -> int:
-    chosen = arguments(__doc__)
-    print(machine())
-    results: list[Row] = []
-    for name, shapes in workloads(chosen.quick).items():
-        results += rows(
-            name, shapes, 3 if chosen.quick else 50 if name == "1,000 tensors" else 9, compiled=not chosen.quick
-        )
-    report(results, chosen.json)
+def main(argv: list[str] | None = None) -> int:
+    chosen = arguments(__doc__, argv)
+    results = measured(torch.device(chosen.device), chosen.quick, chosen.seconds)
+    report(results, chosen.device, chosen.json)
     print(speedups(results))
     return 0
 

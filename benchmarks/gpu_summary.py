@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_kernels import CLIP_STEP, COMPOSITE, WITH_UPDATE
+from bench_optim import CLIP_STEP, COMPOSITE, WITH_UPDATE
 
 OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_")
 Rows = Sequence[dict[str, Any]]

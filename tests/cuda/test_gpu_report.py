@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def load(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("gpu_report", "gpu_summary", "gpu_kernels", "gpu_driver"):
+    for name in ("gpu_report", "gpu_summary", "gpu_driver", "bench_kernels", "bench_optim", "timing", "workloads"):
         sys.modules.pop(name, None)
 
 
@@ -51,22 +51,19 @@ def test_targets_say_which_goals_are_met(load):
     }
 
 
-def test_the_figures_run_on_the_cpu(load, tmp_path):
-    kernels, summary = load("gpu_kernels"), load("gpu_summary")
-    path = tmp_path / "measured.json"
-    assert kernels.main(["--device", "cpu", "--quick", "--seconds", "0.1", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())["rows"]
-    assert {"perturb_", "adamw_step_", "lamb_step_", summary.COMPOSITE} <= {
-        r["op"] for r in rows if r["variant"] == "native"
-    }
-    assert all(r["of_add"] > 0 for r in rows)
-    assert sum(r["op"] == "y += a x" and r["of_add"] == 1 for r in rows) == 4
+def test_the_benchmark_joins_the_figures_of_both_scripts(load, tmp_path, monkeypatch):
+    report = load("gpu_report")
 
+    def execute(command, seconds):
+        name = Path(command[1]).stem
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"device": "cuda", "rows": [name]}))
+        return int(name == "bench_optim" and seconds < 3), f"{name} ran\n"
 
-def test_bert_large_is_bert_large(load):
-    shapes = load("gpu_kernels").bert_large()
-    assert len(shapes) == 391
-    assert sum(a * (b[0] if b else 1) for a, *b in shapes) == 335_141_888
+    monkeypatch.setattr(report, "execute", execute)
+    assert report.benchmark(tmp_path, quick=True)(10.0) == (True, "bench_kernels ran\nbench_optim ran\n")
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert found == {"machine": {"device": "cuda"}, "rows": ["bench_kernels", "bench_optim"]}
+    assert report.benchmark(tmp_path, quick=True)(2.0)[0] is False
 
 
 def test_the_report_of_a_run(load, tmp_path):
