@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,12 @@ from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
+DTYPE = attrgetter("dtype")
+
+
+def row_getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]:
+    """What takes the tensors of these names out of a state; KeyError where one is missing."""
+    return itemgetter(*names) if len(names) > 1 else lambda state: (state[names[0]],)
 
 
 class FusedOptimizer(StatefulOptimizer):
@@ -145,23 +152,25 @@ class FusedOptimizer(StatefulOptimizer):
         """All parameters with a gradient, their state made where it is missing, by what one op can take at once."""
         batches = []
         for group in self.param_groups:
-            plain = self._all_names(torch.float32, group)
-            low = self._all_names(torch.bfloat16, group)
+            plain = row_getter(self._all_names(torch.float32, group))
+            low = row_getter(self._all_names(torch.bfloat16, group))
+            all_state = self.state
             rows: dict[tuple, list[tuple[Tensor, ...]]] = {}
+            key, members = None, []
             for p in group["params"]:  # a thousand parameters a step: this loop is kept lean
                 grad = p.grad
                 if grad is None:
                     continue
-                dtype = p.dtype
-                names = low if dtype in LOW_PRECISION else plain
-                state = self.state[p]
+                row_of = low if p.dtype in LOW_PRECISION else plain
                 try:
-                    row = [state[name] for name in names]
+                    row = row_of(all_state[p])
                 except KeyError:
                     self._init_state(p, group)
-                    row = [state[name] for name in names]
-                key = (p.device, dtype, grad.dtype, grad.layout, *[t.dtype for t in row[1:]])
-                rows.setdefault(key, []).append((p, grad, *row))
+                    row = row_of(all_state[p])
+                own = (p.device, grad.layout, *map(DTYPE, (p, grad, *row)))
+                if own != key:
+                    key, members = own, rows.setdefault(own, [])
+                members.append((p, grad, *row))
             batches += [self._batch(group, members) for members in rows.values()]
         return batches
 
