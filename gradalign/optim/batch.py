@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,22 @@ class Batch:
     def states(self, name: str) -> list[Tensor]:
         """The state tensors of that name, or an empty list."""
         return self.state.get(name, [])
+
+
+def parted(columns: list[list[Tensor]], *kinds: Iterable[Hashable]) -> list[list[list[Tensor]]]:
+    """The columns cut into rows of one kind each; `kinds` has an entry a row.
+
+    Columns, and no tuple a row: a thousand new containers a step would have Python's garbage collector walk its whole heap.
+    """
+    if not columns[0]:
+        return []
+    listed = [list(kind) for kind in kinds]
+    if all(len(set(kind)) == 1 for kind in listed):
+        return [columns]
+    rows: dict[tuple, list[int]] = {}
+    for i, key in enumerate(zip(*listed, strict=True)):
+        rows.setdefault(key, []).append(i)
+    return [[[column[i] for i in members] for column in columns] for members in rows.values()]
 
 
 class DeviceScalars:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from gradalign import checks, dispatch, step_checks
-from gradalign.low_precision import LOW_PRECISION
-from gradalign.optim.batch import Batch, DeviceScalars, moved
+from gradalign.optim.batch import Batch, DeviceScalars, moved, parted
 from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
-DTYPE = attrgetter("dtype")
-
-
-def row_getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]:
-    """What takes the tensors of these names out of a state; KeyError where one is missing."""
-    return itemgetter(*names) if len(names) > 1 else lambda state: (state[names[0]],)
+DEVICE, DTYPE, LAYOUT = map(attrgetter, ("device", "dtype", "layout"))
 
 
 class FusedOptimizer(StatefulOptimizer):
@@ -152,31 +146,29 @@ class FusedOptimizer(StatefulOptimizer):
         """All parameters with a gradient, their state made where it is missing, by what one op can take at once."""
         batches = []
         for group in self.param_groups:
-            plain = row_getter(self._all_names(torch.float32, group))
-            low = row_getter(self._all_names(torch.bfloat16, group))
-            all_state = self.state
-            rows: dict[tuple, list[tuple[Tensor, ...]]] = {}
-            key, members = None, []
-            for p in group["params"]:  # a thousand parameters a step: this loop is kept lean
-                grad = p.grad
-                if grad is None:
-                    continue
-                row_of = low if p.dtype in LOW_PRECISION else plain
-                try:
-                    row = row_of(all_state[p])
-                except KeyError:
-                    self._init_state(p, group)
-                    row = row_of(all_state[p])
-                own = (p.device, grad.layout, *map(DTYPE, (p, grad, *row)))
-                if own != key:
-                    key, members = own, rows.setdefault(own, [])
-                members.append((p, grad, *row))
-            batches += [self._batch(group, members) for members in rows.values()]
+            params = [p for p in group["params"] if p.grad is not None]
+            for (alike,) in parted([params], map(DEVICE, params), map(DTYPE, params)):
+                batches += self._batches_of(group, alike)
         return batches
 
-    def _batch(self, group: Mapping[str, Any], rows: Sequence[tuple[Tensor, ...]]) -> Batch:
-        params, grads, *tensors = map(list, zip(*rows, strict=True))
-        state = dict(zip(self._all_names(params[0].dtype, group), tensors, strict=True))
+    def _batches_of(self, group: Mapping[str, Any], params: list[Tensor]) -> list[Batch]:
+        """Of parameters that share device and dtype."""
+        names = self._all_names(params[0].dtype, group)
+        states = [self.state[p] for p in params]
+        try:
+            tensors = [[state[name] for state in states] for name in names]
+        except KeyError:
+            for p in params:
+                self._init_state(p, group)
+            tensors = [[state[name] for state in states] for name in names]
+        grads = [p.grad for p in params if p.grad is not None]
+        kinds = (map(LAYOUT, grads), *(map(DTYPE, column) for column in (grads, *tensors)))
+        return [self._batch(group, names, *part) for part in parted([params, grads, *tensors], *kinds)]
+
+    def _batch(
+        self, group: Mapping[str, Any], names: Sequence[str], params: list, grads: list, *tensors: list[Tensor]
+    ) -> Batch:
+        state = dict(zip(names, tensors, strict=True))
         step_checks.dense_gradients(type(self).__name__, grads)
         step_checks.same_device(type(self).__name__, params[0], state)
         return Batch(group, params, grads, state)
