@@ -1,6 +1,6 @@
-"""Writes the table in README.md between its two markers, from the results in benchmarks/results.
+"""Writes the tables of README.md, docs/kernels.md and docs/optimizers.md between their two markers, from benchmarks/results.
 
-`python benchmarks/readme_table.py [--check]`. With --check nothing is written; the exit code is 1 where README.md differs.
+`python benchmarks/readme_table.py [--check]`. With --check nothing is written; the exit code is 1 where a page differs.
 Of results with the same headline on the same device, the one with most rows of it is taken; `quick` is none to publish.
 """
 
@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from gradalign.cli.bench import losses, table
 from gradalign.cli.bench.record import Row
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kernel_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,29 +81,46 @@ def small_table(rows: list[Row]) -> str:
     return table.as_markdown(("method", "time / plain", "extra memory in copies of the parameters", "passes"), body)
 
 
-def with_block(readme: str, text: str) -> str:
-    """The README with this text between its markers.
+def with_block(page: str, text: str, name: str = "README.md") -> str:
+    """The page with this text between its markers.
 
     Raises:
         ValueError: not exactly one of each marker, in this order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"README.md: expected {BEGIN} and then {END}, once each; put them where the table belongs")
-    head, _, rest = readme.partition(BEGIN)
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"{name}: expected {BEGIN} and then {END}, once each; put them where the table belongs")
+    head, _, rest = page.partition(BEGIN)
     tail = rest.partition(END)[2]
     return f"{head}{BEGIN}\n{text}\n{END}{tail}" if text else f"{head}{BEGIN}\n{END}{tail}"
 
 
+PAGES: dict[str, Callable[[Path], str]] = {
+    "README.md": block,
+    "docs/kernels.md": kernel_tables.of_kernels,
+    "docs/optimizers.md": kernel_tables.of_steps,
+}
+
+
+def differing() -> dict[Path, str]:
+    """The pages that are not what the results give, as they should be."""
+    found = {}
+    for name, text_of in PAGES.items():
+        page = (ROOT / name).read_text()
+        after = with_block(page, text_of(RESULTS), name)
+        if after != page:
+            found[ROOT / name] = after
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where README.md differs")
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = with_block(before, block())
-    if parser.parse_args().check:
-        return int(after != before)
-    path.write_text(after)
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page differs")
+    check = parser.parse_args().check
+    found = differing()
+    if not check:
+        for path, after in found.items():
+            path.write_text(after)
+    return int(check and bool(found))
 
 
 if __name__ == "__main__":

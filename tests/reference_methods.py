@@ -136,6 +136,26 @@ def _compile():
 ARITHMETIC = {"loop": _loop, "foreach": _foreach, "compile": _compile}
 
 
+class NaiveDoubleBackward(_Method):
+    """mean_i L_i - weight * mean over i != j of g_i . g_j as one expression, every pair in it, that autograd differentiates."""
+
+    def __init__(self, model, loss_fn, optimizer, weight):
+        super().__init__(model, loss_fn, optimizer)
+        self.weight = weight
+
+    def fill(self, micro_batches):
+        k = len(micro_batches)
+        losses = [self.loss_fn(batch) for batch in micro_batches]
+        gradients = [torch.autograd.grad(loss, self.params, create_graph=True) for loss in losses]
+        dots = [
+            sum((x * y).sum() for x, y in zip(gradients[i], gradients[j], strict=True))
+            for i in range(k)
+            for j in range(i)
+        ]
+        agreement = 2 * sum(dots) / (k * (k - 1))
+        (sum(losses) / k - self.weight * agreement).backward()
+
+
 class FullHessian(_Method):
     """The term over all pairs with every n x n Hessian from `torch.func.hessian`.
 

@@ -32,12 +32,16 @@ class RunningMean:
         self.mean: Vector = []
 
     def over(self, space: ParamSpace) -> Vector:
-        """The mean for these parameters; zero before the first step, or when the parameters are others."""
-        shapes = [p.shape for p in space.params]
-        fits = len(self.mean) == len(shapes) and all(
-            m is None or m.shape == shape for m, shape in zip(self.mean, shapes, strict=True)
-        )
-        return self.mean if fits else space.zeros()
+        """The mean for these parameters, where they are; zero before the first step, or when the parameters are others."""
+        if len(self.mean) != len(space.params):
+            return space.zeros()
+        pairs = list(zip(self.mean, space.params, strict=True))
+        if any(m is not None and m.shape != p.shape for m, p in pairs):
+            return space.zeros()
+        self.mean = [
+            m if m is None else m.to(p.device) for m, p in pairs
+        ]  # a checkpoint may have been loaded to the CPU
+        return self.mean
 
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Take in a gradient, unless it is not finite: a step that a scaler skips leaves the mean as it is."""

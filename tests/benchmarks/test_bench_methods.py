@@ -28,6 +28,7 @@ LOSSES = {
     "difference, torch": 10,
     "difference, foreach": 10,
     "double backward": 8,
+    "naive double backward": 8,
     "full Hessian": 16,
     "pytorch_optimizer SAM": 16,
     "SAM, davda54's two steps": 16,

@@ -6,7 +6,7 @@ import oracle
 import pytest
 import torch
 from networks import trainable
-from reference_methods import FiniteDifference, FullHessian, TwoStepSAM
+from reference_methods import FiniteDifference, FullHessian, NaiveDoubleBackward, TwoStepSAM
 from torch import nn
 
 import gradalign
@@ -49,6 +49,15 @@ def test_two_step_sam_is_the_gradient_uphill(model, batches):
         for p, d in zip(params, up.split([p.numel() for p in params]), strict=True):
             p += 0.1 * d.view_as(p)
     expected = oracle.gradients(model, loss_of(model), batches)[1].mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_naive_double_backward_is_the_exact_estimator_without_normalisation(model, batches):
+    found = filled(model, NaiveDoubleBackward(model, loss_of(model), None, 0.3), batches)
+    torch.manual_seed(1)
+    aligner = gradalign.GradAlign(model, 0.3, normalize="none", estimator="exact", backend="reference")
+    aligner.backward(loss_of(model), batches)
+    expected = oracle.flat([p.grad for p in trainable(model)], trainable(model))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 

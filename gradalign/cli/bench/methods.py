@@ -118,6 +118,13 @@ ENTRIES: dict[str, Entry] = {
             eager=True,
             note=ALL_PAIRS,
         ),
+        Entry(
+            "naive double backward",
+            "same term",
+            _reference("NaiveDoubleBackward", WEIGHT),
+            eager=True,
+            note="A of all pairs as one expression for autograd; normalize none",
+        ),
         Entry("full Hessian", "same term", _reference("FullHessian", WEIGHT), eager=True, note=f"{ALL_PAIRS}; O(n^2)"),
         Entry("pytorch_optimizer SAM", "other", peers.MAKERS["pytorch_optimizer SAM"], modules=PEER),
         Entry("SAM, davda54's two steps", "other", _reference("TwoStepSAM", peers.RHO)),
