@@ -8,6 +8,7 @@ costs the CPU a hidden read, and what only reads misses the writes that come alo
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -81,18 +82,13 @@ def calls_of(lists: Lists) -> Calls:
     return calls
 
 
-def measured(device: torch.device, quick: bool, seconds: float) -> list[Row]:
-    """Every op on every workload, in float32 and bfloat16."""
-    lists_of = [
-        (name, s, dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-        for name, s in workloads(device.type, quick).items()
-    ]
-    results = []
-    for name, shapes, dtype in lists_of:
-        lists = Lists(shapes, dtype, device)
-        results += rows(name, lists, calls_of(lists), seconds / len(lists_of))
-    return results
+def measured(device: torch.device, quick: bool, seconds: float) -> Iterator[list[Row]]:
+    """Every op in float32 and bfloat16, one workload after the other."""
+    shapes_of = workloads(device.type, quick)
+    works = [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name in shapes_of]
+    for name, dtype in works:
+        lists = Lists(shapes_of[name], dtype, device)
+        yield rows(name, lists, calls_of(lists), seconds / len(works))
 
 
 def main(argv: list[str] | None = None) -> int:

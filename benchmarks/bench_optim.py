@@ -8,18 +8,16 @@ torch's is printed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from step_names import CLIP_STEP, COMPOSITE, UPDATE, WITH_UPDATE
 from timing import Calls, Row, arguments, backends, compiled, report, rows
 from workloads import Lists, workloads
 
 from gradalign.optim import AdamW
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
-UPDATE = "AdamW"
-CLIP_STEP = "clip + AdamW + clear"
-WITH_UPDATE, COMPOSITE = "perturb, restore, AdamW", "perturb, restore, clip + AdamW"
 
 
 class Parameters:
@@ -121,16 +119,14 @@ def our_steps(params: Parameters) -> Calls:
     return calls
 
 
-def measured(device: torch.device, quick: bool, seconds: float) -> list[Row]:
-    """Every step on every workload."""
+def measured(device: torch.device, quick: bool, seconds: float) -> Iterator[list[Row]]:
+    """Every step, one workload after the other."""
     lists_of = workloads(device.type, quick)
-    results = []
     for name, shapes in lists_of.items():
         params = Parameters(Lists(shapes, torch.float32, device))
         compile_too = len(shapes) < 100  # a thousand small tensors take minutes to compile
         calls = torch_steps(params, compile_too) | our_steps(params)
-        results += rows(name, params.lists, calls, seconds / len(lists_of))
-    return results
+        yield rows(name, params.lists, calls, seconds / len(lists_of))
 
 
 def speedups(results: list[Row]) -> str:
@@ -146,8 +142,7 @@ def speedups(results: list[Row]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     chosen = arguments(__doc__, argv)
-    results = measured(torch.device(chosen.device), chosen.quick, chosen.seconds)
-    report(results, chosen.device, chosen.json)
+    results = report(measured(torch.device(chosen.device), chosen.quick, chosen.seconds), chosen.device, chosen.json)
     print(speedups(results))
     return 0
 

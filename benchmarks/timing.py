@@ -7,8 +7,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -53,9 +54,9 @@ def yardsticks(lists: Lists) -> Calls:
 
 def compiled(call: Callable[[], object]) -> Callable[[], object] | None:
     """torch.compile of a call, compiled; None, with the reason on stderr, where it cannot be."""
-    together = torch.compile(call)
+    together = torch.compile(call, dynamic=False)
     try:
-        together()
+        together(), together()  # what changes from the first call to the second is compiled again
     except Exception as error:  # a compiler that is missing or refuses is no reason to lose the other figures
         print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
@@ -98,6 +99,7 @@ def timings(calls: Calls, device: torch.device, seconds: float) -> dict[tuple[st
     for turn in range(100):
         if turn >= 5 and time.perf_counter() - start > seconds:
             break
+        next(iter(calls.values()))[0]()  # keeps a device busy, so that no event of the first call waits for its launch
         pending = {key: clock.seconds(call) for key, (call, _) in calls.items()}
         clock.wait()
         for key, passed in pending.items():
@@ -134,16 +136,26 @@ def arguments(description: str | None, argv: list[str] | None) -> argparse.Names
     return chosen
 
 
-def report(results: list[Row], device: str, path: str | None) -> None:
-    """As a table, and with machine, versions and date as JSON."""
+def report(measured: Iterable[list[Row]], device: str, path: str | None) -> list[Row]:
+    """As a table, and with machine, versions and date as JSON, written anew after every workload."""
     print(f"{'workload':<18} {'dtype':<9} {'op':<30} {'variant':<20} {'us':>10} {'GB/s':>7} {'of add':>7}")
-    for r in results:
-        print(
-            f"{r.workload:<18} {r.dtype:<9} {r.op:<30} {r.variant:<20} "
-            f"{r.microseconds:>10.0f} {r.gigabytes_per_second:>7.1f} {r.of_add:>7.2f}"
-        )
-    if path:
-        found = {"date": record.date(), **record.provenance(device, seed=0), "rows": [asdict(row) for row in results]}
-        with open(path, "w") as file:
-            json.dump(found, file, indent=1)
-            file.write("\n")
+    results: list[Row] = []
+    about = {"date": record.date(), **record.provenance(device, seed=0)}
+    for some in measured:
+        results += some
+        for r in some:
+            print(
+                f"{r.workload:<18} {r.dtype:<9} {r.op:<30} {r.variant:<20} "
+                f"{r.microseconds:>10.0f} {r.gigabytes_per_second:>7.1f} {r.of_add:>7.2f}",
+                flush=True,
+            )
+        if path:
+            write_whole(Path(path), json.dumps({**about, "rows": [asdict(row) for row in results]}, indent=1) + "\n")
+    return results
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing, whenever the process is stopped."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)

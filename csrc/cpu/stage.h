@@ -8,7 +8,7 @@
 
 #include "../math/storage.h"
 #include "operand.h"
-#include "stream.h"
+#include "vectors.h"
 
 GRADALIGN_NAMESPACE_BEGIN
 
@@ -73,16 +73,24 @@ void load_as(const Operand& operand, int64_t begin, int64_t n, T* out) {
     gather(operand, begin, n, gathered);
     in = gathered;
   }
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, Arithmetic<Storage>>) {
+    for (; i + kWidth<T> <= n; i += kWidth<T>) store(out + i, load<Vector<T>>(in + i));
+  }
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(widen(in[i]));
+  for (int64_t j = i; j < n; ++j) out[j] = static_cast<T>(widen(in[j]));
 }
 
 template <class Storage, class T>
 void store_as(const Operand& operand, int64_t begin, int64_t n, const T* in) {
   Storage gathered[kBlock<float>];
   Storage* out = operand.flat ? reinterpret_cast<Storage*>(operand.data) + begin : gathered;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, Arithmetic<Storage>>) {
+    for (; i + kWidth<T> <= n; i += kWidth<T>) store(out + i, load<Vector<T>>(in + i));
+  }
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = narrow<Storage>(in[i]);
+  for (int64_t j = i; j < n; ++j) out[j] = narrow<Storage>(in[j]);
   if (!operand.flat) scatter(operand, begin, n, gathered);
 }
 

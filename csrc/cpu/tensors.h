@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <optional>
@@ -31,7 +32,7 @@ inline void expect(bool holds, const char* op, const char* message) {
 
 inline Dtype dtype_of(const Tensor& tensor, const char* op) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64();
   static const int32_t bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
   if (dtype == f32) return Dtype::f32;
@@ -43,7 +44,7 @@ inline Dtype dtype_of(const Tensor& tensor, const char* op) {
 
 inline Operand operand_of(const Tensor& tensor, const char* op) {
   int32_t layout;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   static const int32_t strided = aoti_torch_layout_strided();
   expect(tensor.is_cpu() && layout == strided, op, "expected dense tensors in the memory of the CPU; move them there first");
   Operand operand{};
@@ -124,7 +125,7 @@ inline void flatten_alike(const std::vector<Operands*>& lists) {
 template <class Visit>
 bool visit_scalar(const Tensor& tensor, Visit visit) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   void* data = tensor.data_ptr();
   if (dtype == aoti_torch_dtype_float32()) return visit(static_cast<float*>(data)), true;
   if (dtype == aoti_torch_dtype_float64()) return visit(static_cast<double*>(data)), true;

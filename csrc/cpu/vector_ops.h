@@ -11,7 +11,7 @@ namespace gradalign {
 inline Tensor sums_tensor(const double* sums, int64_t num_sums) {
   const int64_t stride = 1;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       1, &num_sums, &stride, aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), 0, &handle));
   Tensor result(handle);
   std::copy(sums, sums + num_sums, static_cast<double*>(result.data_ptr()));

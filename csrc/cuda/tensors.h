@@ -12,7 +12,7 @@ class Call {
  public:
   // An empty list has no device; `scalar`'s is taken then.
   Call(const char* op, const Tensors& first, const Tensor& scalar)
-      : op_(op), device_((first.empty() ? scalar : first.front()).get_device_index()), scope_(device_, op) {
+      : op_(op), device_(device_of(first.empty() ? scalar : first.front(), op)), scope_(device_, op) {
     for (const Tensor& tensor : first) numels_.push_back(tensor.numel());
     place_ = {op, device_, current_stream(device_), [this](int64_t bytes) { return bytes_on_device(bytes); }};
   }
@@ -55,21 +55,28 @@ class Call {
   Tensor doubles(int64_t size) const {
     const int64_t stride = 1;
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_float64(), device_type(), device_, &handle));
     return Tensor(handle);
   }
 
  private:
+  static int device_of(const Tensor& tensor, const char* op) {
+    int32_t type;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    expect(type == device_type(), op, "expected tensors on a CUDA device; move them there first");
+    return tensor.get_device_index();
+  }
+
   bool on_device(const Tensor& tensor) const {
     int32_t type;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
     return type == device_type() && tensor.get_device_index() == device_;
   }
 
   Operand operand(const Tensor& tensor, int64_t numel, const char* name) const {
     int32_t layout;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
     static const int32_t strided = aoti_torch_layout_strided();
     if (!on_device(tensor) || layout != strided) {
       refuse(op_, "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
@@ -93,7 +100,7 @@ class Call {
 
   Number number_of(const Tensor& tensor, const char* name) const {
     int32_t dtype;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
     if (dtype == aoti_torch_dtype_float32()) return Number::f32;
     if (dtype == aoti_torch_dtype_float64()) return Number::f64;
     if (dtype == aoti_torch_dtype_bfloat16()) return Number::bf16;

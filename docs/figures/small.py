@@ -40,6 +40,10 @@ class Problem:
         """k disjoint ones, in random order."""
         return list(torch.randperm(len(self.x), generator=self.draw)[: k * size].view(k, size))
 
+    def independent_micro_batches(self, k: int, size: int) -> list[Tensor]:
+        """k, every sample drawn from all of them."""
+        return list(torch.randint(len(self.x), (k, size), generator=self.draw))
+
     def gradient(self, rows: Tensor) -> Tensor:
         """As one vector."""
         return parameters_to_vector(torch.autograd.grad(self.loss(rows), self.params))

@@ -10,14 +10,15 @@ from small import Problem, command
 
 import gradalign
 
+SIZE = 32  # samples of a micro-batch
 WINDOW = 20  # steps whose numerators and denominators are averaged before they are divided
 
 
 def truth(problem: Problem, size: int) -> float:
-    """tr Cov of a micro-batch's gradient over the squared norm of the whole data's; samples are drawn without replacement."""
+    """tr Cov of a micro-batch's gradient over the squared norm of the whole data's; samples are drawn independently."""
     num = len(problem.x)
     each = torch.stack([problem.gradient(torch.tensor([i])) for i in range(num)])
-    spread = (each - each.mean(0)).square().sum() / (num - 1)
+    spread = (each - each.mean(0)).square().sum() / num
     return float(spread / size / each.mean(0).square().sum())
 
 
@@ -25,14 +26,14 @@ def scales(noise: float, steps: int) -> tuple[list[int], list[float], list[float
     """Steps, estimates over windows, and the whole data's value in the middle of each."""
     problem = Problem(noise, num=256)
     aligner = gradalign.GradAlign(problem.model, weight=0.0, telemetry=True)
-    optimizer = torch.optim.SGD(problem.params, lr=0.05)
+    optimizer = torch.optim.SGD(problem.params, lr=0.01)
     middles, estimates, true = [], [], []
     numerator = denominator = 0.0
     for step in range(steps):
         if step % WINDOW == WINDOW // 2:
             middles.append(step)
-            true.append(truth(problem, size=8))
-        aligner.backward(problem.loss, problem.micro_batches(8))
+            true.append(truth(problem, SIZE))
+        aligner.backward(problem.loss, problem.independent_micro_batches(8, SIZE))
         numerator += float(aligner.stats.noise_numerator)
         denominator += float(aligner.stats.noise_denominator)
         if step % WINDOW == WINDOW - 1:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.extension import UnavailableError, cuda, ensure, library
+from gradalign.extension import UnavailableError, cuda, ensure, library, shipped
 
 NAME = "native"
 
@@ -49,11 +49,17 @@ def why_not_on(device_type: str) -> str | None:
         return "no GPU that this build of torch can use"
     present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     try:
-        torch.ops.load_library(ensure(cuda.cuda(cuda.architectures(present))))
+        ready = shipped(cuda.contents(present))  # needs no nvcc
+        torch.ops.load_library(ready or ensure(cuda.cuda(cuda.architectures(present), present)))
+        _kernel("norm_dot")(
+            [torch.zeros(1, device=device_type)], None
+        )  # a driver or GPU that it does not fit refuses here
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:
         return f"the built CUDA kernels do not load: {error}"
+    except RuntimeError as error:
+        return f"the built CUDA kernels do not run: {error}"
     return None
 
 

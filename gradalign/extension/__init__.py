@@ -4,6 +4,6 @@
 them together. Nothing here imports torch, so that `setup.py` can use it too.
 """
 
-from .loading import UnavailableError, build_all, ensure, load_module, switched_off
+from .loading import UnavailableError, build_all, ensure, load_module, shipped, switched_off
 
-__all__ = ["UnavailableError", "build_all", "ensure", "load_module", "switched_off"]
+__all__ = ["UnavailableError", "build_all", "ensure", "load_module", "shipped", "switched_off"]

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .library import TORCH_TARGET, Library, Unit, sources, torch_folder, torch_version
@@ -102,8 +103,38 @@ def _torch_has_cuda() -> bool:
     return (torch_folder() / "lib" / "libtorch_cuda.so").is_file()
 
 
-def cuda(names: Sequence[str]) -> Library:
+def cover(names: Sequence[str], present: Sequence[tuple[int, int]]) -> bool:
+    """Whether what was compiled for these architectures runs on GPUs of these compute capabilities."""
+    return all(any(_runs(name, capability) for name in names) for capability in present)
+
+
+def _runs(name: str, capability: tuple[int, int]) -> bool:
+    exact, ptx = re.sub(r"[af]?(\+PTX)?$", "", name), name.endswith("+PTX")
+    major, minor = map(int, exact.split("."))
+    if re.search(r"[af]", name.removesuffix("+PTX")):  # of that GPU alone
+        return (major, minor) == capability
+    return (major == capability[0] and minor <= capability[1]) or (ptx and (major, minor) <= capability)
+
+
+def contents(present: Sequence[tuple[int, int]] = ()) -> Library:
+    """What decides whether a binary that was made elsewhere fits: all but how it is compiled, for which nvcc is needed."""
+    return Library(
+        name="libgradalign_cuda.so",
+        what="the CUDA kernels",
+        units=(),
+        link=(),
+        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
+        built_for=f"torch {torch_version()}",
+        present=tuple(present),
+    )
+
+
+def cuda(names: Sequence[str], present: Sequence[tuple[int, int]] = ()) -> Library:
     """The ops for CUDA devices of these architectures, through the stable ABI.
+
+    Args:
+        names: to compile for.
+        present: compute capabilities of the GPUs at hand.
 
     Raises:
         ModuleNotFoundError: no nvcc, or no torch.
@@ -113,8 +144,8 @@ def cuda(names: Sequence[str]) -> Library:
     stable = ("-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-isystem", str(torch / "include"))
     kernels = sorted(path.name for path in (sources() / "cuda").glob("*.cu"))
     targets = code_flags(names)
-    return Library(
-        name="libgradalign_cuda.so",
+    return replace(
+        contents(present),
         what=f"the CUDA kernels for {', '.join(names)}",
         units=(
             Unit("cuda/bindings.cpp", "bindings.o", (*FLAGS, release, *stable), (nvcc,)),
@@ -130,7 +161,6 @@ def cuda(names: Sequence[str]) -> Library:
             "-ltorch_cpu",
             *(["-ltorch_cuda"] if _torch_has_cuda() else []),
         ),
-        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
-        built_for=f"torch {torch_version()}",
         linker=(nvcc,),
+        architectures=tuple(names),
     )

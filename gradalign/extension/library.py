@@ -48,6 +48,8 @@ class Library:
     inputs: tuple[str, ...]  # files and folders of csrc that it is made of
     built_for: str
     linker: tuple[str, ...] = ()  # another one than the C++ compiler
+    architectures: tuple[str, ...] = ()  # of GPUs, as in "9.0+PTX"
+    present: tuple[tuple[int, int], ...] = ()  # compute capabilities that it must run on
 
     def digest(self) -> str:
         """Of the names and contents of all inputs."""

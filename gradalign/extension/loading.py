@@ -30,9 +30,9 @@ def ensure(binary: library.Library) -> Path:
     """
     if switched_off():
         raise UnavailableError("switched off by GRADALIGN_NATIVE=0; unset it")
-    shipped = _shipped(binary)
-    if shipped is not None:
-        return shipped
+    ready = shipped(binary)
+    if ready is not None:
+        return ready
     try:
         return _cached(binary, _compiler())
     except cache.UntrustedError as error:
@@ -64,7 +64,10 @@ def build_all(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         place.mkdir(parents=True, exist_ok=True)
         _say(f"building {binary.what} with {found.version}")
         path = compiler.build(binary, found, place.resolve(), _remembered(binary, found))
-        yield path, {"digest": binary.digest(), "built_for": binary.built_for}
+        yield (
+            path,
+            {"digest": binary.digest(), "built_for": binary.built_for, "architectures": " ".join(binary.architectures)},
+        )
 
 
 def _compiler() -> compiler.Compiler:
@@ -114,14 +117,15 @@ def _remembered(binary: library.Library, found: compiler.Compiler) -> tuple[str,
     return tuple(f'-DGRADALIGN_{name}="{value}"' for name, value in facts.items())
 
 
-def _shipped(binary: library.Library) -> Path | None:
-    """Built ahead of time: of these very sources, for this torch or an older one (the stable ABI keeps those working)."""
+def shipped(binary: library.Library) -> Path | None:
+    """Built ahead of time: of these very sources, for these GPUs, for this torch or an older one (the ABI is stable)."""
     path = Path(__file__).resolve().parent.parent / binary.name
     record = path.with_suffix(".json")
     if not (path.is_file() and record.is_file()):
         return None
     made = json.loads(record.read_text())
-    return path if made["digest"] == binary.digest() and _runs_on_this(made["built_for"], binary.built_for) else None
+    fits = made["digest"] == binary.digest() and _runs_on_this(made["built_for"], binary.built_for)
+    return path if fits and cuda.cover(made["architectures"].split(), binary.present) else None
 
 
 def _runs_on_this(made_for: str, wanted: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from gradalign.backends import native
-from gradalign.extension import cuda
+from gradalign.extension import cuda, loading
 
 
 @pytest.fixture
@@ -97,3 +99,39 @@ def test_the_key_of_a_binary_depends_on_compiler_and_architectures(toolkit):
     first = cuda.cuda(("9.0",))
     assert first.key("g++ 12") != cuda.cuda(("8.0",)).key("g++ 12")
     assert all(unit.compiler == first.linker for unit in first.units)
+
+
+@pytest.mark.parametrize(
+    ("names", "present", "covered"),
+    [
+        (("9.0",), [(9, 0)], True),
+        (("8.0",), [(8, 6)], True),
+        (("8.6",), [(8, 0)], False),
+        (("8.0",), [(9, 0)], False),
+        (("8.0+PTX",), [(9, 0)], True),
+        (("9.0+PTX",), [(8, 0)], False),
+        (("9.0a",), [(9, 0)], True),
+        (("10.0f",), [(10, 3)], False),
+        (("8.0", "9.0"), [(8, 0), (9, 0)], True),
+        (("8.0", "9.0"), [(8, 0), (10, 0)], False),
+        ((), [], True),
+        ((), [(9, 0)], False),
+    ],
+)
+def test_what_was_compiled_runs_on_a_gpu(names, present, covered):
+    assert cuda.cover(names, present) is covered
+
+
+def test_a_binary_of_the_wheel_needs_no_nvcc_and_must_know_the_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "extension" / "loading.py"))
+    monkeypatch.setattr(cuda, "find_nvcc", lambda: pytest.fail("asked for nvcc"))
+    wanted = cuda.contents([(9, 0)])
+    made = {"digest": wanted.digest(), "built_for": wanted.built_for, "architectures": "8.0 9.0"}
+    (tmp_path / wanted.name).touch()
+    record = (tmp_path / wanted.name).with_suffix(".json")
+    record.write_text(json.dumps(made))
+    assert loading.shipped(wanted) == tmp_path / wanted.name
+    record.write_text(json.dumps({**made, "architectures": "8.0"}))
+    assert loading.shipped(wanted) is None
+    record.write_text(json.dumps({**made, "digest": "another"}))
+    assert loading.shipped(wanted) is None

@@ -9,6 +9,14 @@ from gradalign.backends import native
 
 pytestmark = pytest.mark.gpu
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels():
+    """Loaded whichever test runs first."""
+    if torch.cuda.is_available():
+        assert native.why_not_on("cuda") is None
+
+
 SHAPES = ((1000, 257), (3,), (70001,), (1,), (0,))
 
 

@@ -99,10 +99,8 @@ def test_a_step_does_not_wait_for_the_device(case, optimizer):
 
 @pytest.fixture
 def reproducible():
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
 
 
 def new_data(batches, seed):
@@ -162,11 +160,13 @@ def test_one_graph_for_each_branch_of_every(reproducible):
     expected = {name: t.clone() for name, t in model.state_dict().items()}
     stream = torch.rand(3, device="cuda")
 
-    model, _, batches, step = warmed_up("cuda", every=2)
-    graphs = [captured(step)[0] for _ in range(2)]  # the fifth step is active, the sixth rests
+    model, aligner, batches, step = warmed_up("cuda", every=2)
+    num_steps = aligner.num_steps
+    graphs = {True: captured(step)[0], False: captured(step)[0]}  # the fifth step is active, the sixth rests
+    aligner.load_state_dict({"num_steps": num_steps})
     for i in range(20):
         new_data(batches, i)
-        graphs[i % 2].replay()
+        graphs[aligner.before_replay()].replay()
     assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
     assert torch.equal(torch.rand(3, device="cuda"), stream)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def load(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("gpu_report", "gpu_summary", "gpu_driver", "bench_kernels", "bench_optim", "timing", "workloads"):
+    for name in ("gpu_report", "gpu_summary", "gpu_driver", "step_names"):
         sys.modules.pop(name, None)
 
 
@@ -42,7 +44,11 @@ def test_targets_say_which_goals_are_met(load):
         row("1,000 tensors", summary.CLIP_STEP, "native", 10, 0.5),
         row("1,000 tensors", summary.CLIP_STEP, "torch fused", 16, 0.5),
     ]
-    found = {t.what: (t.measured, t.met) for t in summary.targets(rows)}
+    goals = summary.targets(rows)
+    assert len(goals) == 60
+    assert not any(t.met for t in goals if t.measured is None)
+    found = {t.what: (t.measured, t.met) for t in goals if t.measured is not None}
+    assert summary.targets([]) == []
     assert found == {
         "perturb_ on one tensor of 64M, float32: fraction of y += a x": (0.93, True),
         "perturb_ on BERT-large, bfloat16: fraction of y += a x": (0.89, False),
@@ -84,6 +90,55 @@ def test_the_report_of_a_run(load, tmp_path):
     assert "| perturb_ on one tensor of 64M, float32: fraction of y += a x | 0.930 | >= 0.92 | yes |" in text
     assert json.loads((tmp_path / "report.json").read_text())["targets"][0]["goal"] == 0.92
     assert (tmp_path / "report.png").exists() == summary.draw(rows, tmp_path / "again.png")
+
+
+def test_every_gpu_test_is_where_the_report_looks(load):
+    roots = [BENCHMARKS.parent / name for name in load("gpu_report").GPU_TESTS]
+    marked = [path for path in (BENCHMARKS.parent / "tests").rglob("*.py") if "mark.gpu" in path.read_text()]
+    assert len(marked) > 4
+    assert all(any(path == root or root in path.parents for root in roots) for path in marked)
+
+
+def test_a_script_finds_what_it_imports_on_the_path_of_the_stages(load):
+    status, text = load("gpu_report").execute([sys.executable, "benchmarks/bench_optim.py", "--help"], 60)
+    assert status == 0, text
+    assert "--device" in text
+
+
+def test_the_report_itself_needs_neither_torch_nor_gradalign():
+    blocked = "import sys; sys.modules.update(torch=None, gradalign=None); sys.path.insert(0, sys.argv[1]); "
+    command = [sys.executable, "-I", "-c", blocked + "import gpu_report", str(BENCHMARKS)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_stage_that_takes_too_long_is_stopped_with_its_children(load, tmp_path):
+    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    status, text = load("gpu_report").execute([sys.executable, "-c", parent], 0.7)
+    assert status == 124
+    assert text == "begun\n\nstopped after 1 s"
+    time.sleep(2.2)
+    assert not (tmp_path / "late").exists()
+
+
+def test_no_time_for_a_stage_is_no_success(load, tmp_path, monkeypatch):
+    report = load("gpu_report")
+    monkeypatch.setattr(report, "device_count", lambda: 1)
+    monkeypatch.setattr(report, "make_package", lambda _: None)
+    argv = [
+        "--out",
+        str(tmp_path),
+        "--minutes",
+        "0.35",
+        "--skip",
+        "build",
+        "tests",
+        "benchmark",
+        "memcheck",
+        "racecheck",
+    ]
+    assert report.main(argv) == 1  # 21 seconds, 20 of them kept for the report: none for initcheck
 
 
 def test_without_a_gpu_it_says_so(load, tmp_path, monkeypatch, capsys):

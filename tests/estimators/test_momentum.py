@@ -8,6 +8,8 @@ import torch
 from networks import Awkward, Counting, make, state, trainable
 
 import gradalign
+from gradalign.estimators.momentum import RunningMean
+from gradalign.space import ParamSpace
 
 
 def by_hand(model, loss_fn, batches, shift):
@@ -106,3 +108,15 @@ def test_a_gradient_that_is_not_finite_leaves_the_mean_alone():
     model.zero_grad()
     aligner.backward(loss_fn, batches)
     assert torch.isfinite(model.linear.weight.grad).all()
+
+
+def test_a_mean_loaded_to_another_device_follows_the_parameters():
+    params = [torch.nn.Parameter(torch.empty(n, device="meta")) for n in (3, 2)]
+    space = ParamSpace(params, None, "reference")
+    remembered = RunningMean()
+    remembered.load_state_dict({"mean": [torch.ones(3), None]})
+    first, second = remembered.over(space)
+    assert first.device.type == "meta"
+    assert second is None
+    remembered.load_state_dict({"mean": [torch.ones(4), None]})
+    assert remembered.over(space) == [None, None]

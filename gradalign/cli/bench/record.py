@@ -40,7 +40,7 @@ def provenance(device: str, seed: int) -> Row:
 
 def commit() -> str | None:
     """The commit of the source tree, with a + where files differ from it; None outside of one."""
-    root = Path(gradalign.__file__).parents[1]
+    root = Path(gradalign.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
