@@ -142,9 +142,11 @@ class NaiveDoubleBackward(_Method):
     def __init__(self, model, loss_fn, optimizer, weight):
         super().__init__(model, loss_fn, optimizer)
         self.weight = weight
+        self.passes = None  # of a step: k, and k more through their gradients
 
     def fill(self, micro_batches):
         k = len(micro_batches)
+        self.passes = 2 * k
         losses = [self.loss_fn(batch) for batch in micro_batches]
         gradients = [torch.autograd.grad(loss, self.params, create_graph=True) for loss in losses]
         dots = [

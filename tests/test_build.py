@@ -268,26 +268,6 @@ IN_TORCH_2_10 = {
     "get_num_threads",
     "parallel_for",
 }
-    assert 'backend "native": switched off by GRADALIGN_NATIVE=0; unset it; available here:' in run.stderr
-
-
-def test_a_shipped_binary_must_fit():
-    assert loading._runs_on_this("torch 2.10.0", "torch 2.13.0+cpu")
-    assert not loading._runs_on_this("torch 2.13.0", "torch 2.10.1")
-    assert loading._runs_on_this("python cpython-311", "python cpython-311")
-    assert not loading._runs_on_this("python cpython-311", "python cpython-312")
-
-
-# What csrc uses of torch, each looked up in the headers of torch 2.10.0, the oldest that the kernels are compiled against.
-IN_TORCH_2_10 = frozenset(
-    """
-    DeviceGuard STABLE_TORCH_LIBRARY STABLE_TORCH_LIBRARY_IMPL StableLibrary TORCH_BOX TORCH_ERROR_CODE_CHECK Tensor
-    aoti_torch_device_type_cpu aoti_torch_device_type_cuda aoti_torch_dtype_bfloat16 aoti_torch_dtype_bool
-    aoti_torch_dtype_float16 aoti_torch_dtype_float32 aoti_torch_dtype_float64 aoti_torch_dtype_int32
-    aoti_torch_dtype_int64 aoti_torch_empty_strided aoti_torch_get_current_cuda_stream aoti_torch_get_device_type
-    aoti_torch_get_dtype aoti_torch_get_layout aoti_torch_layout_strided get_num_threads parallel_for
-    """.split()
-)
 
 
 def test_the_sources_use_what_the_oldest_torch_has():
