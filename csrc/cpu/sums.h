@@ -13,15 +13,21 @@ constexpr int kLanes = 16;
 
 using Doubles = Vector<double>;
 
-inline Doubles add_product(Doubles sum, Doubles x, Doubles y) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Doubles>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(x), reinterpret_cast<__m512d>(y), reinterpret_cast<__m512d>(sum)));
-#elif defined(__FMA__)
-  return reinterpret_cast<Doubles>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(x), reinterpret_cast<__m256d>(y), reinterpret_cast<__m256d>(sum)));
-#else
-  return sum + x * y;
-#endif
+inline Doubles add_product(Doubles sum, Doubles x, Doubles y) {
+  using Register = __m512d;
+  const Register a = reinterpret_cast<Register>(x), b = reinterpret_cast<Register>(y), c = reinterpret_cast<Register>(sum);
+  return reinterpret_cast<Doubles>(_mm512_fmadd_pd(a, b, c));
 }
+#elif defined(__AVX2__) && defined(__FMA__)
+inline Doubles add_product(Doubles sum, Doubles x, Doubles y) {
+  using Register = __m256d;
+  const Register a = reinterpret_cast<Register>(x), b = reinterpret_cast<Register>(y), c = reinterpret_cast<Register>(sum);
+  return reinterpret_cast<Doubles>(_mm256_fmadd_pd(a, b, c));
+}
+#else
+inline Doubles add_product(Doubles sum, Doubles x, Doubles y) { return sum + x * y; }
+#endif
 
 // A Vector<T> in double: as many registers as that takes.
 template <class T>

@@ -81,7 +81,7 @@ inline Width load(const Storage* from) {
   } else if constexpr (std::is_same_v<Storage, fp16>) {
 #if defined(__AVX512F__)
     return reinterpret_cast<Width>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-#elif defined(__F16C__)
+#elif defined(__AVX2__) && defined(__F16C__)
     return reinterpret_cast<Width>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
     Width result;
@@ -99,7 +99,7 @@ inline Words bf16_words(Vector<float> x) {
   return x != x ? Words{} + 0x7fc00000u : nearest;
 }
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
 inline HalfWords fp16_bits(Vector<float> x) {
 #if defined(__AVX512F__)
   return reinterpret_cast<HalfWords>(_mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
@@ -117,7 +117,7 @@ inline void store(Storage* to, Width x, bool stream = false) {
   } else if constexpr (std::is_same_v<Storage, bf16>) {
     write(to, narrow_bits(bf16_words(x) >> 16), stream);
   } else if constexpr (std::is_same_v<Storage, fp16>) {
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
     write(to, fp16_bits(x), stream);
 #else
     for (int i = 0; i < kWidth<float>; ++i) to[i] = narrow<fp16>(x[i]);
