@@ -95,7 +95,7 @@ def draw(out: Path, effort: int) -> None:
             lines.setdefault(name, []).append(cosine)
     for name, cosines in lines.items():
         right.plot(RATES, cosines, "o--" if " with " in name else "o-", label=name)
-    right.set(xscale="log", xlabel="learning rate", ylabel="cosine with H g^ of the whole data", ylim=(0, 1))
+    right.set(xscale="log", xlabel="learning rate", ylabel="cosine with H g^ of the whole data", ylim=(-1, 1))
     right.legend(fontsize=8)
     figure.savefig(out / "estimators.png", dpi=120)
 
