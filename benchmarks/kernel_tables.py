@@ -27,10 +27,11 @@ def _results(folder: Path, pattern: str) -> list[Found]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
 
 
-def _where(found: Found) -> str:
+def where(found: Found) -> str:
+    """The machine, torch and the day, of a result or a row."""
     machine, versions = found["machine"], found["versions"]
-    where = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{where}, torch {versions['torch']}, {found['date'][:10]}"
+    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{device}, torch {versions['torch']}, {found['date'][:10]}"
 
 
 def _kernels(found: Found) -> str:
@@ -49,7 +50,7 @@ def _kernels(found: Found) -> str:
     speeds = [f"{cells[(YARDSTICK, 'torch', *column)]['gigabytes_per_second']:.0f}" for column in columns]
     body.append([f"{YARDSTICK}, GB/s", *speeds])
     heads = [f"{workload}, {DTYPES[dtype]}" for workload, dtype in columns]
-    return f"{_where(found)}:\n\n{table.as_markdown(('op', *heads), body)}"
+    return f"{where(found)}:\n\n{table.as_markdown(('op', *heads), body)}"
 
 
 def _steps(found: Found) -> str:
@@ -67,4 +68,4 @@ def _steps(found: Found) -> str:
             cells.append("" if theirs is None else f"{theirs / times[op, ours, workload]:.2f}")
         name = variant.removeprefix("torch ").replace(", None", ", gradients set to None")
         body.append([op, name, *cells])
-    return f"{_where(found)}:\n\n{table.as_markdown(('step', 'against torch', *workloads), body)}"
+    return f"{where(found)}:\n\n{table.as_markdown(('step', 'against torch', *workloads), body)}"

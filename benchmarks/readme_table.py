@@ -59,11 +59,9 @@ def section(result: Row) -> str:
 
 def caption(result: Row, row: Row) -> str:
     """What, on which machine, with what, when."""
-    machine = row["machine"]
-    where = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
     return (
         f"Seconds per optimizer step on {result['headline']} ({row['parameters'] / 1e6:.1f}M parameters, {row['data']}; "
-        f"{where}, torch {row['versions']['torch']}, {row['date'][:10]}): each method in turns with plain AdamW in one "
+        f"{kernel_tables.where(row)}): each method in turns with plain AdamW in one "
         "process, median and quartiles of the paired ratios; memory is the peak above plain AdamW's."
     )
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +12,23 @@ import torch
 def _deterministic():
     """Every test starts from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Makes an importer of the scripts in a folder, which import one another; they are forgotten after the test."""
+    folders = []
+
+    def importer(folder):
+        folders.append(Path(folder).resolve())
+        monkeypatch.syspath_prepend(str(folder))
+        return importlib.import_module
+
+    yield importer
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).resolve().parent in folders:
+            del sys.modules[name]
 
 
 def pytest_collection_modifyitems(items):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +19,8 @@ EFFORT = {"objectives": 2, "estimators": 3, "weight": 10, "multi_task": 2, "tele
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FIGURES))
-    yield importlib.import_module
-    for name in (*PICTURES, "small"):
-        sys.modules.pop(name, None)
+def load(scripts):
+    return scripts(FIGURES)
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -24,7 +24,12 @@ class Bowls(torch.nn.Module):
 
     def forward(self, i: int) -> torch.Tensor:
         """Loss of micro-batch i."""
-        return 0.5 * (CURVATURES[i] * (self.theta - CENTRES[i]).square()).sum()
+        return losses(self.theta)[i]
+
+
+def losses(theta: torch.Tensor) -> torch.Tensor:
+    """Of the four micro-batches, for parameters of shape (..., 2)."""
+    return 0.5 * (CURVATURES * (theta[..., None, :] - CENTRES).square()).sum(-1)
 
 
 def push(model: Bowls, objective: str, theta: torch.Tensor) -> torch.Tensor:
@@ -44,11 +49,11 @@ def draw(out: Path, effort: int) -> None:
     model = Bowls()
     axis = torch.linspace(-1.5, 1.5, effort, dtype=torch.float64)
     fine = torch.linspace(-1.7, 1.7, 60, dtype=torch.float64)
-    losses = [[sum(float(0.5 * (CURVATURES[i] * (torch.stack((x, y)) - CENTRES[i]).square()).sum()) for i in range(4)) / 4
-               for x in fine] for y in fine]  # fmt: skip
+    y_of, x_of = torch.meshgrid(fine, fine, indexing="ij")
+    mean_loss = losses(torch.stack((x_of, y_of), -1)).mean(-1)
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     for panel, objective in zip(figure.subplots(1, 4, sharey=True), OBJECTIVES, strict=True):
-        panel.contour(fine, fine, losses, levels=12, linewidths=0.6, cmap="Greys")
+        panel.contour(fine, fine, mean_loss, levels=12, linewidths=0.6, cmap="Greys")
         for y in axis:
             for x in axis:
                 arrow = push(model, objective, torch.stack((x, y)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -44,16 +45,11 @@ def draw(out: Path, effort: int) -> None:
             label = f"{objective}, {WEIGHTS[objective]}" + ("" if warm_up else ", without warm-up")
             axes.plot(values, style, color=f"C{colour}", label=label, linewidth=1)
             print(
-                f"{label:<32} first tenth {mean(values[: effort // 10]):.1%}, last tenth {mean(values[-effort // 10 :]):.1%}"
+                f"{label:<32} first tenth {fmean(values[: effort // 10]):.1%}, last tenth {fmean(values[-effort // 10 :]):.1%}"
             )
     axes.set(xlabel="step", ylabel="weight ||term|| / ||gradient||", yscale="log")
     axes.legend(fontsize=7)
     figure.savefig(out / "weight.png", dpi=120)
-
-
-def mean(values: list[float]) -> float:
-    """Of a list."""
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    for name in ("bench_kernels", "bench_optim", "timing", "workloads"):
-        sys.modules.pop(name, None)
+def load(scripts):
+    return scripts(BENCHMARKS)
 
 
 def measured(script, path, capsys):

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from measured_rows import measured
 from rows import HEADLINE, failed, result, row, split
 
 ROOT = Path(__file__).parents[2]
@@ -23,18 +24,6 @@ def test_the_pages_have_the_tables_of_the_results():
 
 def unpadded(table):
     return re.sub(" +", " ", table)
-
-
-def measured(workload, op, variant, microseconds, of_add, dtype="float32"):
-    return {
-        "workload": workload,
-        "op": op,
-        "variant": variant,
-        "dtype": dtype,
-        "microseconds": microseconds,
-        "gigabytes_per_second": 50.0,
-        "of_add": of_add,
-    }
 
 
 PLACE = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,38 +10,24 @@ from pathlib import Path
 
 import pytest
 from cuda_backends import cuda_backend
+from measured_rows import measured
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    for name in ("gpu_report", "gpu_summary", "gpu_driver", "step_names"):
-        sys.modules.pop(name, None)
-
-
-def row(workload, op, variant, microseconds, of_add, dtype="float32"):
-    return {
-        "workload": workload,
-        "op": op,
-        "variant": variant,
-        "dtype": dtype,
-        "microseconds": microseconds,
-        "gigabytes_per_second": 1.0,
-        "of_add": of_add,
-    }
+def load(scripts):
+    return scripts(BENCHMARKS)
 
 
 def test_targets_say_which_goals_are_met(load):
     summary = load("gpu_summary")
     rows = [
-        row("one tensor of 64M", "perturb_", "native", 10, 0.93),
-        row("BERT-large", "perturb_", "native", 10, 0.89, "bfloat16"),
-        row("BERT-large", summary.WITH_UPDATE, "native", 10, 0.95),
-        row("1,000 tensors", summary.CLIP_STEP, "native", 10, 0.5),
-        row("1,000 tensors", summary.CLIP_STEP, "torch fused", 16, 0.5),
+        measured("one tensor of 64M", "perturb_", "native", 10, 0.93),
+        measured("BERT-large", "perturb_", "native", 10, 0.89, "bfloat16"),
+        measured("BERT-large", summary.WITH_UPDATE, "native", 10, 0.95),
+        measured("1,000 tensors", summary.CLIP_STEP, "native", 10, 0.5),
+        measured("1,000 tensors", summary.CLIP_STEP, "torch fused", 16, 0.5),
     ]
     goals = summary.targets(rows)
     assert len(goals) == 60
@@ -80,7 +65,7 @@ def test_the_report_of_a_run(load, tmp_path):
     assert run.stage("tests", lambda _: (True, "")).summary == "asked for"
     run.deadline = report.time.monotonic()
     assert run.stage("collect", lambda _: (True, "")).summary == "no time left"
-    rows = [row("one tensor of 64M", "perturb_", "native", 10, 0.93)]
+    rows = [measured("one tensor of 64M", "perturb_", "native", 10, 0.93)]
     (tmp_path / "measured.json").write_text(json.dumps({"machine": {"gpu": "a GPU"}, "rows": rows}))
     report.report(run, {"python": "3.12"})
     text = (tmp_path / "report.md").read_text()
