@@ -103,8 +103,9 @@ def advance_steps(
     Returns:
         vectors over the tensors: kept, key, *coefficients.
     """
-    device, dtype = steps[0].device, steps[0].dtype
-    if any(s.dtype != dtype for s in steps):
+    device, places = steps[0].device, column(steps)
+    dtype, *others = places.dtypes()
+    if others:
         wide = [s.double() for s in steps]
         vectors = advance_steps(wide, coefficients, num_coefs, scalars, numbers, skip, seed)
         torch._foreach_copy_(steps, wide)
@@ -120,7 +121,7 @@ def advance_steps(
             advance,
             (-(-len(steps) // BLOCK),),
             (
-                column(steps).table.on(current_stream(device)),
+                places.table.on(current_stream(device)),
                 len(steps),
                 scalars,
                 parts,

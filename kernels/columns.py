@@ -43,6 +43,10 @@ class Column:
         self.watch: list[weakref.ref] = []
         self._sizes: int | None = None
 
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """One for all tensors where they agree, else one for each."""
+        return _kinds[self.kinds][0]
+
     def sizes(self, tensors: Tensors) -> int:
         """What stands for the numels; `tensors` are the column's."""
         if self._sizes is None:
