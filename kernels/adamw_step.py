@@ -35,14 +35,14 @@ def adamw_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     grad_scale, weight_decay, kept, key, step_size, correction, shrink, w1, beta2, w2, eps = scalars
     if kept != 0:
         g = unscaled(ptrs[1], at, grad_scale, MAXIMIZE)
-        m = read_wide(ptrs[STATE], at)
         if not DECOUPLED:
             p = read_wide(ptrs[2 if MASTER else 0], at)
             g = tl.fma(p, weight_decay.to(tl.float32), g)
-        m = first_moment(m, g, w1)
-        write(ptrs[STATE], at, m)
+        # The order in which every version of the compilers keeps all of it in 64 registers.
         v = second_moment(read_wide(ptrs[STATE + 1], at), g, beta2, w2)
         write(ptrs[STATE + 1], at, v)
+        m = first_moment(read_wide(ptrs[STATE], at), g, w1)
+        write(ptrs[STATE], at, m)
         if len(ptrs) > STATE + 2:
             # a NaN stays, as in torch.maximum
             v = tl.maximum(read_wide(ptrs[STATE + 2], at), v, propagate_nan=tl.PropagateNan.ALL)

@@ -49,6 +49,7 @@ def test_an_interrupt_anywhere_leaves_versions_that_tell_what_was_written():
         params, xs = [torch.randn(5), torch.randn(7)], [torch.ones(5), torch.ones(7)]
         backups = [torch.zeros(5), torch.zeros(7)]
         theta, before = copies(params), versions(params)
+        sys._getframe().f_trace_opcodes = True  # without it Python 3.12 sends no bytecodes before the second time
         sys.settrace(interrupt_after(count))
         try:
             native.perturb_(params, backups, xs, SCALE)

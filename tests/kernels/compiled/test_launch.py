@@ -160,6 +160,7 @@ def interrupted_call(at: int, call: Any) -> bool:
                 raise KeyboardInterrupt
         return trace
 
+    sys._getframe().f_trace_opcodes = True  # without it Python 3.12 sends no bytecodes before the second time
     sys.settrace(trace)
     try:
         call()
