@@ -7,7 +7,7 @@ DEMO_READY := $(VENV)/.demo-ready
 DEMO_FILES := gradalign/cli/demo_assets.txt
 SUITE ?= cpu
 
-.PHONY: env demo test lint sanitize bench bench-guards docs clean
+.PHONY: env demo test lint sanitize bench bench-guards gpu docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml setup.py .ci/constraints.txt

@@ -27,6 +27,7 @@ from gradalign.optim import AdamW
 from gradalign.tuning import STARTING_WEIGHTS, Point
 from gradalign.tuning.reference import double_backward
 from gradalign.tuning.result import recommended
+from gradalign.tuning.sweep import LEAST, MOST
 from gradalign.tuning.tuner import _Tuner
 
 
@@ -310,6 +311,14 @@ def test_autocast_is_seen():
     [
         ({"radii": ()}, ValueError, "radii: expected at least one; got none"),
         ({"radii": (0.1, -1)}, ValueError, "radii: expected a finite number above 0"),
+        (
+            {"radii": (0.1, 1e-300)},
+            ValueError,
+            "from 1e-18 to 1e\\+18, .* got 1e-300; lengths from 0.0003 to 0.3 are usual",
+        ),
+        ({"radii": (1e300,)}, ValueError, "radii: expected lengths from 1e-18 to 1e\\+18, .* got 1e\\+300"),
+        ({"radii": 0.01}, TypeError, "radii: expected several lengths; got float; put it in a list: radii=\\[0.01\\]"),
+        ({"radii": torch.tensor(0.01)}, TypeError, "radii: expected several lengths; got Tensor"),
         ({"reference": "triple"}, ValueError, "reference: expected one of 'auto', 'double_backward', 'richardson'"),
         ({"probe_fraction": 0}, ValueError, "probe_fraction: expected a number above 0"),
         ({"optimizer": 1}, TypeError, "optimizer: expected an optimizer of gradalign.optim; got int"),
@@ -318,6 +327,14 @@ def test_autocast_is_seen():
 def test_wrong_arguments_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         gradalign.tune(*small(), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reference", ["double_backward", "richardson"])
+def test_the_ends_of_what_is_a_radius_are_measured(dtype, reference):
+    result = gradalign.tune(*small(dtype=dtype), radii=(LEAST, MOST), reference=reference)
+    assert [p.moved for p in result.curve] == [0.0, 1.0]
+    assert [p.central for p in result.curve] == pytest.approx([1.0, 1.0], abs=0.01)
 
 
 def test_gradients_of_an_earlier_backward_are_refused_and_kept():

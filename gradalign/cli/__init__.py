@@ -32,14 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, what the subcommand says, 2 for wrong arguments or something missing, 130 after Ctrl-C.
     """
-    args = parser().parse_args(argv)
+    name = "gradalign"
     try:
+        args = parser().parse_args(argv)
+        name = f"gradalign {args.command}"
         return args.run(args)
     except CommandError as error:
-        print(f"gradalign {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"gradalign {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradalign.cli import demo_assets, demo_data, demo_record, demo_seed
+from gradalign.cli import demo_assets, demo_data, demo_record, demo_seed, places
 from gradalign.cli.demo_data import Corpus
 from gradalign.cli.demo_model import Classifier, load_pretrained
 from gradalign.cli.demo_settings import Settings, add_settings, resolve
-from gradalign.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from gradalign.cli import demo_plot, demo_report  # with rich and matplotlib, which are known to be there by now
 
     console = Console()
-    make_directory(args.out)
+    places.make_directory(args.out)
     seeds, memory = compare(settings, console)
     record = demo_record.run_record(asdict(settings), seeds, memory, time.perf_counter() - begun)
     demo_report.show(record, console)
@@ -62,7 +61,7 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
     """The records of all seeds, and the peak memory of each arm."""
     from gradalign.cli.demo_bar import Bar
 
-    device = usable_device(settings.device)
+    device = places.usable_device(settings.device)
     with console.status(f"loading {settings.model} and {settings.data}") as status:
         corpus = load_corpus(settings)
         encoder, tokenizer = load_pretrained(settings.model)
@@ -86,22 +85,3 @@ def load_corpus(settings: Settings) -> Corpus:
     if settings.csv is None:
         return demo_data.rotten_tomatoes(demo_assets.locate("rotten-tomatoes"))
     return demo_data.from_csv(Path(settings.csv), settings.text_column, settings.label_column, settings.group_column)
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name, if PyTorch can use it here."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CommandError(
-            f"--device: expected one that PyTorch can use here, such as cpu; got {name!r}: {reason}"
-        ) from error
-
-
-def make_directory(path: Path) -> None:
-    """Make the directory of --out."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out: expected a directory that can be written; got {path}: {error}") from error

@@ -73,8 +73,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="pretrained text encoder (default: bert-tiny)",
     )
     add("--csv", metavar="FILE", help="your own texts instead of the Rotten Tomatoes snippets")
-    add("--text-column", default="text", metavar="NAME", help="of --csv (default: text)")
-    add("--label-column", default="label", metavar="NAME", help="of --csv (default: label)")
+    add("--text-column", metavar="NAME", help="of --csv (default: text)")
+    add("--label-column", metavar="NAME", help="of --csv (default: label)")
     add("--group-column", metavar="NAME", help="of --csv: rows of one group are never in both training and test")
     add("--train-size", type=options.count(2), default=4000, metavar="N", help="training texts (default: 4000)")
     add("--test-size", type=options.count(1), default=1500, metavar="N", help="test texts (default: 1500)")
@@ -83,7 +83,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         type=options.share,
         default=0.0,
         metavar="SHARE",
-        help="give this share of the training texts a wrong label",
+        help="give this share of the training texts a wrong label (default: 0)",
     )
     add(
         "--steps",
@@ -118,11 +118,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--probe-fraction",
         type=options.share,
-        default=0.25,
         metavar="SHARE",
         help="of the micro-batches, in split (default: 0.25)",
     )
-    add("--difference", choices=("forward", "central"), default="forward", help="finite difference (default: forward)")
+    add("--difference", choices=("forward", "central"), help="finite difference (default: forward)")
     add("--radius", type=options.positive, metavar="X", help="length of the displacement (default: gradalign's)")
     add(
         "--device",
@@ -136,8 +135,13 @@ def resolve(args: argparse.Namespace) -> Settings:
     """The options, with the defaults that depend on others.
 
     Raises:
-        CommandError: a weight that has no default.
+        CommandError: a weight that has no default, or an option that would do nothing.
     """
+    no_csv, other = None if args.csv else "no --csv", f"--estimator {args.estimator}"
+    options.settle(args, "--csv", no_csv, text_column="text", label_column="label", group_column=None)
+    options.settle(args, "--estimator split", None if args.estimator == "split" else other, probe_fraction=0.25)
+    exact = other if args.estimator == "exact" else None
+    options.settle(args, "an estimator by finite differences", exact, difference="forward", radius=None)
     preset = PRESETS.get(args.model, OTHER_MODELS)
     steps = args.steps or preset.steps
     chosen = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}

@@ -21,7 +21,10 @@ PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "mat
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `doctor` and its options."""
     parser = subparsers.add_parser(
-        "doctor", help="versions, devices, backends, and what would help where one is missing"
+        "doctor",
+        help="versions, devices, backends, and what would help where one is missing",
+        description="Prints the versions of gradalign and what it works with, the compilers and devices of this machine, and "
+        "for every backend whether it works, why not, and what would help. Builds the kernels that can be built.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -48,12 +51,15 @@ def examine() -> dict[str, dict]:
 def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str, object]:
     """Whether one backend works here: {"works", "devices", "why_not", "remedy"}; a backend that has to be built is built."""
     devices: list[str] = []
+    helps = ""
     try:
         module = dispatch.load(name)
         reason = module.why_unavailable()
         if reason is None:
             fp32 = frozenset({torch.float32})
             devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if module.supports(kind, fp32)]
+        elif "; " in reason:  # "reason; remedy", of which the backend knows more than what the machine has
+            reason, _, helps = reason.rpartition("; ")
     except Exception as error:  # a broken installation is what doctor is asked about
         reason = f"{type(error).__name__}: {error}"
     if reason is None and not devices:
@@ -62,7 +68,7 @@ def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str
         "works": reason is None,
         "devices": devices,
         "why_not": reason,
-        "remedy": None if reason is None else remedy(name, compilers, gpu),
+        "remedy": None if reason is None else helps or remedy(name, compilers, gpu),
     }
 
 
@@ -73,11 +79,9 @@ def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
             return "needs a CUDA or ROCm GPU that PyTorch can use; on the CPU, native and reference are the choices"
         return "pip install 'gradalign[triton]'"
     if name == "native":
-        missing = (
-            []
-            if any(compilers.get(cxx) for cxx in ("g++", "clang++", "cl"))
-            else ["a C++ compiler (g++, clang++ or MSVC)"]
-        )
+        if platform.system() == "Windows":
+            return "Linux, macOS or WSL; elsewhere reference is the choice"
+        missing = [] if any(compilers.get(cxx) for cxx in ("g++", "clang++")) else ["a C++ compiler (g++ or clang++)"]
         if not compilers.get("ninja"):
             missing.append("ninja (pip install 'gradalign[native]')")
         if gpu and not (compilers.get("nvcc") or compilers.get("hipcc")):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gradalign
-from gradalign.cli import demo, demo_assets, demo_data, demo_record, options
+from gradalign.cli import demo_assets, demo_data, demo_record, options, places
 from gradalign.cli.demo_model import Classifier, Collator, load_pretrained
 from gradalign.cli.errors import CommandError
 
@@ -32,16 +32,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--model", default="bert-tiny", metavar="bert-tiny|minilm|PATH_OR_NAME", help="(default: bert-tiny)")
     add("--csv", metavar="FILE", help="your own texts instead of the Rotten Tomatoes snippets")
-    add("--text-column", default="text", metavar="NAME", help="of --csv (default: text)")
-    add("--label-column", default="label", metavar="NAME", help="of --csv (default: label)")
+    add("--text-column", metavar="NAME", help="of --csv (default: text)")
+    add("--label-column", metavar="NAME", help="of --csv (default: label)")
     add("--k", type=options.count(2), default=8, metavar="N", help="micro-batches (default: 8)")
     add("--batch", type=options.count(1), default=8, metavar="N", help="texts in a micro-batch (default: 8)")
     add(
-        "--probe-fraction", type=options.share, default=0.25, metavar="SHARE", help="whose Hessians are measured (0.25)"
+        "--probe-fraction",
+        type=options.share,
+        default=0.25,
+        metavar="SHARE",
+        help="of the micro-batches, whose Hessians are measured (default: 0.25)",
     )
     add("--radii", type=options.positive, nargs="+", metavar="X", help="of the sweep (default: 0.0003 to 0.3)")
     add("--reference", choices=("auto", "double_backward", "richardson"), default="auto", help="(default: auto)")
-    add("--precision", choices=PRECISIONS, default="float32", help="of the parameters, or bf16 autocast of fp32 ones")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the parameters, or bf16 autocast of fp32 ones (default: float32)",
+    )
     add("--train", action="store_true", help="with dropout, as in training (default: without)")
     add("--seed", type=options.count(0), default=0, metavar="N", help="of the texts and the classifier (default: 0)")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,12 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the plot and the JSON."""
+    no_csv = None if args.csv else "no --csv"
+    options.settle(args, "--csv", no_csv, text_column="text", label_column="label")
     demo_assets.require_extras()
     from rich.console import Console  # with the extras, which are known to be there by now
 
     console = Console()
-    demo.make_directory(args.out)
-    device = demo.usable_device(args.device)
+    places.make_directory(args.out)
+    device = places.usable_device(args.device)
     with console.status(f"loading {args.model}") as status:
         model, batches = load(args, device)
         status.update("measuring")

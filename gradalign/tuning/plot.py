@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from gradalign import checks
 from gradalign.tuning.result import DIFFERENCES, TuningResult
 
 COLORS = {"forward": "#3b6ea8", "central": "#d9572b"}
@@ -13,8 +14,7 @@ FAINT = "#9aa5b1"
 
 def save_plot(result: TuningResult, path: str | PathLike[str]) -> None:
     """Write the plot to a file, its format by its suffix."""
-    figure_class = _matplotlib_figure()
-    figure = figure_class(figsize=(7, 6), layout="constrained")
+    figure = checks.figure_class("plot")(figsize=(7, 6), layout="constrained")
     errors, displacement = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _errors(errors, result)
     _displacement(displacement, result)
@@ -46,12 +46,3 @@ def _displacement(axes: Any, result: TuningResult) -> None:
 def _title(result: TuningResult) -> str:
     method = result.reference.replace("_", " ")
     return f"Finite difference against {method}, {' and '.join(result.dtypes)}" + (", autocast" * result.autocast)
-
-
-def _matplotlib_figure() -> Any:
-    """The class of a figure that needs no display and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot: expected matplotlib; got none; pip install matplotlib, or gradalign[demo]") from error
-    return Figure

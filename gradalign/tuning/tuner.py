@@ -21,9 +21,9 @@ from gradalign.tuning import reference as references
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
 from gradalign.tuning.result import DIFFERENCES, Point, TuningResult, recommended
+from gradalign.tuning.sweep import RADII, ascending
 from gradalign.tuning.weights import starting_weights
 
-RADII = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 REFERENCES = ("auto", "double_backward", "richardson")
 
 
@@ -59,7 +59,7 @@ def tune(
         model: the module, or several.
         loss_fn: micro_batch -> scalar loss with a graph, as for `GradAlign.backward`.
         micro_batches: k >= 2 of them, of the size and kind to be trained with.
-        radii: lengths of displacements, in the units of the parameters.
+        radii: lengths of displacements, in the units of the parameters, from 1e-18 to 1e18.
         reference: "auto", "double_backward" or "richardson".
         probe_fraction: m / k.
         params: the parameters that are displaced; None: all that require grad.
@@ -76,7 +76,7 @@ def tune(
 
     Raises:
         ValueError: arguments that do not fit, a `.grad` that is not None, or anchors whose mean gradient is 0 or not finite.
-        TypeError: micro-batches that are no list.
+        TypeError: micro-batches that are no list, or radii that are one number.
         RuntimeError: reference="double_backward" where an operation is not twice differentiable.
 
     Examples:
@@ -86,7 +86,7 @@ def tune(
         >>> result.reference, sorted(result.radius)
         ('double_backward', ['central', 'forward'])
     """
-    sweep = checks.sweep_radii(radii)
+    sweep = ascending(radii)
     checks.one_of("reference", reference, REFERENCES)
     batches = checks.micro_batches(micro_batches)
     tuner = _Tuner(model, probe_fraction, optimizer, params=params, scaler=scaler, backend=backend)

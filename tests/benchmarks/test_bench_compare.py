@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from rows import failed, row, split
+from rows import HEADLINE, failed, row, split
 
 from gradalign.cli.bench import compare as comparison
+from gradalign.cli.errors import CommandError
 
 
 def verdicts(old, new):
@@ -46,8 +47,24 @@ def test_passes_are_exact_and_a_new_failure_is_worse():
     assert verdicts(failed("split m=k/4"), failed("split m=k/4")) == {}
 
 
-def test_rows_that_only_one_has_are_not_compared():
-    assert comparison.compare([row()], [split()]) == []
+def test_rows_that_only_one_has_are_named_and_not_compared():
+    old, new = [row(), split()], [row()]
+    assert {c.method for c in comparison.compare(old, new)} == {"plain"}
+    assert comparison.one_sided(old, new) == [f"1 row only in A: {HEADLINE.name}: split m=k/4."]
+    assert comparison.one_sided(new, new) == []
+
+
+def test_of_many_rows_a_few_are_named():
+    new = [row(method) for method in ("plain", *"abcdef")]
+    names = "; ".join(f"{HEADLINE.name}: {method}" for method in "abcd")
+    assert comparison.one_sided([row()], new) == [f"6 rows only in B: {names} and 2 more."]
+
+
+@pytest.mark.parametrize(("old", "new"), [([row()], [split()]), ([row()], []), ([], [])])
+def test_results_that_share_no_row_are_refused(old, new):
+    message = f"--compare: expected rows that both have; got none of {len(old)} in A and {len(new)} in B"
+    with pytest.raises(CommandError, match=message):
+        comparison.one_sided(old, new)
 
 
 def test_the_text_lists_what_moved():

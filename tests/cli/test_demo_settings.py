@@ -61,3 +61,29 @@ def test_wrong_values_are_refused(argv, message, capsys):
         settings(*argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_columns_and_estimators_have_their_own_defaults():
+    s = settings("--csv", "my.csv", "--label-column", "stars")
+    assert (s.text_column, s.label_column, s.group_column) == ("text", "stars", None)
+    assert (settings().text_column, s.probe_fraction, s.difference) == ("text", 0.25, "forward")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--group-column", "film"], "--group-column: expected only with --csv; got no --csv, where that does nothing"),
+        (["--text-column", "text", "--label-column", "y"], "--text-column, --label-column: expected only with --csv"),
+        (
+            ["--estimator", "prefix", "--probe-fraction", "0.5"],
+            "--probe-fraction: expected only with --estimator split; got --estimator prefix",
+        ),
+        (
+            ["--estimator", "exact", "--difference", "central", "--radius", "0.1"],
+            "--difference, --radius: expected only with an estimator by finite differences; got --estimator exact",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(argv, message):
+    with pytest.raises(CommandError, match=message):
+        settings(*argv)

@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 import types
@@ -49,6 +50,32 @@ def test_a_failure_is_a_paragraph_and_an_exit_code(monkeypatch, capsys, error, c
     monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(run))
     assert cli.main(["probe"]) == code
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (cli.CommandError("expected a; got b"), 2, "gradalign: expected a; got b\n"),
+        (KeyboardInterrupt(), 130, "gradalign: interrupted\n"),
+    ],
+)
+def test_so_is_one_while_the_subcommands_are_loaded(monkeypatch, capsys, error, code, message):
+    def load(name):
+        raise error
+
+    monkeypatch.setattr(cli.importlib, "import_module", load)
+    assert cli.main(["demo"]) == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_describes_every_subcommand_and_says_every_default(name):
+    subparsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    command = subparsers.choices[name]
+    assert command.description
+    for action in command._actions:
+        if action.default not in (None, False, argparse.SUPPRESS):
+            assert "(default: " in action.help, action.option_strings
 
 
 def test_the_exit_code_is_what_the_subcommand_returns(monkeypatch):

@@ -3,6 +3,7 @@ import argparse
 import pytest
 
 from gradalign.cli import options
+from gradalign.cli.errors import CommandError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ def test_what_fits_is_taken(parse, text, value):
         (options.count(2), "1", "expected an integer of at least 2; got '1'"),
         (options.count(0), "-1", "expected an integer of at least 0; got '-1'"),
         (options.count(0), "1.0", "expected an integer of at least 0; got '1.0'"),
+        (options.count(0), "²", "expected an integer of at least 0; got '²'"),  # a digit to isdigit, not to int
+        (options.count(0), "--5", "expected an integer of at least 0; got '--5'"),
         (options.finite, "nan", "expected a finite number; got 'nan'"),
         (options.positive, "0", "expected a number above 0; got '0'"),
         (options.positive, "inf", "expected a number above 0; got 'inf'"),
@@ -34,3 +37,19 @@ def test_what_fits_is_taken(parse, text, value):
 def test_what_does_not_fit_is_told_expected_and_got(parse, text, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize(("given", "settled"), [({}, (0, None, False)), ({"seed": 3, "fresh": True}, (3, None, True))])
+def test_options_that_were_not_given_get_their_defaults(given, settled):
+    args = argparse.Namespace(**{"seed": None, "group_column": None, "fresh": False, **given})
+    options.settle(args, "--suite", None, seed=0, group_column=None, fresh=False)
+    assert (args.seed, args.group_column, args.fresh) == settled
+
+
+def test_options_that_would_do_nothing_are_refused_unless_they_were_not_given():
+    args = argparse.Namespace(seed=0, group_column="film", fresh=False, out=None)
+    message = "--group-column, --seed: expected only with --suite; got --compare, where that does nothing; leave it out"
+    with pytest.raises(CommandError, match=message):
+        options.settle(args, "--suite", "--compare", group_column=None, seed=0, fresh=False, out="here")
+    options.settle(args, "--suite", "--compare", fresh=False, out="here")
+    assert args.out == "here"

@@ -53,6 +53,7 @@ def test_precision_mode_and_reference_reach_the_measurement(toy, tmp_path, capsy
     [
         (["--csv", "nowhere.csv"], "--csv: expected a CSV file; got 'nowhere.csv'"),
         (["--device", "abacus"], "--device: expected one that PyTorch can use here, such as cpu; got 'abacus'"),
+        (["--label-column", "stars"], "--label-column: expected only with --csv; got no --csv"),
         (["--k", "999999"], "expected at least 7999992 texts, --k times --batch; got"),
     ],
 )
@@ -63,9 +64,16 @@ def test_what_does_not_fit_is_said_without_a_traceback(tmp_path, capsys, argv, m
     assert message in error
 
 
-def test_what_tune_refuses_is_said_without_a_traceback(toy, tmp_path, capsys):
-    assert cli.main(["tune", "--probe-fraction", "0", "--out", str(tmp_path)]) == 2
-    assert "probe_fraction: expected a number above 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--probe-fraction", "0"], "probe_fraction: expected a number above 0"),
+        (["--radii", "1e-300"], "radii: expected lengths from 1e-18 to 1e+18"),
+    ],
+)
+def test_what_tune_refuses_is_said_without_a_traceback(toy, tmp_path, capsys, argv, message):
+    assert cli.main(["tune", *argv, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

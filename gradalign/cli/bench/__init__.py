@@ -42,17 +42,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     what.add_argument(
         "--report", type=Path, metavar="A.json", help="table and figures of a result, nothing is measured"
     )
-    parser.add_argument("--out", type=Path, default=Path("bench-out"), metavar="DIR", help="(default: bench-out)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(default: bench-out)")
     parser.add_argument("--only", metavar="TEXT", help="measure only rows with TEXT in their work or method")
-    parser.add_argument(
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument(
         "--fresh", action="store_true", help="forget the rows that are there instead of going on from them"
     )
-    parser.add_argument("--retry", action="store_true", help="measure again what failed")
+    there.add_argument("--retry", action="store_true", help="measure again what failed")
     parser.add_argument(
         "--minutes", type=options.positive, help="begin nothing after this time (default: the suite's own bound)"
     )
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda for the suite gpu, else cpu)")
-    parser.add_argument("--seed", type=options.count(0), default=0, help="of weights, data and dropout (default: 0)")
+    parser.add_argument("--seed", type=options.count(0), help="of weights, data and dropout (default: 0)")
     parser.add_argument("--no-figures", action="store_true", help="do without matplotlib")
 
 
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     """Measures, or reads what was measured; 1 where a comparison finds a regression."""
     from gradalign.cli.bench import commands  # with torch, which the parser does without
 
+    reading = "--compare" if args.compare else "--report" if args.report else None
+    options.settle(args, "a suite", reading, only=None, fresh=False, retry=False, minutes=None, device=None, seed=0)
+    comparing = reading if args.compare else None
+    options.settle(args, "a suite or --report", comparing, out=Path("bench-out"), no_figures=False)
     if args.compare:
         return commands.compare(*args.compare)
     if args.report:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from gradalign.cli.bench.record import Row, key
 from gradalign.cli.bench.table import as_markdown
+from gradalign.cli.errors import CommandError
 
 LEAST_BAND = 0.03  # two runs of the same code on an idle machine stay within 3%
 SIGMAS = 3.0
 MEMORY_BAND = 0.15  # of a copy of the parameters
+NAMED = 4  # rows that only one result has, by name; of more, their number
 LEAST_MEMORY = 16e6  # bytes: what allocators and libraries move by
 
 
@@ -40,6 +42,31 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
         if key(row) in old:
             changes += _changes(old[key(row)], row)
     return changes
+
+
+def one_sided(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
+    """A sentence about the rows that only A, and one about those that only B has: they are not compared.
+
+    Raises:
+        CommandError: A and B share no row.
+    """
+    old, new = (dict.fromkeys(map(key, rows)) for rows in (before, after))
+    if not old.keys() & new.keys():
+        raise CommandError(
+            f"--compare: expected rows that both have; got none of {len(old)} in A and {len(new)} in B; compare two results of "
+            "one suite"
+        )
+    return [
+        _only_in(name, [k for k in own if k not in other])
+        for name, own, other in (("A", old, new), ("B", new, old))
+        if own.keys() - other.keys()
+    ]
+
+
+def _only_in(name: str, keys: Sequence[tuple[str, str]]) -> str:
+    shown = "; ".join(": ".join(k) for k in keys[:NAMED])
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return f"{len(keys)} {'row' if len(keys) == 1 else 'rows'} only in {name}: {shown}{more}."
 
 
 def _changes(old: Row, new: Row) -> list[Change]:

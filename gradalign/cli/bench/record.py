@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,22 @@ from gradalign.cli.errors import CommandError
 PACKAGES = ("torch", "triton", "transformers", "pytorch_optimizer", "numpy")
 
 Row = dict[str, Any]
+
+# What a reader of a result looks up.
+RESULT = ("suite", "headline", "complete", "left", "rows")
+EVERY_ROW = ("work", "method", "status", "reason", "date", "device", "machine", "versions", "commit", "seed")
+WORK = ("name", "model", "k", "size")
+MEASURED_ROW = (
+    "parameters",
+    "parameter_bytes",
+    "data",
+    "peak_bytes",
+    "passes",
+    "ratio",
+    "ratio_quartiles",
+    "rounds",
+    "samples_per_second",
+)
 
 
 def provenance(device: str, seed: int) -> Row:
@@ -91,13 +108,32 @@ def read_result(path: Path) -> Row:
     Raises:
         CommandError: no such file, or something else in it.
     """
+    got = f"expected the JSON of a result of `gradalign bench`; got {path}"
     try:
         result = json.loads(path.read_text())
-        if not isinstance(result.get("rows"), list):
-            raise ValueError("no rows in it")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CommandError(f"expected the JSON of a result of `gradalign bench`; got {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{got}: {error}") from error
+    lacking = _lacking(result)
+    if lacking:
+        raise CommandError(f"{got} without {lacking}")
     return result
+
+
+def _lacking(result: Any) -> str:
+    """What a reader would miss, "" where nothing is missing."""
+    lacking = _missing(result, RESULT)
+    if lacking or not isinstance(result["rows"], list):
+        return lacking or "a list of rows"
+    for number, row in enumerate(result["rows"], start=1):
+        lacking = _missing(row, EVERY_ROW) or _missing(row["work"], WORK)
+        lacking = lacking or (_missing(row, MEASURED_ROW) if row["status"] == "ok" else "")
+        if lacking:
+            return f"{lacking} in row {number}"
+    return ""
+
+
+def _missing(value: Any, names: Sequence[str]) -> str:
+    return ", ".join(name for name in names if not isinstance(value, dict) or name not in value)
 
 
 def write_result(path: Path, suite: str, headline: str, rows: list[Row], left: list[tuple[str, str]]) -> Row:

@@ -47,9 +47,12 @@ class Runner:
 
         Returns:
             All rows of the suite there are, and the keys of those there are not.
+
+        Raises:
+            CommandError: nothing has this text.
         """
         done = {record.key(row): row for row in record.read_rows(self._path, self._device)}
-        wanted = [m for m in self._suite.measurements if only is None or any(only in part for part in m.key)]
+        wanted = self._suite.matching(only)
         todo = [m for m in wanted if m.key not in done or (retry and done[m.key]["status"] != "ok")]
         if len(todo) < len(wanted):
             self._say(f"going on: {len(wanted) - len(todo)} of {len(wanted)} rows are in {self._path}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gradalign.cli.bench.works import Work
+from gradalign.cli.errors import CommandError
 
 LEAN = ("plain", "split m=k/4", "prefix", "leave_one_out", "double backward", "pytorch_optimizer SAM")
 CORE = ("plain", "split m=k/4", "prefix", "double backward", "pytorch_optimizer SAM")
@@ -90,6 +91,23 @@ class Suite:
         self.measurements.extend(
             Measurement(work, method, seconds, limit) for method in methods if (work.name, method) not in known
         )
+
+    def matching(self, only: str | None) -> list[Measurement]:
+        """Those with this text in their work or method; all for None.
+
+        Raises:
+            CommandError: there are none.
+        """
+        found = [m for m in self.measurements if only is None or any(only in part for part in m.key)]
+        if not found:
+            works, methods = (
+                list(dict.fromkeys(parts)) for parts in zip(*(m.key for m in self.measurements), strict=True)
+            )
+            raise CommandError(
+                f"--only: expected a part of a work or method of the suite {self.name}; got {only!r}; there are\n"
+                f"    works: {'; '.join(works)}\n    methods: {'; '.join(methods)}"
+            )
+        return found
 
 
 def on_backends(methods: Sequence[str], backends: Sequence[str]) -> list[str]:
