@@ -68,6 +68,9 @@ class DoubleBackward(Method):
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return Exact(step, total)
 
+    def _may_act(self) -> bool:
+        return callable(self._weight) or self._weight != 0
+
     def _weight_now(self) -> float:
         """The weight of the coming step."""
         weight = self._weight

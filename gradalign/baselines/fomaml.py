@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-from torch.nn import Parameter
-
-from gradalign import checks
-from gradalign.baselines.inner import SETTINGS, UNIT, InnerLoop
+from gradalign.baselines.inner import InnerLoop, InnerMethod
 from gradalign.estimators import Schedule, Step
-from gradalign.method import Method
 from gradalign.passes import Closure
 from gradalign.space import Vector
 
 
-class FOMAML(Method):
+class FOMAML(InnerMethod):
     """Fills `.grad` with the gradient of the last micro-batch after k - 1 steps of SGD on the others, one each.
 
         theta_0 = theta,      theta_i = theta_{i-1} - inner_lr grad L_i(theta_{i-1})
@@ -47,19 +41,6 @@ class FOMAML(Method):
         Finn, Abbeel, Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, 2017, arXiv:1703.03400.
         Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999 (this form and the series).
     """
-
-    def __init__(
-        self,
-        model: nn.Module | Iterable[nn.Module],
-        inner_lr: float,
-        *,
-        params: Iterable[Parameter] | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-        zeroed_grads: bool = False,
-        backend: str = "auto",
-    ) -> None:
-        self._inner_lr = checks.positive("inner_lr", inner_lr, UNIT)
-        super().__init__(model, SETTINGS, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return FOMAMLSchedule(step, total, self._inner_lr)

@@ -33,8 +33,13 @@ class FullHessian(DoubleBackward):
     Args:
         model: the module, or several, whose parameters are trained.
         weight: of the term, a number or a function of the step (counted from 0).
+        objective: A: "dot", "norm", "variance" or "cosine".
+        normalize: "direction", "none" or "gradient".
         max_numel: the largest n to try; 20,000 is 1.6 GB a Hessian in fp32.
-        options: `objective`, `normalize`, `params`, `scaler`, `zeroed_grads` and `backend`, as in `DoubleBackward`.
+        params: the parameters that A is measured on; None: all that require grad.
+        scaler: the GradScaler that scales the losses.
+        zeroed_grads: accept `.grad` that is zeros instead of None on entry.
+        backend: what runs the kernels: "auto", "reference", "native" or "triton".
 
     Raises:
         ValueError: more than `max_numel` trainable scalars; a name, number or parameter that does not fit.

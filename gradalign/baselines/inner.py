@@ -1,11 +1,16 @@
-"""The inner loop of Reptile and FOMAML: plain SGD from theta, one step a micro-batch."""
+"""What Reptile, FOMAML and MAML share: an inner loop of plain SGD from theta, one step a micro-batch."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterable
 
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gradalign import checks
 from gradalign.estimators import Settings, Step
+from gradalign.method import Method
 from gradalign.objectives import objective
 from gradalign.space import Vector
 
@@ -13,6 +18,36 @@ UNIT = "a learning rate: parameter^2 / loss"
 
 # Nothing is displaced along an agreement here: of these settings only "no telemetry" is read.
 SETTINGS = Settings(objective("dot"), normalize="direction", central=False, radius=None, telemetry=False)
+
+
+class InnerMethod(Method):
+    """A method that is told nothing but the learning rate of its inner loop.
+
+    Args:
+        model: the module, or several, whose parameters are trained.
+        inner_lr: learning rate of the inner steps [parameter^2 / loss].
+        params: the parameters that inner steps move; None: all that require grad.
+        scaler: the GradScaler that scales the losses.
+        zeroed_grads: accept `.grad` that is zeros instead of None on entry.
+        backend: what runs the kernels: "auto", "reference", "native" or "triton".
+
+    Raises:
+        ValueError: an `inner_lr` that is not above 0, a parameter that is not the model's, a backend that is not there.
+        TypeError: an argument of the wrong type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        inner_lr: float,
+        *,
+        params: Iterable[Parameter] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        zeroed_grads: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        self._inner_lr = checks.positive("inner_lr", inner_lr, UNIT)
+        super().__init__(model, SETTINGS, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
 
 class InnerLoop:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from gradalign import checks
-from gradalign.baselines.inner import SETTINGS, UNIT
+from gradalign.baselines.inner import InnerMethod
 from gradalign.baselines.stand_ins import StandIns
 from gradalign.estimators import Schedule, Step
-from gradalign.method import Method
 from gradalign.passes import Closure
 from gradalign.space import Vector
 
 
-class MAML(Method):
+class MAML(InnerMethod):
     """Fills `.grad` with the derivative by theta of the last micro-batch's loss after k - 1 steps of SGD on the others.
 
         theta_0 = theta,      theta_i = theta_{i-1} - inner_lr grad L_i(theta_{i-1})
@@ -51,19 +48,6 @@ class MAML(Method):
         Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999 (the series).
     """
 
-    def __init__(
-        self,
-        model: nn.Module | Iterable[nn.Module],
-        inner_lr: float,
-        *,
-        params: Iterable[Parameter] | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-        zeroed_grads: bool = False,
-        backend: str = "auto",
-    ) -> None:
-        self._inner_lr = checks.positive("inner_lr", inner_lr, UNIT)
-        super().__init__(model, SETTINGS, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
-
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return MAMLSchedule(step, total, self._inner_lr, self._models)
 
@@ -84,7 +68,9 @@ class MAMLSchedule(Schedule):
         if self.num_visited == self.step.num:
             return self.last(closure)
         step, point = self.step, self.point
-        loss, graph = step.passes.differentiable(lambda: self.stand_ins.call(closure, point), step.loss_scale, point)
+        loss, graph = step.passes.differentiable(
+            lambda: self.stand_ins.call(closure, point), step.loss_scale, point, name="MAML"
+        )
         self.point = [
             p if g is None or not moves else p + (g * self.scale.to(p.device, non_blocking=True)).to(p.dtype)
             for p, g, moves in zip(point, graph, self.moves(), strict=True)

@@ -1,7 +1,7 @@
 """Optimizers whose one fused step unscales, clips, skips on non-finite gradients, updates and clears.
 
-`AdamW` and `SGD` take the arguments of torch's class of the same name and exchange `state_dict` with it; `LAMB` has no
-counterpart there. What they add is described once, in `FusedOptimizer`:
+`AdamW` and `SGD` take the arguments of torch's class of the same name (`differentiable=True` is refused) and exchange
+`state_dict` with it; `LAMB` has no counterpart there. What they add is described once, in `FusedOptimizer`:
 
     >>> import torch
     >>> from gradalign.optim import AdamW

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradalign import step_checks
+from gradalign.optim import arguments
 from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
@@ -39,10 +39,12 @@ class AdamW(FusedOptimizer):
         backend: "auto", "native", "triton" or "reference".
         capturable: accepted for calls written for torch; every step here can be captured in a CUDA graph.
         fused: accepted likewise; every step here is fused.
+        foreach: accepted likewise.
+        differentiable: accepted where it is False: no graph of the step is kept.
 
     Raises:
-        ValueError: settings out of range; masters together with stochastic rounding.
-        TypeError: complex or sharded parameters; float16 parameters with stochastic rounding.
+        ValueError: settings out of range; masters together with stochastic rounding; `differentiable`.
+        TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
     """
 
     def __init__(
@@ -65,10 +67,13 @@ class AdamW(FusedOptimizer):
         backend: str = "auto",
         capturable: bool = False,
         fused: bool | None = None,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
+        arguments.not_differentiable(differentiable)
         defaults = {
             "lr": lr,
-            "betas": step_checks.betas(betas),
+            "betas": arguments.betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,

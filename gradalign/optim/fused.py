@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradalign import checks, dispatch, step_checks
+from gradalign.optim import arguments
 from gradalign.optim.batch import Batch, DeviceScalars, moved, parted
 from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
@@ -44,8 +45,8 @@ class FusedOptimizer(StatefulOptimizer):
             where the step did not need it.
 
     Raises:
-        ValueError: settings out of range.
-        TypeError: complex or sharded parameters, float16 parameters with stochastic rounding.
+        ValueError: settings out of range; `max_grad_norm`, `clear`, `skip_nonfinite` or `backend` inside a group.
+        TypeError: settings that are no numbers; complex or sharded parameters, float16 parameters with stochastic rounding.
     """
 
     _step_supports_amp_scaling = True
@@ -60,8 +61,7 @@ class FusedOptimizer(StatefulOptimizer):
         skip_nonfinite: bool,
         backend: str,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm: expected a number above 0, or None to not clip; got {max_grad_norm!r}")
+        arguments.clip_norm(max_grad_norm)
         if clear is not None:
             checks.one_of("clear", clear, CLEAR)
         checks.one_of("backend", backend, ("auto", *dispatch.ORDER))

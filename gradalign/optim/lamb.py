@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradalign import step_checks
+from gradalign.optim import arguments
 from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
@@ -41,7 +41,7 @@ class LAMB(FusedOptimizer):
 
     Raises:
         ValueError: settings out of range; masters together with stochastic rounding.
-        TypeError: complex or sharded parameters; float16 parameters with stochastic rounding.
+        TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LAMB(FusedOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": step_checks.betas(betas),
+            "betas": arguments.betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "trust": trust,

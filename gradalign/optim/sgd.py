@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradalign.optim import arguments
 from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
@@ -38,10 +39,12 @@ class SGD(FusedOptimizer):
         rounding_seed: of that rounding, in [0, 2^32); the same on all data-parallel ranks.
         backend: "auto", "native", "triton" or "reference".
         fused: accepted for calls written for torch; every step here is fused.
+        foreach: accepted likewise.
+        differentiable: accepted where it is False: no graph of the step is kept.
 
     Raises:
-        ValueError: settings out of range; masters together with stochastic rounding.
-        TypeError: complex or sharded parameters; float16 parameters with stochastic rounding.
+        ValueError: settings out of range; masters together with stochastic rounding; `differentiable`.
+        TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
     """
 
     _first_moment_name = "momentum_buffer"
@@ -64,7 +67,10 @@ class SGD(FusedOptimizer):
         rounding_seed: int = 0,
         backend: str = "auto",
         fused: bool | None = None,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
+        arguments.not_differentiable(differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,

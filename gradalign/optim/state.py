@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradalign import step_checks
 from gradalign.low_precision import LOW_PRECISION
-from gradalign.optim import exchange
+from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
 
 
@@ -27,7 +27,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
-        step_checks.settings(defaults)
+        arguments.settings(defaults)
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -60,11 +60,19 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return torch.float32 if widened else param.dtype
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; their float32 masters, if asked for, are made here."""
+        """Add a group of parameters; their float32 masters, if asked for, are made here.
+
+        Args:
+            param_group: "params" (parameters, or (name, parameter) pairs) and the settings that are the group's own.
+
+        Raises:
+            ValueError: settings out of range, or of all groups together; the group is then not added.
+            TypeError: settings that are no numbers; complex or sharded parameters, float16 ones with stochastic rounding.
+        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            step_checks.settings(group)
+            arguments.settings(group)
             step_checks.parameters(group["params"], stochastic=group["stochastic_rounding"])
         except (TypeError, ValueError):
             del self.param_groups[-1]
@@ -77,7 +85,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 self._init_state(p, group)
 
     def master(self, param: Tensor) -> Tensor | None:
-        """The float32 master of a parameter, brought up to date if the parameter was changed otherwise; None without one."""
+        """The float32 master of a parameter, brought up to date if the parameter was changed otherwise.
+
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            The master itself, of the parameter's shape; None where the parameter has none.
+        """
         master = self.state[param].get("master") if param in self.state else None
         if master is not None:
             self._master_versions.follow(param, master)
@@ -87,17 +102,38 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Tell the optimizer that these parameters were written and are again the rounding of their masters.
 
         Without this, the next step compares them: right all the same, at the price of one more pass over masters.
+
+        Args:
+            params: parameters of this optimizer; those without a master may be among them.
         """
         self._master_versions.matched(params)
 
+    @property
+    def keeps_first_moment(self) -> bool:
+        """Whether a group's settings keep a running mean of the gradients."""
+        return any(self._first_moment_name in self._state_names(group) for group in self.param_groups)
+
     def first_moment(self, param: Tensor) -> Tensor | None:
-        """The running mean of the parameter's gradients, up to a factor; None where there is none (yet)."""
+        """The running mean of the parameter's gradients, up to a factor.
+
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            "exp_avg" or "momentum_buffer" itself, of the parameter's shape; None before the first step or without momentum.
+        """
         return self.state[param].get(self._first_moment_name) if param in self.state else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, of this class or of torch's class of the same name; nothing is cast to a narrower dtype.
 
         Settings that the state dict does not know stay as they are. Tensors are copied.
+
+        Args:
+            state_dict: what `state_dict` returned.
+
+        Raises:
+            ValueError: another number of groups, or of parameters in one, than this optimizer has.
         """
         # Registered last, so that the user's own hooks see the state as it was saved.
         handle = self.register_load_state_dict_pre_hook(lambda _, saved: exchange.wrapped(saved, self.param_groups))

@@ -146,6 +146,15 @@ def test_groups_keep_settings_that_torch_does_not_know(backend):
     assert mine.master(params[0]) is not None
 
 
+def test_a_group_can_be_added_after_torchs_settings_were_loaded():
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    mine = AdamW([a])
+    mine.load_state_dict(torch.optim.AdamW(clones([a]), foreach=True, lr=0.5).state_dict())
+    mine.add_param_group({"params": [b]})
+    mine.add_param_group({**mine.param_groups[0], "params": [torch.ones(2, requires_grad=True)]})
+    assert [group["lr"] for group in mine.param_groups] == [0.5, 0.001, 0.5]
+
+
 def test_a_first_step_of_sgd_is_still_first_after_skipped_ones():
     p = torch.ones(3, requires_grad=True)
     mine = SGD([p], momentum=0.9, dampening=0.5, lr=1.0)

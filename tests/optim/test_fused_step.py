@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -292,7 +293,38 @@ def test_sparse_gradients_are_refused_and_nothing_is_touched():
             ValueError,
             "Nesterov momentum requires a momentum and zero dampening; got momentum=0",
         ),
+        (AdamW, {"betas": (0.9,)}, ValueError, r"betas: expected two decay rates, as in \(0.9, 0.999\); got \(0.9,\)"),
+        (LAMB, {"betas": (0.9, 0.99, 0.999)}, ValueError, "betas: expected two decay rates"),
+        (AdamW, {"betas": 0.9}, ValueError, "betas: expected two decay rates, as in .*; got 0.9"),
+        (
+            AdamW,
+            {"betas": (0.9, "0.9")},
+            TypeError,
+            r"betas\[1\]: expected a number or a 0-dim tensor; got str \('0.9'\)",
+        ),
+        (AdamW, {"lr": "0.1"}, TypeError, r"lr: expected a number or a 0-dim tensor; got str \('0.1'\)"),
+        (LAMB, {"weight_decay": None}, TypeError, r"weight_decay: expected a number or a 0-dim tensor; got NoneType"),
+        (SGD, {"momentum": [0.9]}, TypeError, r"momentum: expected a number or a 0-dim tensor; got list"),
         (AdamW, {"max_grad_norm": 0.0}, ValueError, "max_grad_norm: expected a number above 0, or None"),
+        (
+            AdamW,
+            {"max_grad_norm": "1"},
+            TypeError,
+            r"max_grad_norm: expected a number or a 0-dim tensor; got str \('1'\)",
+        ),
+        (
+            AdamW,
+            {"max_grad_norm": torch.ones(2)},
+            ValueError,
+            r"max_grad_norm: expected a 0-dim tensor; got shape \(2,\)",
+        ),
+        (
+            SGD,
+            {"differentiable": True},
+            ValueError,
+            "differentiable: expected False; got True; a fused step writes in place",
+        ),
+        (AdamW, {"differentiable": True}, ValueError, "differentiable: expected False; got True"),
         (AdamW, {"clear": "all"}, ValueError, "clear: expected one of 'none', 'zero'; got 'all'"),
         (AdamW, {"backend": "cuda"}, ValueError, "backend: expected one of"),
         (AdamW, {"rounding_seed": -1}, ValueError, r"rounding_seed: expected an integer in \[0, 2\^32\); got -1"),
@@ -344,10 +376,49 @@ def test_state_left_on_another_device_is_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("group", "error", "words"),
+    [
+        (
+            {"max_grad_norm": 1.0},
+            ValueError,
+            "max_grad_norm: expected one for all groups together; got 1.0 in a parameter",
+        ),
+        ({"clear": "zero"}, ValueError, "clear: expected one for all groups together"),
+        ({"skip_nonfinite": False}, ValueError, "skip_nonfinite: expected one for all groups together"),
+        ({"backend": "native"}, ValueError, "backend: expected one for all groups together"),
+        ({"lr": "0.1"}, TypeError, "lr: expected a number or a 0-dim tensor; got str"),
+        ({"betas": (0.9,)}, ValueError, "betas: expected two decay rates"),
+        ({"differentiable": True}, ValueError, "differentiable: expected False; got True"),
+    ],
+)
+def test_settings_that_a_group_cannot_have_are_refused(group, error, words):
+    a, b = (torch.ones(1, requires_grad=True) for _ in range(2))
+    with pytest.raises(error, match=words):
+        AdamW([{"params": [a], **group}])
+    optimizer = AdamW([a])
+    with pytest.raises(error, match=words):
+        optimizer.add_param_group({"params": [b], **group})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(("mine", "torchs"), [(AdamW, torch.optim.AdamW), (SGD, torch.optim.SGD)], ids=["AdamW", "SGD"])
+def test_the_arguments_of_torchs_class_are_taken(mine, torchs):
+    ours, theirs = (inspect.signature(cls).parameters.values() for cls in (mine, torchs))
+    known = {p.name: p for p in ours}
+    assert {p.name for p in theirs} <= set(known)
+    positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+    defaults = {p.name: p.default for p in theirs if p.name not in ("params", "betas")}
+    assert {name: known[name].default for name in defaults} == defaults
+
+
 def test_torchs_calls_are_accepted():
     p = torch.ones(2, requires_grad=True)
     betas = (torch.tensor([[[0.9]]]), torch.tensor([[0.99]]))
     optimizer = AdamW([p], lr=torch.tensor(0.001), betas=betas, amsgrad=True, capturable=True, fused=True)
     assert optimizer.param_groups[0]["betas"] == (pytest.approx(0.9), pytest.approx(0.99))
     SGD([p], 0.1, 0.9, 0.0, 0.0, True, fused=True)
+    for cls in (AdamW, SGD):
+        cls([{"params": [p], "foreach": True, "differentiable": False}], foreach=True, differentiable=False)
     assert copy.deepcopy(optimizer).param_groups[0]["amsgrad"] is True
