@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from gradalign import checks, estimators
-from gradalign.estimators import NORMALIZATIONS, Options, RunningMean, Schedule, Settings, Step
+from gradalign.estimators import NORMALIZATIONS, Options, Resting, RunningMean, Schedule, Settings, Step
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
 from gradalign.space import ParamSpace, Vector
@@ -95,24 +95,38 @@ class GradAlign(Method):
             radius=None
             if radius is None
             else checks.positive("radius", radius, "a length, in the units of the parameters"),
-            telemetry=telemetry,
+            telemetry=checks.flag("telemetry", telemetry),
         )
-        self._estimator = estimators.ESTIMATORS[checks.one_of("estimator", estimator, estimators.ESTIMATORS)]
-        own, normalizations = self._estimator.own, self._estimator.normalizations
-        checks.estimator_fits(estimator, own, normalizations, objective, settings.objective.own, normalize)
+        self._estimator = checks.one_of("estimator", estimator, estimators.ESTIMATORS)
+        known = estimators.ESTIMATORS[estimator]
+        checks.estimator_fits(estimator, known.own, known.normalizations, objective, settings.objective.own, normalize)
         self._mean = RunningMean()
         self._optimizer = None if optimizer is None else checks.gradalign_optimizer(optimizer)
+        if estimator == "momentum" and self._optimizer is not None:
+            checks.keeps_first_moment(self._optimizer)
         self._options = Options(
             probe_fraction=checks.fraction("probe_fraction", probe_fraction),
             probes=checks.one_of("probes", probes, ("last", "rotate")),
             gradients=checks.one_of("gradients", gradients, ("device", "host", "recompute")),
             mean=self._past_gradients,
         )
+        checks.only_with("probes", probes, "last", "estimator", estimator, "split")
+        checks.only_with("gradients", gradients, "device", "estimator", estimator, "leave_one_out")
         self._every = checks.count("every", every, least=1)
         super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
+        if self._optimizer is not None:
+            checks.steps_some(self._optimizer, self._trainable())
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
-        return self._estimator.make(step, total, self._options)
+        return estimators.ESTIMATORS[self._estimator].make(step, total, self._options)
+
+    def _may_act(self) -> bool:
+        return callable(self._weight) or self._weight != 0
+
+    def _resting(self, step: Step, total: Vector) -> Schedule:
+        if self._estimator == "momentum" and self._optimizer is None and self._may_act():
+            return Resting(step, total, self._mean)
+        return super()._resting(step, total)
 
     def _past_gradients(self, space: ParamSpace) -> tuple[Vector, RunningMean | None]:
         if self._optimizer is None:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradalign import graph
+from gradalign.addresses import span
+
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     """`value` if it is one of `allowed`."""
@@ -59,6 +62,8 @@ def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, 
     shares memory is refused, since the result would depend on the order of the work.
     """
     named = {**mutated, **read}
+    for name, tensors in named.items():
+        tensor_list(op, name, tensors)
     (first_name, first), *others = named.items()
     for name, tensors in others:
         if len(tensors) != len(first):
@@ -82,6 +87,47 @@ def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, 
     _no_overlap(op, mutated, read)
 
 
+def tensor_list(op: str, name: str, tensors: Any) -> None:
+    """A list that can be read more than once (an iterator would be empty the second time), of tensors."""
+    if isinstance(tensors, (Tensor, Mapping, str)) or not (
+        hasattr(tensors, "__len__") and hasattr(tensors, "__getitem__")
+    ):
+        remedy = f"[{name}]" if isinstance(tensors, Tensor) else f"list({name})"
+        raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(tensors).__name__}; pass {remedy}")
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(t).__name__} in {name}[{i}]")
+
+
+def scalars(op: str, device: torch.device | None, named: Mapping[str, object]) -> None:
+    """0-dim tensors where the lists are; None is left out."""
+    for name, value in named.items():
+        if value is None:
+            continue
+        where = device or "the device of the lists"
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{op}: expected {name} to be a 0-dim tensor on {where}; got {type(value).__name__} ({value!r}); "
+                "make it with torch.full((), value, device=...)"
+            )
+        if value.dim() != 0 or (device is not None and value.device != device):
+            raise ValueError(
+                f"{op}: expected {name} to be a 0-dim tensor on {where}; got shape {tuple(value.shape)} on {value.device}; "
+                "make it with torch.full((), value, device=...)"
+            )
+
+
+def holds(op: str, name: str, tensors: Sequence[Tensor], other: str, others: Sequence[Tensor], wider: bool) -> None:
+    """Every tensor has the dtype of its counterpart, or (`wider`) one that holds all of its values."""
+    for i, (t, o) in enumerate(zip(tensors, others, strict=True)):
+        if t.dtype != (torch.promote_types(t.dtype, o.dtype) if wider else o.dtype):
+            dtype = f"{o.dtype} or wider" if wider else str(o.dtype)
+            raise TypeError(
+                f"{op}: expected {name}[{i}] to be {dtype}, as {other}[{i}]; got {t.dtype}, which would not give it back "
+                "bit for bit"
+            )
+
+
 def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
     for name, tensors in mutated.items():
         for i, t in enumerate(tensors):
@@ -92,33 +138,28 @@ def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, S
                     f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
                 )
     spans = sorted(
-        (*_span(t), name in mutated, i, name, _layout(t))
+        (*span(t), name in mutated, i, name, _layout(t))
         for name, tensors in {**mutated, **read}.items()
         for i, t in enumerate(tensors)
         if t.numel() and t.device.type != "meta"
     )
     reach: tuple | None = None  # of those so far, the one that reaches furthest
     written: tuple | None = None  # the same, of those that are written
-    for span in spans:
-        for other in (written, reach if span[2] else None):
-            if other is not None and span[0] < other[1]:
+    for here in spans:
+        for other in (written, reach if here[2] else None):
+            if other is not None and here[0] < other[1]:
                 in_place = (
-                    span[3] == other[3] and span[5] == other[5] and not (span[2] and other[2] and span[4] == other[4])
+                    here[3] == other[3] and here[5] == other[5] and not (here[2] and other[2] and here[4] == other[4])
                 )
                 if not in_place:
                     raise ValueError(
-                        f"{op}: expected tensors that do not share memory; {span[4]}[{span[3]}] overlaps "
+                        f"{op}: expected tensors that do not share memory; {here[4]}[{here[3]}] overlaps "
                         f"{other[4]}[{other[3]}]; clone one of them"
                     )
-        if reach is None or span[1] > reach[1]:
-            reach = span
-        if span[2] and (written is None or span[1] > written[1]):
-            written = span
-
-
-def _span(t: Tensor) -> tuple[int, int]:
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+        if reach is None or here[1] > reach[1]:
+            reach = here
+        if here[2] and (written is None or here[1] > written[1]):
+            written = here
 
 
 def _layout(t: Tensor) -> tuple:
@@ -185,6 +226,14 @@ def no_consuming_hooks(params: Iterable[Tensor]) -> None:
         )
 
 
+def no_shared_memory(first: str, second: str) -> None:
+    """Two parameters have an element in common; always raises."""
+    raise ValueError(
+        f"model: expected parameters with memory of their own; got {first} and {second}, which share some and would be "
+        "displaced twice; tie parameters by making them one: b.weight = a.weight instead of b.weight.data = a.weight.data"
+    )
+
+
 def trainable(params: list[nn.Parameter]) -> list[nn.Parameter]:
     """`params` if there is something to train, and it is of a kind that can be displaced."""
     if not params:
@@ -203,6 +252,31 @@ def real_and_whole(p: Tensor) -> None:
     if hasattr(p, "placements"):
         raise TypeError(
             "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
+        )
+
+
+def callable_(name: str, value: object, remedy: str) -> None:
+    """Something that can be called to compute a loss."""
+    if not callable(value):
+        raise TypeError(
+            f"{name}: expected a function that computes the loss; got {type(value).__name__}; pass {remedy}"
+        )
+
+
+def untouched(left: Any, found: Any) -> None:
+    """Nobody wrote parameters or gradients while control was with the caller; both are `gradalign.method.Left`."""
+    changed = []
+    if (
+        any(a is not b for a, b in zip(left.grads, found.grads, strict=True))
+        or left.grad_versions != found.grad_versions
+    ):
+        changed.append(".grad")
+    if left.param_versions != found.param_versions:
+        changed.append("parameters")
+    if changed:
+        raise RuntimeError(
+            f"accumulate: expected .grad and parameters to be left alone between the micro-batches of a step; got changed "
+            f"{' and '.join(changed)}; clip, step and zero_grad after the `with` block, and call no other backward in it"
         )
 
 
@@ -228,11 +302,17 @@ def modules(model: object) -> list[nn.Module]:
     for m in several:
         if not isinstance(m, nn.Module):
             raise TypeError(f"model: expected an nn.Module or several; got {type(m).__name__}")
-        if isinstance(m, nn.parallel.DistributedDataParallel):
-            raise TypeError(
-                "model: expected the module itself; got DistributedDataParallel, which would average the scaled gradients of "
-                "every pass; pass and call model.module, and average .grad after aligner.backward"
-            )
+        for inner in m.modules():
+            if isinstance(inner, nn.parallel.DistributedDataParallel):
+                raise TypeError(
+                    "model: expected the module itself; got DistributedDataParallel, which would average the scaled gradients "
+                    "of every pass; pass and call model.module, and average .grad after aligner.backward"
+                )
+            if type(inner).__name__ == "FullyShardedDataParallel":
+                raise TypeError(
+                    "model: expected whole parameters; got FullyShardedDataParallel; gradalign does not support sharded "
+                    "training yet"
+                )
     return several
 
 
@@ -292,15 +372,26 @@ def no_refusal(grads: Iterable[Tensor]) -> None:
     `torch.autograd.grad` runs only what lies on a way to its inputs; the refusal of `once_differentiable` hangs on a leaf of
     its own, so that what depends on the parameters through such a function would be missing without a word.
     """
-    waiting, seen = [g.grad_fn for g in grads], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
+    if any(node.name() == "torch::autograd::Error" for node in graph.nodes(grads)):
+        raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
+def no_strangers(strangers: Sequence[Tensor]) -> None:
+    """The loss trains no parameter but the model's."""
+    if strangers:
+        shapes = ", ".join(str(tuple(p.shape)) for p in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise ValueError(
+            f"loss_fn: expected a loss of the model's parameters; got one that also trains {len(strangers)} that are not in it "
+            f"(shapes {shapes}), whose .grad would be left with the scaled gradients of single passes; give every module "
+            "that is trained, model=[encoder, head], and run the others under torch.no_grad() or with requires_grad off"
+        )
+
+
+def no_once_only(loss: Tensor) -> None:
+    """The loss has second derivatives all the way."""
+    name = graph.once_only(loss)
+    if name is not None:
+        raise RuntimeError(f"trying to differentiate twice {name}, which was marked with @once_differentiable")
 
 
 def estimator_fits(
@@ -326,11 +417,75 @@ def gradalign_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
-def labels(tasks: Sequence[str], num: int) -> list[str]:
+def keeps_first_moment(optimizer: Any) -> None:
+    """The mean of past gradients that `momentum` follows exists."""
+    if not optimizer.keeps_first_moment:
+        name = type(optimizer).__qualname__
+        raise ValueError(
+            f'optimizer: expected one with a first moment, which estimator "momentum" follows; got {name} '
+            "without momentum; give it one, or pass optimizer=None and the mean is kept here"
+        )
+
+
+def steps_some(optimizer: Any, params: Sequence[Tensor]) -> None:
+    """The optimizer is that of the model."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in stepped for p in params):
+        raise ValueError(
+            "optimizer: expected the optimizer of the model's parameters; got one that steps none of them; make it from "
+            "model.parameters()"
+        )
+
+
+def only_with(name: str, value: object, default: object, owner: str, chosen: str, needed: str) -> None:
+    """An option that means something with one choice of `owner` alone is left alone with the others."""
+    if value != default and chosen != needed:
+        raise ValueError(
+            f'{name}: expected {default!r} with {owner} "{chosen}", which has no other; got {value!r}; '
+            f'it belongs to {owner}="{needed}"'
+        )
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False; got {value!r}")
+    return value
+
+
+def grad_scaler(scaler: Any) -> Any:
+    """A GradScaler, torch's or one that does the same, or None."""
+    if scaler is not None and not (callable(getattr(scaler, "scale", None)) and hasattr(scaler, "is_enabled")):
+        raise TypeError(f"scaler: expected a torch.amp.GradScaler or None; got {type(scaler).__name__}")
+    return scaler
+
+
+def saved_state(state: object, owner: str) -> Mapping[str, Any]:
+    """What `state_dict` of the same class returns."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"load_state_dict: expected the state_dict of a {owner}; got {type(state).__name__}")
+    if "num_steps" not in state:
+        raise ValueError(f"load_state_dict: expected the state of a {owner} (num_steps); got keys {sorted(state)}")
+    return state
+
+
+def labels(tasks: Iterable[str], num: int) -> list[str]:
     """One label for each of `num` micro-batches."""
-    if isinstance(tasks, str) or len(tasks) != num:
-        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {tasks!r}")
-    return [str(task) for task in tasks]
+    found = [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
+    if isinstance(tasks, str) or len(found) != num:
+        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {found}")
+    return found
+
+
+def figure_class(name: str) -> Any:
+    """Matplotlib's class of a figure that needs no display and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            f"{name}: expected matplotlib; got none; pip install matplotlib, or gradalign[demo]"
+        ) from error
+    return Figure
 
 
 def usable_direction(norm: float) -> None:

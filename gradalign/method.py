@@ -5,16 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign import checks
+from gradalign.addresses import ParamMemory
 from gradalign.batches import handed_out
 from gradalign.estimators import Plain, Schedule, Settings, Step
+from gradalign.graph import Survey
 from gradalign.low_precision import Displaced, DisplacementWatch
 from gradalign.passes import Closure, Passes
 from gradalign.replay import BufferState, modules_with_buffers
@@ -53,8 +56,8 @@ class Method(ABC):
     ) -> None:
         self._models = checks.modules(model)
         self._settings = settings
-        self._scaler = scaler
-        self._zeroed_grads = zeroed_grads
+        self._scaler = checks.grad_scaler(scaler)
+        self._zeroed_grads = checks.flag("zeroed_grads", zeroed_grads)
         self._backend = backend
         self._params = None if params is None else checks.subset(params, self._trainable())
         self._num_steps = 0
@@ -62,7 +65,10 @@ class Method(ABC):
         self._stats: AlignmentStats | None = None
         self._weight_cell: Tensor | None = None
         self._watch = DisplacementWatch()
-        ParamSpace(self._trainable(), self._params, backend)  # an impossible backend or dtype shows here, not in a step
+        self._survey: Survey | None = None
+        params = self._trainable()
+        ParamSpace(params, self._params, backend)  # an impossible backend or dtype shows here, not in a step
+        self._memory = self._memory_of(params)
 
     @abstractmethod
     def _schedule(self, step: Step, total: Vector) -> Schedule:
@@ -78,6 +84,14 @@ class Method(ABC):
     def _weight_now(self) -> float:
         """The weight of the coming step; 0 is the plain accumulation loop."""
         return 1.0
+
+    def _may_act(self) -> bool:
+        """Whether the term is there in some step: what does not go with it is refused in the first, wherever that is."""
+        return True
+
+    def _resting(self, step: Step, total: Vector) -> Schedule:
+        """The passes of a step without the term."""
+        return Plain(step, total)
 
     @property
     def displaced(self) -> bool:
@@ -112,7 +126,9 @@ class Method(ABC):
             micro_batches: k >= 2 of them.
             reduction: "mean": the step's loss is the mean of the losses; "sum": they already carry their 1/k.
             has_aux: loss_fn returns (loss, anything).
-            backward: who differentiates the scaled loss, `accelerator.backward` for instance; None: autograd.
+            backward: who differentiates the scaled loss, `accelerator.backward` for instance (the bound method or a partial of
+                it: behind a lambda, an Accelerator's division by its gradient_accumulation_steps is not seen and not
+                cancelled); None: autograd.
             tasks: a label for every micro-batch: the step then also measures the alignment of the tasks (as with telemetry).
 
         Returns:
@@ -125,6 +141,7 @@ class Method(ABC):
 
         After any exception parameters and buffers are as before the call and `.grad` is None.
         """
+        checks.callable_("loss_fn", loss_fn, "a function of a micro-batch")
         batches = checks.micro_batches(micro_batches)
 
         def closure_of(batch: Any) -> Closure:
@@ -160,7 +177,7 @@ class Method(ABC):
             ValueError: k below 2.
         """
         checks.count("k", k, least=2)
-        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward, tasks), k)
+        return Accumulation(lambda: self._begin(k, reduction, has_aux, backward, tasks, one_by_one=True), k)
 
     def before_replay(self) -> bool:
         """The next step is the replay of one that was captured in a CUDA graph: its weight goes to the device, and it counts.
@@ -189,17 +206,22 @@ class Method(ABC):
         """Go on from a `state_dict`.
 
         Raises:
+            TypeError: no mapping.
             ValueError: a state without the number of steps.
         """
-        if "num_steps" not in state:
-            raise ValueError(
-                f"load_state_dict: expected the state of a {type(self).__name__} (num_steps); got keys {sorted(state)}"
-            )
+        state = checks.saved_state(state, type(self).__name__)
         self._num_steps = checks.count("num_steps", state["num_steps"], least=0)
 
     def _trainable(self) -> list[Parameter]:
         params = {id(p): p for model in self._models for p in model.parameters() if p.requires_grad}
         return checks.trainable(list(params.values()))
+
+    def _memory_of(self, params: list[Parameter]) -> ParamMemory:
+        memory = ParamMemory(params)
+        if memory.shared is not None:
+            names = {id(p): name for model in self._models for name, p in model.named_parameters()}
+            checks.no_shared_memory(*(names[id(params[i])] for i in memory.shared))
+        return memory
 
     def _begin(
         self,
@@ -208,6 +230,7 @@ class Method(ABC):
         has_aux: bool,
         backward: Callable[[Tensor], Any] | None,
         tasks: Sequence[str] | None,
+        one_by_one: bool = False,
     ) -> OpenStep:
         """Check everything that can be checked before anything is touched."""
         checks.one_of("reduction", reduction, REDUCTIONS)
@@ -222,8 +245,12 @@ class Method(ABC):
             checks.no_grads(space.params)
         differentiate, loss_scale = self._differentiation(space, backward)
         modules = modules_with_buffers(self._models)
+        if not self._memory.is_of(space.params):
+            self._memory = self._memory_of(space.params)
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
-        passes = Passes(space, self._models, modules, factor, differentiate, has_aux, self._notice)
+        passes = Passes(
+            space, self._models, modules, self._memory, factor, differentiate, has_aux, self._notice, self._survey
+        )
         masters, index = self._masters(space), self._num_steps
         step = Step(
             space,
@@ -239,20 +266,29 @@ class Method(ABC):
             tasks,
         )
         total = space.grads()
-        schedule = self._schedule(step, total) if weight else Plain(step, total)
-        if backward is not None and schedule.differentiates:
+        active = self._schedule(step, total) if weight or self._may_act() else None
+        if backward is not None and active is not None and active.differentiates:
             raise ValueError(
-                f"backward: expected None with {type(schedule).__name__}, which differentiates twice by itself; got "
+                f"backward: expected None with {type(active).__name__}, which differentiates twice by itself; got "
                 f"{getattr(backward, '__qualname__', backward)}; use an estimator with finite differences"
             )
-        return OpenStep(self, step, schedule, BufferState(modules))
+        if one_by_one and active is not None and active.needs_all:
+            raise ValueError(
+                f"accumulate: expected an estimator that sees every micro-batch once; got {type(active).__name__}, "
+                "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
+            )
+        schedule = active if active is not None and weight else self._resting(step, total)
+        return OpenStep(self, step, schedule, BufferState(modules, self._memory))
 
     def _differentiation(
         self, space: ParamSpace, backward: Callable[[Tensor], Any] | None
     ) -> tuple[Callable[[Tensor], Any], Tensor | None]:
         """Who differentiates a loss, and the loss scale in it."""
         call = Tensor.backward if backward is None else backward
-        owner = getattr(backward, "__self__", None)
+        bound = backward
+        while isinstance(bound, partial):
+            bound = bound.func
+        owner = getattr(bound, "__self__", None)
         divides_by = getattr(owner, "gradient_accumulation_steps", 1)
         scaler: torch.amp.GradScaler | None = checks.one_scaler(self._scaler, getattr(owner, "scaler", None))
         if scaler is None or not scaler.is_enabled():
@@ -298,8 +334,14 @@ class OpenStep:
         self._method._restored(self._step.space)
         self._method._stats = stats
         self._method._num_steps += 1
+        self._method._survey = self.passes.survey
         self._method._watch.note(stats.displacement_cosine, self._displaced(stats), stacklevel=3)
         return stats.loss
+
+    def left(self) -> Left:
+        """What the step finds again at its next micro-batch."""
+        params, grads = self._step.space.params, self._step.space.grads()
+        return Left(grads, [None if g is None else g._version for g in grads], [p._version for p in params])
 
     def _displaced(self, stats: AlignmentStats) -> Displaced:
         space = self._step.space
@@ -308,13 +350,22 @@ class OpenStep:
 
     def abort(self) -> None:
         """Parameters, buffers and the aligner as before the step, `.grad` None."""
-        self._step.displacement.restore()
-        self._buffers.put_back()
-        self._step.space.set_grads(None)
         method = self._method
+        self._step.displacement.restore()
+        self._step.space.set_grads(None)
+        self.passes.forget()
+        self._buffers.put_back()
         method._num_steps, method._stats, grad_enabled = self._before
         method._displaced = False
         torch.set_grad_enabled(grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
+
+
+class Left(NamedTuple):
+    """`.grad` and parameters while control is with the caller."""
+
+    grads: Vector
+    grad_versions: list[int | None]
+    param_versions: list[int]
 
 
 class Accumulation:
@@ -325,16 +376,12 @@ class Accumulation:
         self._k = k
         self._open: OpenStep | None = None
         self._losses: list[Tensor] = []
+        self._left: Left | None = None
 
     def __enter__(self) -> Accumulation:
-        step = self._begin()
-        if step.schedule.needs_all:
-            raise ValueError(
-                f"accumulate: expected an estimator that sees every micro-batch once; got {type(step.schedule).__name__}, "
-                "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
-            )
-        self._open = step
+        self._open = step = self._begin()
         self._losses = []
+        self._left = step.left()
         return self
 
     def backward(self, closure: Closure) -> Any:
@@ -347,7 +394,7 @@ class Accumulation:
             The loss of the base pass, detached; with has_aux (loss, aux).
 
         Raises:
-            RuntimeError: outside the `with` block, or after a failed call.
+            RuntimeError: outside the `with` block, after a failed call, or after parameters or `.grad` were written in between.
             ValueError: more than k calls, or a loss that is not a scalar with a graph.
         """
         step = self._open
@@ -357,9 +404,12 @@ class Accumulation:
             )
         if len(self._losses) == self._k:
             raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
+        checks.callable_("closure", closure, "lambda: loss_fn(micro_batch)")
         try:
+            checks.untouched(self._left, step.left())
             loss = step.schedule.visit(closure)
             self._losses.append(loss)
+            self._left = step.left()
             if len(self._losses) == self._k:
                 step.complete(self._losses)
             return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss

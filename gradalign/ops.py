@@ -152,16 +152,25 @@ def perturb_(
         float64 tensor [delta.d, d.d, delta.delta], delta being the displacement that the dtype could represent.
 
     Raises:
-        ValueError: lists that differ in length, shapes or devices, or share memory.
-        TypeError: tensors that are not dense, real and floating-point.
+        ValueError: lists that differ in length, shapes or devices, or share memory; ys without scale_y, or the reverse.
+        TypeError: tensors that are not dense, real and floating-point; backups that cannot hold theta.
     """
-    read = {"xs": xs} if ys is None else {"xs": xs, "ys": ys}
-    _check("perturb_", {"params": params, "backups": backups}, read)
+    if not torch.compiler.is_compiling():
+        if (ys is None) != (scale_y is None):
+            given, missing = ("ys", "scale_y") if scale_y is None else ("scale_y", "ys")
+            raise ValueError(f"perturb_: expected ys and scale_y together, or neither; got {given} without {missing}")
+        read = {"xs": xs} if ys is None else {"xs": xs, "ys": ys}
+        _check("perturb_", {"params": params, "backups": backups}, read, scale=scale, scale_y=scale_y)
+        checks.holds("perturb_", "backups", backups, "params", params, wider=from_backups)
     return torch.ops.gradalign.perturb_(params, backups, xs, scale, ys, scale_y, from_backups)
 
 
 def restore_(params: Tensors, backups: Tensors) -> None:
     """Put theta back: theta <- backup, bit for bit where the dtypes agree, else rounded once.
+
+    Args:
+        params: the tensors to restore; written.
+        backups: theta, the same shapes, of any floating dtype.
 
     Raises:
         ValueError: lists that differ in length, shapes or devices, or share memory.
@@ -174,16 +183,27 @@ def restore_(params: Tensors, backups: Tensors) -> None:
 def swap_(params: Tensors, backups: Tensors) -> None:
     """Exchange params and backups, bit for bit.
 
+    Args:
+        params: tensors; written.
+        backups: tensors of the same shapes and dtypes; written.
+
     Raises:
         ValueError: lists that differ in length, shapes or devices, or share memory.
-        TypeError: tensors that are not dense, real and floating-point.
+        TypeError: tensors that are not dense, real and floating-point, or differ in dtype.
     """
     _check("swap_", {"params": params, "backups": backups}, {})
+    if not torch.compiler.is_compiling():
+        checks.holds("swap_", "backups", backups, "params", params, wider=False)
     torch.ops.gradalign.swap_(params, backups)
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
     """acc <- acc + scale g, of any mix of dtypes; a scale of 0 selects acc, even where g is inf or NaN.
+
+    Args:
+        accs: the accumulators; written.
+        grads: what is added, the same shapes.
+        scale: 0-dim tensor.
 
     Returns:
         float64 tensor [g.g, g.acc], acc being the value before.
@@ -192,12 +212,19 @@ def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
         ValueError: lists that differ in length, shapes or devices, or share memory.
         TypeError: tensors that are not dense, real and floating-point.
     """
-    _check("accumulate_", {"accs": accs}, {"grads": grads})
+    _check("accumulate_", {"accs": accs}, {"grads": grads}, scale=scale)
     return torch.ops.gradalign.accumulate_(accs, grads, scale)
 
 
 def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:
     """out <- a x + b y; an out may be its own x or y.
+
+    Args:
+        outs: where the result goes; written.
+        xs: tensors of the same shapes.
+        ys: tensors of the same shapes.
+        a: 0-dim tensor, multiplies `xs`.
+        b: 0-dim tensor, multiplies `ys`.
 
     Returns:
         float64 tensor [out.out] of the stored values.
@@ -206,7 +233,7 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
         ValueError: lists that differ in length, shapes or devices, or share memory.
         TypeError: tensors that are not dense, real and floating-point.
     """
-    _check("combine_", {"outs": outs}, {"xs": xs, "ys": ys})
+    _check("combine_", {"outs": outs}, {"xs": xs, "ys": ys}, a=a, b=b)
     return torch.ops.gradalign.combine_(outs, xs, ys, a, b)
 
 
@@ -450,6 +477,8 @@ def _check_step(
         step_checks.step_lists(op, params, grads, states, masters, steps, scalars)
 
 
-def _check(op: str, mutated: dict[str, Tensors], read: dict[str, Tensors]) -> None:
+def _check(op: str, mutated: dict[str, Tensors], read: dict[str, Tensors], **scalars: Tensor | None) -> None:
     if not torch.compiler.is_compiling():  # the checks read addresses, which a traced program does not have
         checks.tensor_lists(op, mutated, read)
+        first = next(iter((mutated or read).values()))
+        checks.scalars(op, first[0].device if len(first) else None, scalars)

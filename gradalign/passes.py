@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradalign import checks
+from gradalign.addresses import ParamMemory
+from gradalign.graph import Survey, survey
 from gradalign.replay import BufferState, RandomState
 from gradalign.space import ParamSpace, Vector
 
@@ -26,10 +28,13 @@ class Passes:
         space: the trainable parameters.
         models: where forward hooks look for autocast.
         modules: every module whose buffers are replayed.
+        memory: where the parameters are.
         factor: see above.
         differentiate: called with the scaled loss, `loss.backward()` by default.
         has_aux: whether closures return (loss, anything).
         notice: told True before a displaced pass and False after it.
+        survey: what an earlier step found in the graph of its loss; None: the first loss is looked at. It may train nothing
+            but the parameters, and it shows autocast that is opened deep inside a model.
     """
 
     def __init__(
@@ -37,20 +42,24 @@ class Passes:
         space: ParamSpace,
         models: Iterable[nn.Module],
         modules: Iterable[nn.Module],
+        memory: ParamMemory,
         factor: float,
         differentiate: Callable[[Tensor], Any],
         has_aux: bool,
         notice: Callable[[bool], None],
+        survey: Survey | None = None,
     ) -> None:
         self._space = space
         self._models = list(models)
         self._modules = list(modules)
+        self._memory = memory
         self._factor = factor
         self._differentiate = differentiate
         self.has_aux = has_aux
         self._notice = notice
         self._devices = sorted({p.device for p in space.params}, key=str)
-        self.autocast = _autocast_enabled(self._devices)
+        self.survey = survey
+        self.autocast = _autocast_enabled(self._devices) or (survey is not None and survey.narrowed)
         self.count = 0
         self.aux: list[Any] = []
 
@@ -79,16 +88,19 @@ class Passes:
         return gradient
 
     def differentiable(
-        self, closure: Closure, scale: Tensor, inputs: Sequence[Tensor] | None = None
+        self, closure: Closure, scale: Tensor, inputs: Sequence[Tensor] | None = None, name: str = "exact"
     ) -> tuple[Tensor, Vector]:
         """A base pass by `torch.autograd.grad`; returns its loss, detached, and the gradient with its graph.
 
-        The gradient is that by the parameters, or by the tensors that stand in for them.
+        The gradient is that by the parameters, or by the tensors that stand in for them. `name` is what an error is said to
+        come from.
         """
         inputs = self._space.params if inputs is None else inputs
         self._space.set_grads(None)
         with self._watching_autocast():
             loss = self._loss(closure, self._space.zeros(), keep_aux=True)
+            with checks.twice_differentiable(name):
+                checks.no_once_only(loss)
             factor = (scale * self._factor).to(loss.device, non_blocking=True)
             graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
@@ -110,7 +122,7 @@ class Passes:
 
     def moment(self) -> Moment:
         """The random numbers and buffers of now, to come back to."""
-        return Moment(self._devices, self._modules)
+        return Moment(self._devices, self._modules, self._memory)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
         self._space.set_grads(into)
@@ -130,6 +142,11 @@ class Passes:
         loss, aux = checks.loss_and_aux(closure()) if self.has_aux else (closure(), None)
         checks.differentiable_scalar(loss)
         checks.no_backward_inside(before, self._space.grads())
+        if self.survey is None:
+            found = survey(loss, self._space.params)
+            checks.no_strangers(found.strangers)
+            self.autocast = self.autocast or found.narrowed
+            self.survey = found._replace(narrowed=self.autocast)
         if keep_aux:
             self.aux.append(aux)
         return loss.reshape(())
@@ -141,23 +158,31 @@ class Passes:
             yield
             return
 
-        def note(*_: object) -> None:
-            self.autocast = self.autocast or _autocast_enabled(self._devices)
-
-        handles = [model.register_forward_pre_hook(note) for model in self._models]
         try:
+            for model in self._models:
+                if not isinstance(model, torch.jit.ScriptModule):  # which takes no hook
+                    model.register_forward_pre_hook(self._note_autocast)
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self.forget()
+
+    def _note_autocast(self, *_: object) -> None:
+        self.autocast = self.autocast or _autocast_enabled(self._devices)
+
+    def forget(self) -> None:
+        """Leave no hook behind; an interrupt may have come between a hook and its handle."""
+        for model in self._models:
+            hooks = model._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
+                del hooks[key]
 
 
 class Moment:
     """Random numbers and buffer values at one moment of a step."""
 
-    def __init__(self, devices: list[torch.device], modules: list[nn.Module]) -> None:
+    def __init__(self, devices: list[torch.device], modules: list[nn.Module], memory: ParamMemory) -> None:
         self._random = RandomState(devices)
-        self._buffers = BufferState(modules)
+        self._buffers = BufferState(modules, memory)
 
     def put_back(self) -> None:
         """The random numbers and buffers as they were."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradalign.addresses import ParamMemory, span
+
 
 class RandomState:
     """The global random number generators: torch's of the CPU and of the given devices, Python's and NumPy's."""
@@ -32,23 +34,53 @@ class RandomState:
 
 
 class BufferState:
-    """All buffers of some modules, by module and name, since modules reassign them as well as write into them."""
+    """All buffers of some modules, by module and name, since modules reassign them as well as write into them.
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._buffers = [(m, dict(m._buffers)) for m in modules]
+    Args:
+        modules: whose buffers.
+        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
+        self._buffers = [(m, dict(m._buffers.items())) for m in modules]
         tensors = {id(b): b for _, named in self._buffers for b in named.values() if b is not None}
-        self._tensors: list[Tensor] = [t.detach() for t in tensors.values()]
-        self._values = [t.clone() for t in self._tensors]
+        self._tensors = [b for b in tensors.values() if not memory.covers(b)]
+        self._places: list[Tensor] = [t.detach() for t in self._tensors]
+        self._owned = [_owned(t) for t in self._places]
+        self._values = [t.clone() for t in self._owned]
 
+    @torch.no_grad()
     def put_back(self) -> None:
-        """Every buffer the same tensor with the same value as when this was made, none added, none gone."""
+        """Every buffer the same tensor of the same size with the same values as when this was made, none added, none gone."""
         for module, named in self._buffers:
             now = module._buffers
-            if now.keys() != named.keys() or any(now[name] is not named[name] for name in named):
+            # Of a ScriptModule they are not there to be exchanged.
+            if isinstance(now, dict) and (now.keys() != named.keys() or any(now[k] is not b for k, b in named.items())):
                 now.clear()
                 now.update(named)
+        for t, place in zip(self._tensors, self._places, strict=True):
+            if t.layout is torch.strided and _geometry(t) != _geometry(place):
+                t.set_(place)  # type: ignore[call-overload]
         if self._tensors:
-            torch._foreach_copy_(self._tensors, self._values)
+            torch._foreach_copy_(self._owned, self._values)
+
+
+def _geometry(t: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return t.data_ptr(), t.shape, t.stride()
+
+
+def _owned(t: Tensor) -> Tensor:
+    """A view of a tensor's memory that has every element once: of one that is expanded or overlaps itself, the stretch."""
+    if t.layout is not torch.strided or t.is_contiguous():
+        return t
+    once = t[tuple(slice(None) if stride else slice(1) for stride in t.stride())]
+    reach = 0
+    for stride, size in sorted(zip(once.stride(), once.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            first, end = span(t)
+            return t.as_strided(((end - first) // t.element_size(),), (1,))
+        reach += stride * (size - 1)
+    return once
 
 
 def modules_with_buffers(models: Iterable[nn.Module]) -> list[nn.Module]:

@@ -27,19 +27,14 @@ def step_lists(
     if masters:
         mutated["masters"] = masters
     checks.tensor_lists(op, mutated, {})
+    checks.tensor_list(op, "steps", steps)
     if len(steps) != len(params):
         raise ValueError(
             f"{op}: expected steps to have one tensor for each of params ({len(params)}); got {len(steps)}; "
             "make them with torch.zeros((), device=p.device)"
         )
     device = params[0].device if params else None
-    zero_dim = {**{f"steps[{i}]": step for i, step in enumerate(steps)}, **scalars}
-    for name, scalar in zero_dim.items():
-        if scalar is not None and (scalar.dim() != 0 or (device is not None and scalar.device != device)):
-            raise ValueError(
-                f"{op}: expected {name} to be a 0-dim tensor on {device}; got shape {tuple(scalar.shape)} on {scalar.device}; "
-                "make it with torch.full((), value, device=...)"
-            )
+    checks.scalars(op, device, {**{f"steps[{i}]": step for i, step in enumerate(steps)}, **scalars})
     if scalars.get("seed") is not None:
         stochastic_rounding(op, params, masters)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradalign import checks
+
 
 @dataclass(frozen=True)
 class AlignmentStats:
@@ -115,12 +117,13 @@ def plot_tasks(stats: AlignmentStats, path: str | PathLike[str]) -> None:
 
     Raises:
         ValueError: statistics without tasks.
+        ImportError: no matplotlib.
     """
     if stats.tasks is None or stats.task_cosines is None:
         raise ValueError("plot_tasks: expected statistics with tasks; got none; pass tasks=[...] to aligner.backward")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 0.7 * len(stats.tasks), 1 + 0.7 * len(stats.tasks)), layout="constrained")
+    figure = checks.figure_class("plot_tasks")(
+        figsize=(1.5 + 0.7 * len(stats.tasks), 1 + 0.7 * len(stats.tasks)), layout="constrained"
+    )
     axes = figure.add_subplot()
     values = stats.task_cosines.tolist()
     image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu")

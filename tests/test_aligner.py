@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import UserDict
+from functools import partial
 
 import pytest
 import torch
@@ -182,6 +185,91 @@ def test_the_radius_follows_dtype_and_autocast():
     assert radius(torch.bfloat16, radius=0.2) == 0.2
 
 
+class AutocastInside(nn.Module):
+    """Opens autocast itself, as a model prepared by an Accelerator does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(x).float().square().mean()
+
+    def training_loss(self, x):
+        return self.inner(x).float().square().mean()
+
+
+@pytest.mark.parametrize("where", ["in forward", "around forward", "around a part", "around another method"])
+def test_autocast_is_seen_wherever_it_is_opened(where):
+    model = AutocastInside()
+    if where == "around forward":
+        model.inner.forward = torch.autocast("cpu", torch.bfloat16)(model.inner.forward)
+    calls = {
+        "in forward": model,
+        "around forward": lambda x: model.inner(x).float().square().mean(),
+        "around a part": lambda x: model.inner[2](
+            torch.autocast("cpu", torch.bfloat16)(model.inner[0])(x).float()
+        ).mean(),
+        "around another method": torch.autocast("cpu", torch.bfloat16)(model.training_loss),
+    }
+    aligner = GradAlign(model, 0.1)
+    for _ in range(2):
+        model.zero_grad()
+        aligner.backward(calls[where], list(torch.randn(4, 5, 3)))
+        assert aligner.stats.radius == 0.03
+
+
+def test_autocast_is_seen_in_every_step_of_a_compiled_model():
+    model = nn.Linear(4, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+    aligner = GradAlign(model, 0.1)
+
+    def loss_fn(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return compiled(x).float().square().mean()
+
+    for _ in range(3):
+        aligner.backward(loss_fn, list(torch.randn(4, 3, 4)))
+        model.zero_grad()
+        assert aligner.stats.radius == 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cast_of_inputs_or_to_a_wider_dtype_is_no_autocast(dtype):
+    model = nn.Linear(3, 3)
+    aligner = GradAlign(model, 0.1)
+    scale = torch.ones(3, requires_grad=True)
+
+    def loss_fn(x):
+        y = F.linear(x.to(dtype), model.weight.to(dtype), model.bias.to(dtype))
+        return y.square().mean() + scale.bfloat16().sum() + y.bfloat16().sum()
+
+    aligner.backward(loss_fn, list(torch.randn(4, 5, 3)))
+    assert aligner.stats.radius == 0.01
+
+
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out", "momentum", "exact"])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_loss_that_trains_parameters_of_another_module_is_refused(estimator, weight):
+    encoder, head = nn.Linear(3, 4), nn.Linear(4, 1)
+    batches = list(torch.randn(4, 5, 3))
+
+    def loss_fn(x):
+        return head(encoder(x).tanh()).square().mean()
+
+    with pytest.raises(ValueError, match=r"trains 2 that are not in it.*model=\[encoder, head\]"):
+        GradAlign(encoder, weight, estimator=estimator).backward(loss_fn, batches)
+    with pytest.raises(ValueError, match="trains 4 that are not in it"):
+        GradAlign(copy.deepcopy(encoder), weight, estimator=estimator).backward(loss_fn, batches)
+    assert all(p.grad is None for p in (*encoder.parameters(), *head.parameters()))
+    GradAlign([encoder, head], weight, estimator=estimator).backward(loss_fn, batches)
+    encoder.zero_grad()
+    head.requires_grad_(False)
+    inputs = [x.requires_grad_() for x in batches]  # leaves that are no parameters are nobody's business
+    GradAlign(encoder, weight, estimator=estimator).backward(loss_fn, inputs)
+
+
 def test_autocast_around_the_call_does_not_cache_undisplaced_weights():
     model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
     batches = list(torch.randn(4, 16, 8))
@@ -213,7 +301,7 @@ def test_a_custom_backward_and_a_dividing_accelerator():
     aligner = GradAlign(model, 0.3)
     aligner.backward(loss_fn, batches)
     expected = grads(model)
-    for backward in (torch.Tensor.backward, Accelerator().backward):
+    for backward in (torch.Tensor.backward, Accelerator().backward, partial(partial(Accelerator().backward))):
         model.zero_grad()
         model.load_state_dict(before)
         aligner.backward(loss_fn, batches, backward=backward)
@@ -457,6 +545,98 @@ def test_accumulate_counts_its_calls():
     assert_close(grads(model), complete, rtol=0)
     with pytest.raises(RuntimeError, match="expected a call inside"):
         step.backward(lambda: loss_fn(batches[0]))
+
+
+def foreign_backward(model, optimizer, loss):
+    loss.backward()
+
+
+def foreign_step(model, optimizer, loss):
+    optimizer.step()
+
+
+def foreign_zero(model, optimizer, loss):
+    optimizer.zero_grad()
+
+
+def foreign_clip(model, optimizer, loss):
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "changed"),
+    [(foreign_backward, ".grad"), (foreign_step, "parameters"), (foreign_zero, ".grad"), (foreign_clip, ".grad")],
+)
+@pytest.mark.parametrize("at", [1, 3])
+def test_what_is_done_between_the_micro_batches_of_accumulate_is_noticed(foreign, changed, at):
+    model, loss_fn, batches = make(Counting)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    aligner = GradAlign(model, 0.1)
+
+    def step_with_a_slip():
+        with aligner.accumulate(4) as step:
+            for i, batch in enumerate(batches):
+                if i == at:
+                    foreign(model, optimizer, loss_fn(batch))
+                    theta.update({name: p.clone() for name, p in model.named_parameters()})
+                step.backward(lambda batch=batch: loss_fn(batch))
+
+    theta = {}
+    with pytest.raises(RuntimeError, match=f"to be left alone between.*got changed {changed};"):
+        step_with_a_slip()
+    assert grads(model) == [None, None]
+    assert all(torch.equal(p, theta[name]) for name, p in model.named_parameters())
+    aligner.backward(loss_fn, batches)
+
+
+def test_likely_slips_are_told_what_to_pass():
+    model, loss_fn, batches = make(Counting)
+    aligner = GradAlign(model, 0.1)
+    with pytest.raises(TypeError, match="loss_fn: expected a function that computes the loss; got Tensor"):
+        aligner.backward(loss_fn(batches[0]), batches)
+    with pytest.raises(TypeError, match="loss_fn: expected a function that computes the loss; got list"):
+        aligner.backward(batches, loss_fn)
+    with aligner.accumulate(4) as step:
+        with pytest.raises(TypeError, match=r"closure: .*got Tensor; pass lambda: loss_fn\(micro_batch\)"):
+            step.backward(loss_fn(batches[0]).detach())
+        for batch in batches:  # nothing was lost
+            step.backward(lambda batch=batch: loss_fn(batch))
+    model.zero_grad()
+    aligner.backward(loss_fn, batches, tasks=(name for name in "abab"))
+    assert aligner.stats.tasks == ("a", "b")
+    with pytest.raises(TypeError, match="load_state_dict: expected the state_dict of a GradAlign; got NoneType"):
+        aligner.load_state_dict(None)
+    with pytest.raises(TypeError, match="scaler: expected a torch.amp.GradScaler or None; got str"):
+        GradAlign(model, 0.1, scaler="x")
+    for name in ("telemetry", "zeroed_grads"):
+        with pytest.raises(TypeError, match=f"{name}: expected True or False; got 'x'"):
+            GradAlign(model, 0.1, **{name: "x"})
+
+
+def test_options_that_mean_nothing_to_an_estimator_are_refused():
+    model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="probes: expected 'last' with estimator \"prefix\""):
+        GradAlign(model, 0.1, estimator="prefix", probes="rotate")
+    with pytest.raises(ValueError, match="gradients: expected 'device' with estimator \"split\""):
+        GradAlign(model, 0.1, gradients="host")
+
+
+def test_wrapped_modules_are_found_inside_others():
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    with pytest.raises(TypeError, match="got FullyShardedDataParallel"):
+        GradAlign(nn.Sequential(nn.Linear(3, 1), FullyShardedDataParallel()), 0.1)
+
+
+def test_an_aligner_can_be_copied_and_pickled():
+    model, loss_fn, batches = make(Counting)
+    aligner = GradAlign(model, 0.1, estimator="prefix")
+    aligner.backward(loss_fn, batches)
+    other = pickle.loads(pickle.dumps(aligner))
+    model.zero_grad()
+    aligner.backward(loss_fn, batches)
+    assert (other.num_steps, aligner.num_steps) == (1, 2)
 
 
 def test_an_error_swallowed_inside_accumulate_does_not_make_a_step():

@@ -140,3 +140,17 @@ def test_an_optimizer_of_another_library_is_refused():
     model, _, _ = low_precision()
     with pytest.raises(TypeError, match=r"optimizer: expected an optimizer of gradalign.optim; got Adam"):
         gradalign.GradAlign(model, 0.1, optimizer=torch.optim.Adam(model.parameters()))
+
+
+def test_an_optimizer_that_cannot_serve_is_refused():
+    model = torch.nn.Linear(3, 1)
+    without = gradalign.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="expected one with a first moment.*got SGD without momentum"):
+        gradalign.GradAlign(model, 0.1, estimator="momentum", optimizer=without)
+    gradalign.GradAlign(model, 0.1, optimizer=without)
+    gradalign.GradAlign(
+        model, 0.1, estimator="momentum", optimizer=gradalign.optim.SGD(model.parameters(), momentum=0.9)
+    )
+    other = gradalign.optim.AdamW(torch.nn.Linear(3, 1).parameters())
+    with pytest.raises(ValueError, match="expected the optimizer of the model's parameters; got one that steps none"):
+        gradalign.GradAlign(model, 0.1, optimizer=other)

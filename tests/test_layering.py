@@ -16,7 +16,7 @@ ROOT = Path(gradalign.__file__).parent
 # Every room may import from those below it in this list, and from itself.
 LAYERS = (
     ("__main__",),
-    ("cli", "integrations"),
+    ("cli",),
     ("__init__",),
     ("aligner", "baselines", "tuning"),
     ("method",),
@@ -31,7 +31,8 @@ LAYERS = (
     ("_C",),
     ("extension", "kernels"),
     ("step_checks",),
-    ("checks", "_version"),
+    ("checks",),
+    ("addresses", "graph", "_version"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 

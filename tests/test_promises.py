@@ -248,6 +248,41 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
         assert torch.is_grad_enabled()
 
 
+def test_2_an_interrupt_where_hooks_come_and_go_leaves_none():
+    model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
+    aligner = gradalign.GradAlign(model, 0.3)
+    names = {"_watching_autocast", "_note_autocast", "forget"}
+
+    def events(strike_at):
+        count = 0
+
+        def trace(frame, event, arg):
+            nonlocal count
+            if frame.f_code.co_name not in names or "gradalign" not in frame.f_code.co_filename:
+                return None
+            if event == "line":
+                count += 1
+                if count == strike_at:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            aligner.backward(loss_fn, batches)
+        finally:
+            sys.settrace(None)
+        return count
+
+    total = events(None)
+    assert total > 10
+    for strike_at in range(1, total + 1):
+        model.zero_grad()
+        with pytest.raises(KeyboardInterrupt):
+            events(strike_at)
+        assert not model._forward_pre_hooks, strike_at
+
+
 def run_untraced(aligner, loss_fn, batches, how):
     if how == "backward":
         aligner.backward(loss_fn, batches)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradalign.estimators.exact import Exact
 from gradalign.estimators.leave_one_out import LeaveOneOut
-from gradalign.estimators.momentum import Momentum, RunningMean
+from gradalign.estimators.momentum import Momentum, Resting, RunningMean
 from gradalign.estimators.plain import Plain
 from gradalign.estimators.prefix import Prefix
 from gradalign.estimators.schedule import Schedule
@@ -68,6 +68,7 @@ __all__ = [
     "Estimator",
     "Options",
     "Plain",
+    "Resting",
     "RunningMean",
     "Schedule",
     "Settings",

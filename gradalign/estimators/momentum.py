@@ -10,12 +10,15 @@ as in a base pass, and the loss is that of the displaced point.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from gradalign.estimators.plain import Plain
 from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.step import Step
 from gradalign.estimators.sums import Sums
@@ -30,17 +33,25 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.mean: Vector = []
+        self._params: list[Parameter] | None = None  # whose mean it is; None: by position, after a load
 
     def over(self, space: ParamSpace) -> Vector:
-        """The mean for these parameters, where they are; zero before the first step, or when the parameters are others."""
-        if len(self.mean) != len(space.params):
-            return space.zeros()
-        pairs = list(zip(self.mean, space.params, strict=True))
-        if any(m is not None and m.shape != p.shape for m, p in pairs):
-            return space.zeros()
-        self.mean = [
-            m if m is None else m.to(p.device) for m, p in pairs
-        ]  # a checkpoint may have been loaded to the CPU
+        """The mean for these parameters, where they are; zero for those that it has not seen."""
+        if self._params is None:
+            if len(self.mean) != len(space.params):
+                return space.zeros()
+            pairs = list(zip(self.mean, space.params, strict=True))
+            if any(m is not None and m.shape != p.shape for m, p in pairs):
+                return space.zeros()
+            known = self.mean
+        elif all(map(operator.is_, self._params, space.params)) and len(self._params) == len(space.params):
+            known = self.mean
+        else:
+            means = {id(p): m for p, m in zip(self._params, self.mean, strict=True)}
+            known = [means.get(id(p)) for p in space.params]
+        # A checkpoint may have been loaded to the CPU.
+        self.mean = [m if m is None else m.to(p.device) for m, p in zip(known, space.params, strict=True)]
+        self._params = space.params
         return self.mean
 
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
@@ -50,7 +61,7 @@ class RunningMean:
         keep, add = torch.where(finite, DECAY, 1.0), torch.where(finite, (1 - DECAY) / loss_scale, 0.0)
         space.combine(mean, mean, mean, keep.double(), space.scalar(0.0))
         space.accumulate(mean, gradient, add.double())
-        self.mean = mean
+        self.mean, self._params = mean, space.params
 
     def state_dict(self) -> dict[str, Any]:
         """The mean."""
@@ -59,6 +70,22 @@ class RunningMean:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a saved mean."""
         self.mean = [None if m is None else m.clone() for m in state.get("mean", [])]
+        self._params = None
+
+
+class Resting(Plain):
+    """The plain loop of a step in which the term rests: its gradient is one of the past all the same."""
+
+    def __init__(self, step: Step, total: Vector, remember: RunningMean) -> None:
+        super().__init__(step, total)
+        self._total = total
+        self._remember = remember
+
+    def finish(self) -> dict[str, Tensor]:
+        """Fill `.grad` and remember it."""
+        found = super().finish()
+        self._remember.update(self.step.space, self._total, self.step.loss_scale)
+        return found
 
 
 class Momentum(Schedule):

@@ -210,6 +210,9 @@ class Own(_Split):
         self.term: Vector = step.space.zeros()
         frozen = self.sums.reference is total and num > 1
         self.late: Vector = step.space.zeros() if frozen else total
+        self.late_units: Vector | None = None  # of the probes, to compare them with one another
+        if step.settings.objective.unit and step.settings.telemetry and num > 1:
+            self.late_units = step.space.zeros()
 
     def probe(self, closure: Closure) -> Tensor:
         """Base pass, then displaced along a combination of the reference and this gradient."""
@@ -221,7 +224,9 @@ class Own(_Split):
         step = self.step
         if step.settings.objective.unit:
             step.agreement.cosines(sums[1] * step.unit_of(sums[2]), self.num_anchors)
-            step.record(g, self.late, self.num_visited)
+            square = step.record(g, self.late, self.num_visited)
+            if self.late_units is not None:
+                step.record_unit(g, square, self.late_units, self.num_visited - self.num_anchors)
         elif self.late is self.total:
             self.sums.add(g, num_before=self.num_visited)
         else:

@@ -124,7 +124,7 @@ class Step:
             eps, the achieved one; and q with H w s ~ q (gradient there - gradient here), the normalisation's s and w.
         """
         delta_d, d_d = self.shift(self.radius, x, aim.scale_x, g, None if g is None else aim.scale_y)
-        eps = aim.eps * delta_d / d_d
+        eps = torch.where(d_d > 0, aim.eps * delta_d / d_d, 0.0)
         length = delta_d / d_d.sqrt()
         q = 1 / length if self.settings.normalize == "direction" else 2 / eps
         return eps, torch.where(delta_d > 0, q, 0.0)

@@ -244,6 +244,59 @@ def test_overlapping_tensors_are_refused():
     assert base.eq(0).all()
 
 
+ONES = [torch.ones(3), torch.ones(3)]
+NO_LISTS = {
+    "an iterator": (lambda: ops.norm_dot(iter(ONES)), r"expected xs to be a list.*got list_iterator; pass list\(xs\)"),
+    "a generator beside a list": (lambda: ops.norm_dot(ONES, (x for x in ONES)), r"expected ys.*pass list\(ys\)"),
+    "parameters()": (lambda: ops.restore_(torch.nn.Linear(1, 1).parameters(), ONES), r"pass list\(params\)"),
+    "a tensor": (lambda: ops.norm_dot(torch.ones(3)), r"got Tensor; pass \[xs\]"),
+    "a dict": (lambda: ops.norm_dot({"a": torch.ones(3)}), "got dict"),
+    "a missing gradient": (lambda: ops.accumulate_(ONES, [ONES[0], None], SCALE), r"got NoneType in grads\[1\]"),
+    "a number": (
+        lambda: ops.accumulate_([torch.ones(3)], [ONES[0]], 0.5),
+        r"scale to be a 0-dim tensor.*got float \(0.5\)",
+    ),
+    "a number for lr": (
+        lambda: ops.sgd_step_([torch.ones(3)], [ONES[0]], [], [], [torch.zeros(())], SCALE, 0.1, SCALE),
+        "lr to be a 0-dim tensor.*got float",
+    ),
+    "narrow backups": (
+        lambda: ops.perturb_([torch.ones(3)], [torch.ones(3, dtype=torch.bfloat16)], [ONES[0]], SCALE),
+        r"backups\[0\] to be torch.float32, as params\[0\]; got torch.bfloat16",
+    ),
+    "narrow masters": (
+        lambda: ops.perturb_(
+            [torch.ones(3)], [torch.ones(3, dtype=torch.float16)], [ONES[0]], SCALE, from_backups=True
+        ),
+        "torch.float32 or wider",
+    ),
+    "a swap that rounds": (
+        lambda: ops.swap_([torch.ones(3)], [torch.ones(3, dtype=torch.float64)]),
+        "bit for bit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_LISTS)
+def test_what_is_no_list_of_tensors_or_no_scalar_is_refused(case):
+    call, message = NO_LISTS[case]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_second_direction_and_its_scale_come_together():
+    theta, backups = [torch.ones(3)], [torch.zeros(3)]
+    for further in ({"ys": [ONES[0]]}, {"scale_y": SCALE}):
+        with pytest.raises(ValueError, match="ys and scale_y together"):
+            ops.perturb_(theta, backups, [ONES[0]], SCALE, **further)
+    assert theta[0].eq(1).all()
+
+
+def test_a_parameter_list_is_a_list():
+    parameters = torch.nn.ParameterList(ONES)
+    assert ops.norm_dot(parameters)[0] == 6
+
+
 def test_empty_lists(backend):
     assert backend.norm_dot([]).tolist() == [0, 0, 0]
     assert backend.norm_dot([], []).tolist() == [0, 0, 0]

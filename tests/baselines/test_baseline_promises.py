@@ -174,7 +174,9 @@ def test_an_interrupt_at_any_line_of_the_package_leaves_theta(name, how):
         state(model),
         dict(model.named_parameters()),
     )
-    total = traced(None, lambda: run(method, loss_fn, batches, how))
+    for _ in range(2):  # the first step looks at the graph of its loss, in lines of its own: the second is counted
+        total = traced(None, lambda: run(method, loss_fn, batches, how))
+        model.zero_grad()
     assert total > 200
     for strike_at in range(1, total + 1, max(1, total // 60)):
         model.zero_grad()
@@ -302,9 +304,10 @@ def test_parameters_equal_theta_between_micro_batches(name):
         for batch in batches:
             step.backward(lambda batch=batch: loss_fn(batch))
             assert same(model.parameters(), theta)
+    model.zero_grad()
     with (
         pytest.raises(ValueError, match="expected k = 3 calls of step.backward; got 1"),
-        BASELINES[name](make(Counting)[0]).accumulate(3) as step,
+        BASELINES[name](model).accumulate(3) as step,
     ):
         step.backward(lambda: loss_fn(batches[0]))
 

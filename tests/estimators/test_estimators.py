@@ -168,6 +168,12 @@ def test_accumulate_refuses_what_needs_all_micro_batches(options):
     model, _, _ = make(Counting)
     with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
         gradalign.GradAlign(model, 0.1, **options).accumulate(4).__enter__()
+    for resting in ({"weight": lambda step: 0.1 * step}, {"weight": 0.1, "every": 2}):  # in steps without the term too
+        aligner = gradalign.GradAlign(model, **resting, **options)
+        aligner.load_state_dict({"num_steps": 0 if "every" not in resting else 1})
+        with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
+            aligner.accumulate(4).__enter__()
+    gradalign.GradAlign(model, 0.0, **options).accumulate(4).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -222,6 +228,20 @@ def test_exact_refuses_a_function_that_can_be_differentiated_once():
     aligner = gradalign.GradAlign(model, 0.1, estimator="exact")
     with pytest.raises(RuntimeError, match="expected twice differentiable operations; got: .*once_differentiable"):
         aligner.backward(lambda x: model[1](OnceDifferentiable.apply(model[0](x))).square().mean(), batches)
+
+
+@pytest.mark.parametrize("method", ["exact", "DoubleBackward", "MAML"])
+def test_a_refusal_at_the_end_of_the_loss_is_seen(method):
+    """The gradient that reaches it is a constant, so that torch would differentiate twice without its part."""
+    model = torch.nn.Linear(3, 1)
+    make_method = {
+        "exact": lambda: gradalign.GradAlign(model, 0.1, estimator="exact"),
+        "DoubleBackward": lambda: gradalign.baselines.DoubleBackward(model, 0.1),
+        "MAML": lambda: gradalign.baselines.MAML(model, 0.1),
+    }[method]
+    with pytest.raises(RuntimeError, match="got: trying to differentiate twice OnceDifferentiableBackward"):
+        make_method().backward(lambda x: OnceDifferentiable.apply(model(x)).mean(), list(torch.randn(4, 5, 3)))
+    assert model.weight.grad is None
 
 
 def test_exact_refuses_a_backward_it_would_never_call():

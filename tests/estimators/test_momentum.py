@@ -120,3 +120,57 @@ def test_a_mean_loaded_to_another_device_follows_the_parameters():
     assert second is None
     remembered.load_state_dict({"mean": [torch.ones(4), None]})
     assert remembered.over(space) == [None, None]
+
+
+@pytest.mark.parametrize("options", [{"weight": lambda step: 0.0 if step < 3 else 0.1}, {"weight": 0.1, "every": 4}])
+def test_steps_without_the_term_are_past_gradients_too(options):
+    model = torch.nn.Linear(4, 1)
+    aligner = gradalign.GradAlign(model, estimator="momentum", **options)
+    aligner.load_state_dict({"num_steps": 0 if "every" not in options else 1})
+    expected = torch.zeros(1, 4)
+    for x in torch.randn(3, 4, 2, 4):
+        aligner.backward(lambda x: model(x).square().mean(), list(x))
+        expected = 0.9 * expected + 0.1 * model.weight.grad
+        model.zero_grad()
+    torch.testing.assert_close(aligner.state_dict()["mean"][0], expected)
+    first = []
+
+    def loss_fn(x):
+        first.append(model.weight.detach().clone())
+        return model(x).square().mean()
+
+    theta = model.weight.detach().clone()
+    aligner.backward(loss_fn, list(torch.randn(4, 2, 4)))
+    assert not torch.equal(first[0], theta)  # the first step with the term has a direction
+
+
+def test_weight_zero_remembers_nothing():
+    model = torch.nn.Linear(4, 1)
+    aligner = gradalign.GradAlign(model, 0.0, estimator="momentum")
+    aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 2, 4)))
+    assert aligner.state_dict()["mean"] == []
+
+
+def test_the_mean_belongs_to_its_parameters_and_not_to_their_places():
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(3)])
+    first, second, third = layers
+    third.requires_grad_(False)
+    aligner = gradalign.GradAlign(layers, 0.1, estimator="momentum")
+
+    def step():
+        seen = []
+
+        def loss_fn(x):
+            seen.append([layer.weight.detach().clone() for layer in layers])
+            return third(second(first(x))).square().mean()
+
+        theta = [layer.weight.detach().clone() for layer in layers]
+        aligner.backward(loss_fn, list(torch.randn(4, 2, 3)))
+        layers.zero_grad()
+        return [not torch.equal(a, b) for a, b in zip(seen[0], theta, strict=True)]
+
+    assert step() == [False, False, False]
+    first.requires_grad_(False)
+    third.requires_grad_(True)
+    assert step() == [False, True, False]  # the mean of `second` stays, `third` has none yet
+    assert step() == [False, True, True]
