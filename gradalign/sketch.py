@@ -39,13 +39,29 @@ class Sketch:
         """The sketch of a vector: float64 tensor of shape (WIDTH,) on the home device."""
         total = torch.zeros(WIDTH, dtype=torch.float64, device=self._space.home)
         first = 0
-        for i in self._space.measured:
-            t, size = g[i], self._space.params[i].numel()
-            rows = -(-size // CHUNK)
-            if t is not None and size:
-                total += _folded(t.reshape(-1), first).to(total.device, non_blocking=True)
-            first += rows
+        for run in self._runs():
+            if any(g[i] is not None for i in run):
+                total += _folded(self._flat(g, run), first).to(total.device, non_blocking=True)
+            first += -(-sum(self._space.params[i].numel() for i in run) // CHUNK)
         return total
+
+    def _runs(self) -> list[list[int]]:
+        """Parameters of one device that are worked on together: as many as fit, since each call has the cost of a chunk."""
+        runs: list[list[int]] = []
+        size, device = 0, None
+        for i in self._space.measured:
+            p = self._space.params[i]
+            size += p.numel()
+            if not runs or size > ROWS * CHUNK or p.device != device:
+                runs.append([])
+                size, device = p.numel(), p.device
+            runs[-1].append(i)
+        return runs
+
+    def _flat(self, g: Vector, run: list[int]) -> Tensor:
+        """Entries of a vector as one, in float32 where they are several."""
+        present = [torch.zeros_like(self._space.params[i]) if t is None else t for i in run for t in (g[i],)]
+        return present[0].reshape(-1) if len(run) == 1 else torch.cat([t.reshape(-1).float() for t in present])
 
 
 def _folded(flat: Tensor, first: int) -> Tensor:

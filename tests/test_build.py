@@ -124,6 +124,17 @@ def test_the_place_of_the_cache(monkeypatch, tmp_path):
     assert cache.directory() == tmp_path / "c" / ".cache" / "gradalign"
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch, tiny):
+    def nowhere(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("GRADALIGN_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(nowhere))
+    with pytest.raises(UnavailableError, match="there is no home folder; set GRADALIGN_CACHE_DIR"):
+        ensure(tiny)
+
+
 @needs_compiler
 def test_a_compiler_that_refuses_leaves_a_report_and_no_binary(home, tiny):
     (library.sources() / "tiny.cpp").write_text("no C++ at all\n")

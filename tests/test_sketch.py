@@ -20,7 +20,7 @@ def test_the_error_of_an_inner_product_keeps_its_bound():
     sketch = Sketch(space)
     generator = torch.Generator().manual_seed(1)
     errors = []
-    for _ in range(40):
+    for _ in range(200):
         x, y = ([torch.randn(p.shape, generator=generator) for p in space.params] for _ in range(2))
         sx, sy = sketch.of(x), sketch.of(y)
         exact = [
@@ -30,8 +30,8 @@ def test_the_error_of_an_inner_product_keeps_its_bound():
         errors.append((float(sx @ sy) - exact[1]) / bound)
         assert float(sx @ sx) == pytest.approx(exact[0], rel=5 * (2 / WIDTH) ** 0.5)
     root_mean_square = (sum(e**2 for e in errors) / len(errors)) ** 0.5
-    assert 0.6 < root_mean_square < 1.3
-    assert abs(sum(errors) / len(errors)) < 0.5
+    assert 0.8 < root_mean_square < 1.2
+    assert abs(sum(errors) / len(errors)) < 0.25
 
 
 def test_energy_at_the_same_place_of_every_chunk_does_not_collide():
@@ -57,6 +57,12 @@ def test_parameters_without_a_gradient_do_not_shift_the_others():
     space = space_of(5, CHUNK)
     x = torch.randn(CHUNK)
     assert torch.equal(Sketch(space).of([None, x]), Sketch(space).of([torch.zeros(5), x]))
+
+
+def test_small_parameters_share_chunks():
+    """One call of 65,536 elements for all of them: a call each made `tasks=` ten times slower on 600 small tensors."""
+    space = space_of(*[50] * 600, 40 * CHUNK, 3)
+    assert [len(run) for run in Sketch(space)._runs()] == [600, 1, 1]
 
 
 def test_cosines():

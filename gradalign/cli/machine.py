@@ -30,7 +30,8 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 def _installed(package: str) -> str | None:
     try:
-        return importlib.metadata.version(package)
+        # torch's own word names its build (+cpu, +cu130), which its wheel may leave out.
+        return str(torch.__version__) if package == "torch" else importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 

@@ -23,12 +23,19 @@ class UntrustedError(RuntimeError):
 
 
 def directory() -> Path:
-    """$GRADALIGN_CACHE_DIR, else gradalign in $XDG_CACHE_HOME, else ~/.cache/gradalign."""
+    """$GRADALIGN_CACHE_DIR, else gradalign in $XDG_CACHE_HOME, else ~/.cache/gradalign.
+
+    Raises:
+        FileNotFoundError: none of them is known: a user without a home, as in some containers.
+    """
     chosen = os.environ.get("GRADALIGN_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").expanduser().resolve() / "gradalign"
+    try:
+        if chosen:
+            return Path(chosen).expanduser().resolve()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache").expanduser().resolve() / "gradalign"
+    except RuntimeError as error:
+        raise FileNotFoundError("there is no home folder") from error
 
 
 def open_directory() -> Path:
