@@ -12,8 +12,11 @@ from torch import Tensor
 
 def span(t: Tensor) -> tuple[int, int]:
     """Addresses of its first byte and of the one after its last."""
+    first = t.data_ptr()
+    if t.is_contiguous():
+        return first, first + t.nbytes
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+    return first, first + (last + 1) * t.element_size()
 
 
 class ParamMemory:
@@ -41,9 +44,10 @@ class ParamMemory:
 
     def covers(self, t: Tensor) -> bool:
         """Whether a tensor lies in the memory of a parameter."""
-        if t.device not in self._spans or t.layout is not torch.strided or not t.numel():
+        spans = self._spans.get(t.device)
+        if spans is None or t.layout is not torch.strided or not t.numel():
             return False
-        starts, reach = self._spans[t.device]
+        starts, reach = spans
         first, end = span(t)
         before = bisect_left(starts, end)
         return before > 0 and reach[before - 1] > first
