@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -33,9 +33,13 @@ class ParamMemory:
         self._spans: dict[torch.device, tuple[list[int], list[int]]] = {}
         for device in {place[0] for place in places}:
             here = sorted(place[1:] for place in places if place[0] == device)
-            for (_, end, i), (start, _, j) in pairwise(here):
-                if start < end and _overlap(params[i], params[j]):
-                    self.shared = (i, j)
+            reaching: list[tuple[int, int]] = []  # of those that began before: end, number
+            for start, end, j in here:
+                reaching = [(past, i) for past, i in reaching if past > start]
+                for _, i in reaching:
+                    if _overlap(params[i], params[j]):
+                        self.shared = (i, j)
+                reaching.append((end, j))
             self._spans[device] = ([start for start, _, _ in here], list(accumulate((end for _, end, _ in here), max)))
 
     def is_of(self, params: Sequence[Tensor]) -> bool:

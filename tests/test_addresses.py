@@ -22,6 +22,7 @@ def test_views_that_share_an_element_are_found():
     assert shared(flat, torch.zeros(12), matrix) in {(0, 2), (2, 0)}
     assert shared(matrix[:, ::2], matrix[:, 1::2]) is None
     assert shared(matrix[:, :2], matrix[:, 1:]) is not None
+    assert shared(matrix[:, ::2], matrix[0, 1:2], matrix[0, 2:3]) == (0, 2)  # not neighbours by their addresses
     assert shared(matrix.t(), torch.zeros(3)) is None
     assert shared(flat[:0], flat) is None
     assert shared(torch.zeros(3, device="meta"), torch.zeros(3, device="meta")) is None
