@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 import signal
-import sys
 import threading
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 from networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
 from torch import nn
+from tracing import lines
 
 import gradalign
 
@@ -208,37 +208,18 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
     aligner = gradalign.GradAlign(model, 0.3, backend=backend, **options)
     before = state(model)
 
-    def lines(strike_at):
-        """Run a step and raise at the given line event inside the package; returns how many there were."""
-        count = 0
-
-        def trace(frame, event, arg):
-            nonlocal count
-            if "gradalign" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
-                return None
-            if event == "line":
-                count += 1
-                if count == strike_at:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-        sys.settrace(trace)
-        try:
-            run_untraced(aligner, loss_fn, batches, how)
-        finally:
-            sys.settrace(None)
-        return count
+    def step():
+        run_untraced(aligner, loss_fn, batches, how)
 
     for _ in range(2):  # the first step makes what later ones find, in lines of its own: the second is counted
-        total = lines(None)
+        total = lines(step)
         model.zero_grad()
         model.load_state_dict(before)
     assert total > 300
     for strike_at in range(1, total + 1, max(1, total // 400)):
         done = aligner.num_steps
         with pytest.raises(KeyboardInterrupt):
-            lines(strike_at)
+            lines(step, strike_at)
         assert same_state(model, before) or aligner.num_steps > done, strike_at
         complete = aligner.num_steps == done + 1  # struck on the way out of the `with`: the step is whole
         assert all(p.grad is None for p in trainable(model)) != complete, strike_at
@@ -251,35 +232,17 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
 def test_2_an_interrupt_where_hooks_come_and_go_leaves_none():
     model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
     aligner = gradalign.GradAlign(model, 0.3)
-    names = {"_watching_autocast", "_note_autocast", "forget"}
+    functions = {"_watching_autocast", "_note_autocast", "forget"}
 
-    def events(strike_at):
-        count = 0
+    def step():
+        aligner.backward(loss_fn, batches)
 
-        def trace(frame, event, arg):
-            nonlocal count
-            if frame.f_code.co_name not in names or "gradalign" not in frame.f_code.co_filename:
-                return None
-            if event == "line":
-                count += 1
-                if count == strike_at:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-        sys.settrace(trace)
-        try:
-            aligner.backward(loss_fn, batches)
-        finally:
-            sys.settrace(None)
-        return count
-
-    total = events(None)
+    total = lines(step, functions=functions)
     assert total > 10
     for strike_at in range(1, total + 1):
         model.zero_grad()
         with pytest.raises(KeyboardInterrupt):
-            events(strike_at)
+            lines(step, strike_at, functions)
         assert not model._forward_pre_hooks, strike_at
 
 

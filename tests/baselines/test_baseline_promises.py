@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from comparing import filled, relative, run
 from methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
 from networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
+from tracing import lines
 
 KINDS = (Awkward, Spectral, Counting)
 BOTH_WAYS = [(name, "backward") for name in BASELINES] + [(name, "accumulate") for name in ONE_AT_A_TIME]
@@ -142,30 +142,6 @@ def test_an_exception_in_a_hook_or_a_second_derivative_too(name):
         assert model.linear.weight.grad is not None
 
 
-def traced(strike_at, step):
-    """Run a step and raise at the given line event inside the package; returns how many there were."""
-    count = 0
-
-    def trace(frame, event, _arg):
-        nonlocal count
-        name = frame.f_code.co_filename
-        if "gradalign" not in name or "tests" in name:
-            return None
-        if event == "line":
-            count += 1
-            if count == strike_at:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        step()
-    finally:
-        sys.settrace(None)
-    return count
-
-
 @pytest.mark.parametrize(("name", "how"), BOTH_WAYS)
 def test_an_interrupt_at_any_line_of_the_package_leaves_theta(name, how):
     model, loss_fn, batches = small(Counting)
@@ -175,7 +151,7 @@ def test_an_interrupt_at_any_line_of_the_package_leaves_theta(name, how):
         dict(model.named_parameters()),
     )
     for _ in range(2):  # the first step looks at the graph of its loss, in lines of its own: the second is counted
-        total = traced(None, lambda: run(method, loss_fn, batches, how))
+        total = lines(lambda: run(method, loss_fn, batches, how))
         model.zero_grad()
     assert total > 200
     for strike_at in range(1, total + 1, max(1, total // 60)):
@@ -183,7 +159,7 @@ def test_an_interrupt_at_any_line_of_the_package_leaves_theta(name, how):
         model.load_state_dict(before)
         done = method.num_steps
         with pytest.raises(KeyboardInterrupt):
-            traced(strike_at, lambda: run(method, loss_fn, batches, how))
+            lines(lambda: run(method, loss_fn, batches, how), strike_at)
         complete = method.num_steps == done + 1  # struck on the way out of the `with`: the step is whole
         assert all(p is parameters[key] for key, p in model.named_parameters()), strike_at
         assert same((p.detach() for p in model.parameters()), (before[key] for key in parameters)), strike_at
