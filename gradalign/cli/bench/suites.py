@@ -129,7 +129,7 @@ def quick() -> Suite:
 
 
 def minilm() -> Suite:
-    """The issue's targets: MiniLM, k = 8 micro-batches of 16 x 64 tokens, under 6 minutes on two cores."""
+    """The issue's targets: MiniLM, k = 8 micro-batches of 16 x 64 tokens, about 6 minutes a go on two cores."""
     base = Work("minilm", 8, 16, 64)
     suite = Suite("minilm", base, 5.5, "cpu")
     suite.add(base, ("split m=k/4", "plain", "pytorch_optimizer SAM", "prefix"), seconds=25)
