@@ -14,6 +14,7 @@ from gradalign.estimators import NORMALIZATIONS, Options, Resting, RunningMean, 
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
 from gradalign.space import ParamSpace, Vector
+from gradalign.weight import Weight
 
 DIFFERENCES = ("forward", "central")
 
@@ -87,7 +88,6 @@ class GradAlign(Method):
         zeroed_grads: bool = False,
         backend: str = "auto",
     ) -> None:
-        self._weight = weight if callable(weight) else checks.finite("weight", weight)
         settings = Settings(
             objective=objective_named(objective),
             normalize=checks.one_of("normalize", normalize, NORMALIZATIONS),
@@ -112,19 +112,23 @@ class GradAlign(Method):
         )
         checks.only_with("probes", probes, "last", "estimator", estimator, "split")
         checks.only_with("gradients", gradients, "device", "estimator", estimator, "leave_one_out")
-        self._every = checks.count("every", every, least=1)
-        super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
+        super().__init__(
+            model,
+            settings,
+            Weight(weight, every),
+            params=params,
+            scaler=scaler,
+            zeroed_grads=zeroed_grads,
+            backend=backend,
+        )
         if self._optimizer is not None:
             checks.steps_some(self._optimizer, self._trainable())
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return estimators.ESTIMATORS[self._estimator].make(step, total, self._options)
 
-    def _may_act(self) -> bool:
-        return callable(self._weight) or self._weight != 0
-
     def _resting(self, step: Step, total: Vector) -> Schedule:
-        if self._estimator == "momentum" and self._optimizer is None and self._may_act():
+        if self._estimator == "momentum" and self._optimizer is None and self._weight.may_act:
             return Resting(step, total, self._mean)
         return super()._resting(step, total)
 
@@ -154,10 +158,3 @@ class GradAlign(Method):
         """
         super().load_state_dict(state)
         self._mean.load_state_dict(state)
-
-    def _weight_now(self) -> float:
-        """The weight of the coming step, 0 where the term rests."""
-        if self._num_steps % self._every:
-            return 0.0
-        weight = self._weight
-        return self._every * (checks.finite("weight(step)", weight(self._num_steps)) if callable(weight) else weight)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from gradalign import graph
-from gradalign.addresses import span
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
@@ -53,117 +52,6 @@ def count(name: str, value: object, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}; got {value}")
     return value
-
-
-def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
-    """The lists of an op agree in length, shapes and device, and nothing that is written overlaps.
-
-    A list that is written may be the same tensor, element for element, as one that is read (in place); anything else that
-    shares memory is refused, since the result would depend on the order of the work.
-    """
-    named = {**mutated, **read}
-    for name, tensors in named.items():
-        tensor_list(op, name, tensors)
-    (first_name, first), *others = named.items()
-    for name, tensors in others:
-        if len(tensors) != len(first):
-            raise ValueError(
-                f"{op}: expected {name} to have one tensor for each of {first_name} ({len(first)}); got {len(tensors)}"
-            )
-    devices = {t.device for tensors in named.values() for t in tensors}
-    if len(devices) > 1:
-        raise ValueError(
-            f"{op}: expected tensors of one device; got {sorted(map(str, devices))}; call it once a device"
-        )
-    for name, tensors in named.items():
-        for i, t in enumerate(tensors):
-            if not t.is_floating_point() or t.layout != torch.strided:
-                raise TypeError(
-                    f"{op}: expected dense real floating-point tensors; got {t.dtype}, {t.layout} in {name}[{i}]"
-                )
-            if t.shape != first[i].shape:
-                shapes = f"{tuple(first[i].shape)}; got {tuple(t.shape)}"
-                raise ValueError(f"{op}: expected {name}[{i}] to have the shape of {first_name}[{i}], {shapes}")
-    _no_overlap(op, mutated, read)
-
-
-def tensor_list(op: str, name: str, tensors: Any) -> None:
-    """A list that can be read more than once (an iterator would be empty the second time), of tensors."""
-    if isinstance(tensors, (Tensor, Mapping, str)) or not (
-        hasattr(tensors, "__len__") and hasattr(tensors, "__getitem__")
-    ):
-        remedy = f"[{name}]" if isinstance(tensors, Tensor) else f"list({name})"
-        raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(tensors).__name__}; pass {remedy}")
-    for i, t in enumerate(tensors):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(t).__name__} in {name}[{i}]")
-
-
-def scalars(op: str, device: torch.device | None, named: Mapping[str, object]) -> None:
-    """0-dim tensors where the lists are; None is left out."""
-    for name, value in named.items():
-        if value is None:
-            continue
-        where = device or "the device of the lists"
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{op}: expected {name} to be a 0-dim tensor on {where}; got {type(value).__name__} ({value!r}); "
-                "make it with torch.full((), value, device=...)"
-            )
-        if value.dim() != 0 or (device is not None and value.device != device):
-            raise ValueError(
-                f"{op}: expected {name} to be a 0-dim tensor on {where}; got shape {tuple(value.shape)} on {value.device}; "
-                "make it with torch.full((), value, device=...)"
-            )
-
-
-def holds(op: str, name: str, tensors: Sequence[Tensor], other: str, others: Sequence[Tensor], wider: bool) -> None:
-    """Every tensor has the dtype of its counterpart, or (`wider`) one that holds all of its values."""
-    for i, (t, o) in enumerate(zip(tensors, others, strict=True)):
-        if t.dtype != (torch.promote_types(t.dtype, o.dtype) if wider else o.dtype):
-            dtype = f"{o.dtype} or wider" if wider else str(o.dtype)
-            raise TypeError(
-                f"{op}: expected {name}[{i}] to be {dtype}, as {other}[{i}]; got {t.dtype}, which would not give it back "
-                "bit for bit"
-            )
-
-
-def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
-    for name, tensors in mutated.items():
-        for i, t in enumerate(tensors):
-            if t.numel() > 1 and any(
-                stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
-            ):
-                raise ValueError(
-                    f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
-                )
-    spans = sorted(
-        (*span(t), name in mutated, i, name, _layout(t))
-        for name, tensors in {**mutated, **read}.items()
-        for i, t in enumerate(tensors)
-        if t.numel() and t.device.type != "meta"
-    )
-    reach: tuple | None = None  # of those so far, the one that reaches furthest
-    written: tuple | None = None  # the same, of those that are written
-    for here in spans:
-        for other in (written, reach if here[2] else None):
-            if other is not None and here[0] < other[1]:
-                in_place = (
-                    here[3] == other[3] and here[5] == other[5] and not (here[2] and other[2] and here[4] == other[4])
-                )
-                if not in_place:
-                    raise ValueError(
-                        f"{op}: expected tensors that do not share memory; {here[4]}[{here[3]}] overlaps "
-                        f"{other[4]}[{other[3]}]; clone one of them"
-                    )
-        if reach is None or here[1] > reach[1]:
-            reach = here
-        if here[2] and (written is None or here[1] > written[1]):
-            written = here
-
-
-def _layout(t: Tensor) -> tuple:
-    return (t.data_ptr(), tuple(t.stride()), str(t.dtype))
 
 
 def loss_and_aux(result: Any) -> tuple[Any, Any]:
@@ -263,16 +151,8 @@ def callable_(name: str, value: object, remedy: str) -> None:
         )
 
 
-def untouched(left: Any, found: Any) -> None:
-    """Nobody wrote parameters or gradients while control was with the caller; both are `gradalign.method.Left`."""
-    changed = []
-    if (
-        any(a is not b for a, b in zip(left.grads, found.grads, strict=True))
-        or left.grad_versions != found.grad_versions
-    ):
-        changed.append(".grad")
-    if left.param_versions != found.param_versions:
-        changed.append("parameters")
+def untouched(changed: Sequence[str]) -> None:
+    """Nobody wrote parameters or gradients while control was with the caller."""
     if changed:
         raise RuntimeError(
             f"accumulate: expected .grad and parameters to be left alone between the micro-batches of a step; got changed "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +21,10 @@ from gradalign.estimators import Plain, Schedule, Settings, Step
 from gradalign.graph import Survey
 from gradalign.low_precision import Displaced, DisplacementWatch
 from gradalign.passes import Closure, Passes
-from gradalign.replay import BufferState, modules_with_buffers
+from gradalign.replay import Buffers, BufferState
 from gradalign.space import ParamSpace, Vector
 from gradalign.telemetry import AlignmentStats
+from gradalign.weight import ONE, Weight
 
 REDUCTIONS = ("mean", "sum")
 
@@ -31,13 +33,14 @@ class Method(ABC):
     """Fills `.grad` from the micro-batches of a step.
 
     `GradAlign` and every baseline are methods, so that any two can be swapped. A subclass says which schedule of passes runs
-    (`_schedule`) and with what weight (`_weight_now`). Parameters come back bit for bit after every step; after any exception
+    (`_schedule`). Parameters come back bit for bit after every step; after any exception
     parameters and buffers are as before and `.grad` is None; what a pass at other parameters than theta does to buffers
     and random streams leaves no trace.
 
     Args:
         model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
         settings: what the schedules need to know.
+        weight: of the term; a step with 0 is the plain accumulation loop.
         params: the parameters that are displaced; None: all that require grad.
         scaler: the GradScaler that scales the losses.
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
@@ -48,6 +51,7 @@ class Method(ABC):
         self,
         model: nn.Module | Iterable[nn.Module],
         settings: Settings,
+        weight: Weight = ONE,
         *,
         params: Iterable[Parameter] | None = None,
         scaler: torch.amp.GradScaler | None = None,
@@ -56,6 +60,7 @@ class Method(ABC):
     ) -> None:
         self._models = checks.modules(model)
         self._settings = settings
+        self._weight = weight
         self._scaler = checks.grad_scaler(scaler)
         self._zeroed_grads = checks.flag("zeroed_grads", zeroed_grads)
         self._backend = backend
@@ -80,14 +85,6 @@ class Method(ABC):
 
     def _restored(self, space: ParamSpace) -> None:  # noqa: B027 - most methods have nothing to do
         """Parameters with masters were displaced and are the rounding of their masters again."""
-
-    def _weight_now(self) -> float:
-        """The weight of the coming step; 0 is the plain accumulation loop."""
-        return 1.0
-
-    def _may_act(self) -> bool:
-        """Whether the term is there in some step: what does not go with it is refused in the first, wherever that is."""
-        return True
 
     def _resting(self, step: Step, total: Vector) -> Schedule:
         """The passes of a step without the term."""
@@ -193,7 +190,7 @@ class Method(ABC):
         """
         if self._weight_cell is None:
             raise RuntimeError("before_replay: expected a captured step; got none; run and capture one first")
-        weight = self._weight_now()
+        weight = self._weight.at(self._num_steps)
         self._weight_cell.fill_(weight)
         self._num_steps += 1
         return weight != 0
@@ -238,19 +235,17 @@ class Method(ABC):
         if tasks is not None:
             tasks = checks.labels(tasks, num)
             settings = replace(settings, telemetry=True)
-        weight = self._weight_now()
+        weight = self._weight.at(self._num_steps)
         space = ParamSpace(self._trainable(), self._params, self._backend)
         checks.no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             checks.no_grads(space.params)
         differentiate, loss_scale = self._differentiation(space, backward)
-        modules = modules_with_buffers(self._models)
         if not self._memory.is_of(space.params):
             self._memory = self._memory_of(space.params)
+        buffers = Buffers(self._models, self._memory)
         factor, share = (1 / num, 1) if reduction == "mean" else (1.0, num)
-        passes = Passes(
-            space, self._models, modules, self._memory, factor, differentiate, has_aux, self._notice, self._survey
-        )
+        passes = Passes(space, self._models, buffers, factor, differentiate, has_aux, self._notice, self._survey)
         masters, index = self._masters(space), self._num_steps
         step = Step(
             space,
@@ -266,7 +261,7 @@ class Method(ABC):
             tasks,
         )
         total = space.grads()
-        active = self._schedule(step, total) if weight or self._may_act() else None
+        active = self._schedule(step, total) if weight or self._weight.may_act else None
         if backward is not None and active is not None and active.differentiates:
             raise ValueError(
                 f"backward: expected None with {type(active).__name__}, which differentiates twice by itself; got "
@@ -278,7 +273,7 @@ class Method(ABC):
                 "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
             )
         schedule = active if active is not None and weight else self._resting(step, total)
-        return OpenStep(self, step, schedule, BufferState(modules, self._memory))
+        return OpenStep(self, step, schedule, buffers.state())
 
     def _differentiation(
         self, space: ParamSpace, backward: Callable[[Tensor], Any] | None
@@ -367,6 +362,11 @@ class Left(NamedTuple):
     grad_versions: list[int | None]
     param_versions: list[int]
 
+    def changed(self, now: Left) -> list[str]:
+        """What was written since, in words."""
+        same = all(map(operator.is_, self.grads, now.grads)) and self.grad_versions == now.grad_versions
+        return [".grad"] * (not same) + ["parameters"] * (self.param_versions != now.param_versions)
+
 
 class Accumulation:
     """A step that is given one micro-batch at a time; made by `GradAlign.accumulate`."""
@@ -375,8 +375,8 @@ class Accumulation:
         self._begin = begin
         self._k = k
         self._open: OpenStep | None = None
+        self._left = Left([], [], [])
         self._losses: list[Tensor] = []
-        self._left: Left | None = None
 
     def __enter__(self) -> Accumulation:
         self._open = step = self._begin()
@@ -406,7 +406,7 @@ class Accumulation:
             raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
         checks.callable_("closure", closure, "lambda: loss_fn(micro_batch)")
         try:
-            checks.untouched(self._left, step.left())
+            checks.untouched(self._left.changed(step.left()))
             loss = step.schedule.visit(closure)
             self._losses.append(loss)
             self._left = step.left()

@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradalign import checks, dispatch, step_checks
+from gradalign import dispatch, op_checks
 
 Tensors = Sequence[Tensor]
 
@@ -155,13 +155,12 @@ def perturb_(
         ValueError: lists that differ in length, shapes or devices, or share memory; ys without scale_y, or the reverse.
         TypeError: tensors that are not dense, real and floating-point; backups that cannot hold theta.
     """
-    if not torch.compiler.is_compiling():
-        if (ys is None) != (scale_y is None):
-            given, missing = ("ys", "scale_y") if scale_y is None else ("scale_y", "ys")
-            raise ValueError(f"perturb_: expected ys and scale_y together, or neither; got {given} without {missing}")
-        read = {"xs": xs} if ys is None else {"xs": xs, "ys": ys}
-        _check("perturb_", {"params": params, "backups": backups}, read, scale=scale, scale_y=scale_y)
-        checks.holds("perturb_", "backups", backups, "params", params, wider=from_backups)
+    if (ys is None) != (scale_y is None):
+        given, missing = ("ys", "scale_y") if scale_y is None else ("scale_y", "ys")
+        raise ValueError(f"perturb_: expected ys and scale_y together, or neither; got {given} without {missing}")
+    mutated = {"params": params, "backups": backups}
+    read = {"xs": xs} if ys is None else {"xs": xs, "ys": ys}
+    _check("perturb_", mutated, read, holds="wider" if from_backups else "same", scale=scale, scale_y=scale_y)
     return torch.ops.gradalign.perturb_(params, backups, xs, scale, ys, scale_y, from_backups)
 
 
@@ -191,9 +190,7 @@ def swap_(params: Tensors, backups: Tensors) -> None:
         ValueError: lists that differ in length, shapes or devices, or share memory.
         TypeError: tensors that are not dense, real and floating-point, or differ in dtype.
     """
-    _check("swap_", {"params": params, "backups": backups}, {})
-    if not torch.compiler.is_compiling():
-        checks.holds("swap_", "backups", backups, "params", params, wider=False)
+    _check("swap_", {"params": params, "backups": backups}, {}, holds="same")
     torch.ops.gradalign.swap_(params, backups)
 
 
@@ -474,11 +471,20 @@ def _check_step(
 ) -> None:
     if not torch.compiler.is_compiling():
         scalars = {"grad_scale": grad_scale, "lr": lr, "weight_decay": weight_decay, "skip": skip, "seed": seed}
-        step_checks.step_lists(op, params, grads, states, masters, steps, scalars)
+        op_checks.step_lists(op, params, grads, states, masters, steps, scalars)
 
 
-def _check(op: str, mutated: dict[str, Tensors], read: dict[str, Tensors], **scalars: Tensor | None) -> None:
+def _check(
+    op: str,
+    mutated: dict[str, Tensors],
+    read: dict[str, Tensors],
+    holds: str | None = None,
+    **scalars: Tensor | None,
+) -> None:
+    """`holds`: which dtypes backups may have to hold params, "same" or "wider" too; None: any."""
     if not torch.compiler.is_compiling():  # the checks read addresses, which a traced program does not have
-        checks.tensor_lists(op, mutated, read)
+        op_checks.tensor_lists(op, mutated, read)
         first = next(iter((mutated or read).values()))
-        checks.scalars(op, first[0].device if len(first) else None, scalars)
+        op_checks.zero_dim(op, first[0].device if len(first) else None, scalars)
+        if holds is not None:
+            op_checks.backups_hold(op, mutated["backups"], mutated["params"], wider=holds == "wider")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradalign import checks
-from gradalign.addresses import ParamMemory
 from gradalign.graph import Survey, survey
-from gradalign.replay import BufferState, RandomState
+from gradalign.replay import Buffers, RandomState
 from gradalign.space import ParamSpace, Vector
 
 Closure = Callable[[], Any]
@@ -27,8 +26,7 @@ class Passes:
     Args:
         space: the trainable parameters.
         models: where forward hooks look for autocast.
-        modules: every module whose buffers are replayed.
-        memory: where the parameters are.
+        buffers: what is replayed.
         factor: see above.
         differentiate: called with the scaled loss, `loss.backward()` by default.
         has_aux: whether closures return (loss, anything).
@@ -41,8 +39,7 @@ class Passes:
         self,
         space: ParamSpace,
         models: Iterable[nn.Module],
-        modules: Iterable[nn.Module],
-        memory: ParamMemory,
+        buffers: Buffers,
         factor: float,
         differentiate: Callable[[Tensor], Any],
         has_aux: bool,
@@ -51,8 +48,7 @@ class Passes:
     ) -> None:
         self._space = space
         self._models = list(models)
-        self._modules = list(modules)
-        self._memory = memory
+        self._buffers = buffers
         self._factor = factor
         self._differentiate = differentiate
         self.has_aux = has_aux
@@ -122,7 +118,7 @@ class Passes:
 
     def moment(self) -> Moment:
         """The random numbers and buffers of now, to come back to."""
-        return Moment(self._devices, self._modules, self._memory)
+        return Moment(self._devices, self._buffers)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
         self._space.set_grads(into)
@@ -180,9 +176,9 @@ class Passes:
 class Moment:
     """Random numbers and buffer values at one moment of a step."""
 
-    def __init__(self, devices: list[torch.device], modules: list[nn.Module], memory: ParamMemory) -> None:
+    def __init__(self, devices: list[torch.device], buffers: Buffers) -> None:
         self._random = RandomState(devices)
-        self._buffers = BufferState(modules, memory)
+        self._buffers = buffers.state()
 
     def put_back(self) -> None:
         """The random numbers and buffers as they were."""

@@ -33,6 +33,23 @@ class RandomState:
             _numpy_random().set_state(self._numpy)
 
 
+class Buffers:
+    """The buffers of some models, whatever the modules make of them.
+
+    Args:
+        models: whose.
+        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+    """
+
+    def __init__(self, models: Iterable[nn.Module], memory: ParamMemory) -> None:
+        self._modules = list({id(m): m for model in models for m in model.modules()}.values())
+        self._memory = memory
+
+    def state(self) -> BufferState:
+        """All of them as they are now."""
+        return BufferState(self._modules, self._memory)
+
+
 class BufferState:
     """All buffers of some modules, by module and name, since modules reassign them as well as write into them.
 
@@ -81,11 +98,6 @@ def _owned(t: Tensor) -> Tensor:
             return t.as_strided(((end - first) // t.element_size(),), (1,))
         reach += stride * (size - 1)
     return once
-
-
-def modules_with_buffers(models: Iterable[nn.Module]) -> list[nn.Module]:
-    """Every module of the models once."""
-    return list({id(m): m for model in models for m in model.modules()}.values())
 
 
 def _numpy_random() -> Any:

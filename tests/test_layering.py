@@ -30,8 +30,8 @@ LAYERS = (
     ("backends",),
     ("_C",),
     ("extension", "kernels"),
-    ("step_checks",),
-    ("checks",),
+    ("weight",),
+    ("checks", "op_checks"),
     ("addresses", "graph", "_version"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -14,6 +14,7 @@ from gradalign.estimators.exact import Exact
 from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
 from gradalign.space import Vector
+from gradalign.weight import Weight
 
 
 class DoubleBackward(Method):
@@ -55,7 +56,6 @@ class DoubleBackward(Method):
         zeroed_grads: bool = False,
         backend: str = "auto",
     ) -> None:
-        self._weight = weight if callable(weight) else checks.finite("weight", weight)
         settings = Settings(
             objective=objective_named(objective),
             normalize=checks.one_of("normalize", normalize, ESTIMATORS["exact"].normalizations),
@@ -63,15 +63,9 @@ class DoubleBackward(Method):
             radius=None,
             telemetry=False,
         )
-        super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
+        super().__init__(
+            model, settings, Weight(weight), params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend
+        )
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return Exact(step, total)
-
-    def _may_act(self) -> bool:
-        return callable(self._weight) or self._weight != 0
-
-    def _weight_now(self) -> float:
-        """The weight of the coming step."""
-        weight = self._weight
-        return checks.finite("weight(step)", weight(self._num_steps)) if callable(weight) else weight

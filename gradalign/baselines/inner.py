@@ -21,20 +21,7 @@ SETTINGS = Settings(objective("dot"), normalize="direction", central=False, radi
 
 
 class InnerMethod(Method):
-    """A method that is told nothing but the learning rate of its inner loop.
-
-    Args:
-        model: the module, or several, whose parameters are trained.
-        inner_lr: learning rate of the inner steps [parameter^2 / loss].
-        params: the parameters that inner steps move; None: all that require grad.
-        scaler: the GradScaler that scales the losses.
-        zeroed_grads: accept `.grad` that is zeros instead of None on entry.
-        backend: what runs the kernels: "auto", "reference", "native" or "triton".
-
-    Raises:
-        ValueError: an `inner_lr` that is not above 0, a parameter that is not the model's, a backend that is not there.
-        TypeError: an argument of the wrong type.
-    """
+    """A method that is told nothing but the learning rate of its inner loop; each says what its arguments mean to it."""
 
     def __init__(
         self,

@@ -10,7 +10,6 @@ as in a base pass, and the loss is that of the displaced point.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,8 +43,6 @@ class RunningMean:
             if any(m is not None and m.shape != p.shape for m, p in pairs):
                 return space.zeros()
             known = self.mean
-        elif all(map(operator.is_, self._params, space.params)) and len(self._params) == len(space.params):
-            known = self.mean
         else:
             means = {id(p): m for p, m in zip(self._params, self.mean, strict=True)}
             known = [means.get(id(p)) for p in space.params]
@@ -78,13 +75,12 @@ class Resting(Plain):
 
     def __init__(self, step: Step, total: Vector, remember: RunningMean) -> None:
         super().__init__(step, total)
-        self._total = total
         self._remember = remember
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad` and remember it."""
         found = super().finish()
-        self._remember.update(self.step.space, self._total, self.step.loss_scale)
+        self._remember.update(self.step.space, self._sums.total, self.step.loss_scale)
         return found
 
 

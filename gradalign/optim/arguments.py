@@ -1,14 +1,15 @@
-"""What arguments of the wrong kind are told: expected, got, remedy. Whether they are in range is asked in `step_checks`."""
+"""What bad input to the optimizers is told: expected, got, remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gradalign import step_checks
+from gradalign import checks
 
 NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening")
 OF_ALL_GROUPS = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
@@ -27,7 +28,29 @@ def settings(group: Mapping[str, Any]) -> None:
     if "betas" in group:
         betas(group["betas"])
     not_differentiable(group.get("differentiable", False))
-    step_checks.settings(group)
+    _in_range(group)
+
+
+def _in_range(group: Mapping[str, Any]) -> None:
+    for name, words in (("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value")):
+        value = group.get(name, 0.0)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element: expected a scalar; got shape {tuple(value.shape)}")
+        if not value >= 0:
+            raise ValueError(f"Invalid {words}: {value}; expected a number of at least 0 for {name}")
+    if not group.get("momentum", 0) >= 0:
+        raise ValueError(f"Invalid momentum value: {group['momentum']}; expected a number of at least 0")
+    if group.get("nesterov") and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(
+            "Nesterov momentum requires a momentum and zero dampening; "
+            f"got momentum={group['momentum']}, dampening={group['dampening']}"
+        )
+    if group["master_weights"] and group["stochastic_rounding"]:
+        raise ValueError(
+            "expected master_weights or stochastic_rounding; got both; masters lose nothing to rounding: choose one"
+        )
+    if not 0 <= group["rounding_seed"] < 1 << 32:
+        raise ValueError(f"rounding_seed: expected an integer in [0, 2^32); got {group['rounding_seed']}")
 
 
 def number(name: str, value: object) -> None:
@@ -42,7 +65,13 @@ def betas(values: Any) -> tuple[float, ...]:
         raise ValueError(f"betas: expected two decay rates, as in (0.9, 0.999); got {values!r}")
     for i, value in enumerate(values):
         number(f"betas[{i}]", value)
-    return step_checks.betas(values)
+    if len({isinstance(value, Tensor) for value in values}) > 1:
+        raise ValueError(f"betas must be either both floats or both Tensors; got {values}")
+    numbers = tuple(float(value) for value in values)
+    for i, rate in enumerate(numbers):
+        if not 0 <= rate < 1:
+            raise ValueError(f"Invalid beta parameter at index {i}: {rate}; expected a number in [0, 1)")
+    return numbers
 
 
 def clip_norm(value: float | Tensor | None) -> None:
@@ -63,3 +92,33 @@ def not_differentiable(value: bool) -> None:
             f"differentiable: expected False; got {value!r}; a fused step writes in place and leaves no graph; use torch's "
             "class of the same name to differentiate through a step"
         )
+
+
+def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
+    """Parameters of a kind that can be stepped."""
+    for p in params:
+        checks.real_and_whole(p)
+        if stochastic and p.dtype == torch.float16:
+            raise TypeError(
+                "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "
+                "keep fp32 masters for them instead: master_weights=True"
+            )
+
+
+def dense_gradients(optimizer: str, grads: Sequence[Tensor]) -> None:
+    """No gradient is sparse; of gradients that share a layout."""
+    if grads[0].layout is not torch.strided:
+        raise TypeError(
+            f"{optimizer} does not support sparse gradients: expected dense ones; got {grads[0].layout}; "
+            "build embeddings with sparse=False"
+        )
+
+
+def same_device(optimizer: str, param: Tensor, state: Mapping[str, Sequence[Tensor]]) -> None:
+    """The state lives where its parameter does; of lists whose tensors share a device."""
+    for name, tensors in state.items():
+        if tensors[0].device != param.device:
+            raise ValueError(
+                f"{optimizer}: expected {name} on {param.device}, where its parameter is; got {tensors[0].device}; make the "
+                "optimizer after model.to(device), or move its state with optimizer.load_state_dict(optimizer.state_dict())"
+            )

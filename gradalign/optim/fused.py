@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign import checks, dispatch, step_checks
+from gradalign import checks, dispatch
 from gradalign.optim import arguments
 from gradalign.optim.batch import Batch, DeviceScalars, moved, parted
 from gradalign.optim.gradients import GradientScale, gradient_scale
@@ -169,8 +169,8 @@ class FusedOptimizer(StatefulOptimizer):
         self, group: Mapping[str, Any], names: Sequence[str], params: list, grads: list, *tensors: list[Tensor]
     ) -> Batch:
         state = dict(zip(names, tensors, strict=True))
-        step_checks.dense_gradients(type(self).__name__, grads)
-        step_checks.same_device(type(self).__name__, params[0], state)
+        arguments.dense_gradients(type(self).__name__, grads)
+        arguments.same_device(type(self).__name__, params[0], state)
         return Batch(group, params, grads, state)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign import step_checks
 from gradalign.low_precision import LOW_PRECISION
 from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
@@ -73,7 +72,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             arguments.settings(group)
-            step_checks.parameters(group["params"], stochastic=group["stochastic_rounding"])
+            arguments.parameters(group["params"], stochastic=group["stochastic_rounding"])
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
