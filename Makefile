@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
-DEMO_FILES := gradalign/cli/demo_assets.txt
+DEMO_FILES := gradalign/cli/workload/assets.txt
 SUITE ?= cpu
 
 .PHONY: env demo test lint sanitize bench bench-guards gpu docs clean
@@ -39,7 +39,7 @@ sanitize: $(READY)
 
 # Goes on from the rows that are there; `make bench SUITE=minilm` for another suite.
 bench: $(DEMO_READY)
-	$(BIN)/gradalign bench --suite $(SUITE) --out benchmarks/results
+	$(BIN)/python -m benchmarks --suite $(SUITE) --out benchmarks/results
 	$(BIN)/python benchmarks/readme_table.py
 
 bench-guards: $(READY)

@@ -75,7 +75,7 @@ setup(
         **{f"gradalign.{folder.replace('/', '.')}": folder for folder in CSRC},
     },
     package_data={
-        "gradalign": ["py.typed", "*.pyi", "cli/*.txt"],
+        "gradalign": ["py.typed", "*.pyi", "cli/workload/*.txt"],
         **{f"gradalign.{folder.replace('/', '.')}": ["*.h", "*.cpp", "*.cuh", "*.cu"] for folder in CSRC},
     },
     **ahead_of_time(),

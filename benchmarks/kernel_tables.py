@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradalign.cli.bench import table
+from benchmarks.steps import table
 
 Found = dict[str, Any]
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}

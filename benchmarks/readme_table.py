@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gradalign.cli.bench import losses, table
-from gradalign.cli.bench.record import Row
+from benchmarks.steps import losses, table
+from benchmarks.steps.record import Row
 
 sys.path.insert(0, str(Path(__file__).parent))
 

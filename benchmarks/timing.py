@@ -15,8 +15,8 @@ from types import ModuleType
 import torch
 from workloads import Lists
 
-from gradalign import dispatch
-from gradalign.cli.bench import record
+from benchmarks.steps import record
+from gradalign.backends import dispatch
 
 # (op, variant) -> call, and how many tensors' worth of bytes it must move by DESIGN section 3
 Calls = dict[tuple[str, str], tuple[Callable[[], object], int]]

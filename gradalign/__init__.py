@@ -25,7 +25,7 @@ from gradalign import baselines, ops, optim, telemetry
 from gradalign._version import __version__
 from gradalign.aligner import GradAlign
 from gradalign.batches import chunk
-from gradalign.method import Accumulation
+from gradalign.engine.method import Accumulation
 from gradalign.telemetry import AlignmentStats
 from gradalign.tuning import TuningResult, tune
 

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from gradalign import checks, estimators
-from gradalign.estimators import NORMALIZATIONS, Options, Resting, RunningMean, Schedule, Settings, Step
-from gradalign.method import Method
+from gradalign import estimators
+from gradalign.engine import validation
+from gradalign.engine.method import Method
+from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.weight import Weight
+from gradalign.estimators import NORMALIZATIONS, InactiveMomentum, Options, RunningMean, Schedule, Settings, Step
 from gradalign.objectives import objective as objective_named
-from gradalign.space import ParamSpace, Vector
-from gradalign.weight import Weight
 
 DIFFERENCES = ("forward", "central")
 
@@ -90,28 +91,30 @@ class GradAlign(Method):
     ) -> None:
         settings = Settings(
             objective=objective_named(objective),
-            normalize=checks.one_of("normalize", normalize, NORMALIZATIONS),
-            central=checks.one_of("difference", difference, DIFFERENCES) == "central",
+            normalize=validation.one_of("normalize", normalize, NORMALIZATIONS),
+            central=validation.one_of("difference", difference, DIFFERENCES) == "central",
             radius=None
             if radius is None
-            else checks.positive("radius", radius, "a length, in the units of the parameters"),
-            telemetry=checks.flag("telemetry", telemetry),
+            else validation.positive("radius", radius, "a length, in the units of the parameters"),
+            telemetry=validation.flag("telemetry", telemetry),
         )
-        self._estimator = checks.one_of("estimator", estimator, estimators.ESTIMATORS)
+        self._estimator = validation.one_of("estimator", estimator, estimators.ESTIMATORS)
         known = estimators.ESTIMATORS[estimator]
-        checks.estimator_fits(estimator, known.own, known.normalizations, objective, settings.objective.own, normalize)
+        validation.estimator_fits(
+            estimator, known.own, known.normalizations, objective, settings.objective.own, normalize
+        )
         self._mean = RunningMean()
-        self._optimizer = None if optimizer is None else checks.gradalign_optimizer(optimizer)
+        self._optimizer = None if optimizer is None else validation.gradalign_optimizer(optimizer)
         if estimator == "momentum" and self._optimizer is not None:
-            checks.keeps_first_moment(self._optimizer)
+            validation.keeps_first_moment(self._optimizer)
         self._options = Options(
-            probe_fraction=checks.fraction("probe_fraction", probe_fraction),
-            probes=checks.one_of("probes", probes, ("last", "rotate")),
-            gradients=checks.one_of("gradients", gradients, ("device", "host", "recompute")),
+            probe_fraction=validation.fraction("probe_fraction", probe_fraction),
+            probes=validation.one_of("probes", probes, ("last", "rotate")),
+            gradients=validation.one_of("gradients", gradients, ("device", "host", "recompute")),
             mean=self._past_gradients,
         )
-        checks.only_with("probes", probes, "last", "estimator", estimator, "split")
-        checks.only_with("gradients", gradients, "device", "estimator", estimator, "leave_one_out")
+        validation.only_with("probes", probes, "last", "estimator", estimator, "split")
+        validation.only_with("gradients", gradients, "device", "estimator", estimator, "leave_one_out")
         super().__init__(
             model,
             settings,
@@ -122,15 +125,15 @@ class GradAlign(Method):
             backend=backend,
         )
         if self._optimizer is not None:
-            checks.steps_some(self._optimizer, self._trainable())
+            validation.steps_some(self._optimizer, self._trainable())
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return estimators.ESTIMATORS[self._estimator].make(step, total, self._options)
 
-    def _resting(self, step: Step, total: Vector) -> Schedule:
+    def _inactive_schedule(self, step: Step, total: Vector) -> Schedule:
         if self._estimator == "momentum" and self._optimizer is None and self._weight.may_act:
-            return Resting(step, total, self._mean)
-        return super()._resting(step, total)
+            return InactiveMomentum(step, total, self._mean)
+        return super()._inactive_schedule(step, total)
 
     def _past_gradients(self, space: ParamSpace) -> tuple[Vector, RunningMean | None]:
         if self._optimizer is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradalign import checks
+from gradalign.engine import validation
 
 
 def chunk(batch: Any, k: int) -> list[Any]:
@@ -33,7 +33,7 @@ def chunk(batch: Any, k: int) -> list[Any]:
         >>> [part["x"].shape[0] for part in chunk({"x": torch.zeros(5, 2)}, 2)]
         [3, 2]
     """
-    checks.count("k", k, least=1)
+    validation.count("k", k, least=1)
     rows = {tensor.shape[0] for tensor in _tensors(batch)}
     if len(rows) != 1:
         raise ValueError(f"chunk: expected tensors with one common number of rows; got {sorted(rows) or 'no tensor'}")
@@ -42,7 +42,7 @@ def chunk(batch: Any, k: int) -> list[Any]:
     return [_part(batch, k, i) for i in range(k)]
 
 
-def handed_out(micro_batch: Any) -> Any:
+def shallow_copy(micro_batch: Any) -> Any:
     """A shallow copy of a mapping or list, so that a loss_fn that pops keys can be called twice; anything else as it is."""
     return copy.copy(micro_batch) if isinstance(micro_batch, (MutableMapping, MutableSequence)) else micro_batch
 

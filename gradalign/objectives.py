@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradalign import checks
+from gradalign.engine import validation
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,4 @@ def objective(name: str) -> Objective:
     Raises:
         ValueError: an unknown name.
     """
-    return OBJECTIVES[checks.one_of("objective", name, OBJECTIVES)]
+    return OBJECTIVES[validation.one_of("objective", name, OBJECTIVES)]

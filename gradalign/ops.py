@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradalign import dispatch, op_checks
+from gradalign.backends import dispatch, op_arguments
 
 Tensors = Sequence[Tensor]
 
@@ -471,7 +471,7 @@ def _check_step(
 ) -> None:
     if not torch.compiler.is_compiling():
         scalars = {"grad_scale": grad_scale, "lr": lr, "weight_decay": weight_decay, "skip": skip, "seed": seed}
-        op_checks.step_lists(op, params, grads, states, masters, steps, scalars)
+        op_arguments.step_lists(op, params, grads, states, masters, steps, scalars)
 
 
 def _check(
@@ -483,8 +483,8 @@ def _check(
 ) -> None:
     """`holds`: which dtypes backups may have to hold params, "same" or "wider" too; None: any."""
     if not torch.compiler.is_compiling():  # the checks read addresses, which a traced program does not have
-        op_checks.tensor_lists(op, mutated, read)
+        op_arguments.tensor_lists(op, mutated, read)
         first = next(iter((mutated or read).values()))
-        op_checks.zero_dim(op, first[0].device if len(first) else None, scalars)
+        op_arguments.zero_dim(op, first[0].device if len(first) else None, scalars)
         if holds is not None:
-            op_checks.backups_hold(op, mutated["backups"], mutated["params"], wider=holds == "wider")
+            op_arguments.backups_hold(op, mutated["backups"], mutated["params"], wider=holds == "wider")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign import checks
+from gradalign.engine import validation
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AlignmentStats:
         passes: forward and backward passes run.
         tasks: the tasks of the step, sorted, where micro-batches were labelled; else None.
         task_cosines: cosines between the tasks' mean gradients on the measured parameters, shape (tasks, tasks), from sketches:
-            a standard error of at most 0.022 (`gradalign.sketch`); None without labels.
+            a standard error of at most 0.022 (`gradalign.engine.sketch`); None without labels.
     """
 
     loss: Tensor
@@ -121,7 +121,7 @@ def plot_tasks(stats: AlignmentStats, path: str | PathLike[str]) -> None:
     """
     if stats.tasks is None or stats.task_cosines is None:
         raise ValueError("plot_tasks: expected statistics with tasks; got none; pass tasks=[...] to aligner.backward")
-    figure = checks.figure_class("plot_tasks")(
+    figure = validation.figure_class("plot_tasks")(
         figsize=(1.5 + 0.7 * len(stats.tasks), 1 + 0.7 * len(stats.tasks)), layout="constrained"
     )
     axes = figure.add_subplot()

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from networks import Awkward, Counting, make, state, trainable
+from support.networks import Awkward, Counting, make, state, trainable
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measure import OBJECTIVES
-from networks import state
+from support.measure import OBJECTIVES
+from support.networks import state
 from torch import nn
 
 import gradalign

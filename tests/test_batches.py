@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradalign import chunk
-from gradalign.batches import handed_out
+from gradalign.batches import shallow_copy
 
 Pair = namedtuple("Pair", "x y")
 
@@ -37,7 +37,7 @@ def test_a_batch_encoding_keeps_its_type():
     parts = chunk(transformers.BatchEncoding({"input_ids": torch.zeros(4, 3), "mask": torch.zeros(4, 3)}), 2)
     assert [type(part) for part in parts] == [transformers.BatchEncoding] * 2
     assert parts[1]["input_ids"].shape == (2, 3)
-    copied = handed_out(parts[0])
+    copied = shallow_copy(parts[0])
     copied.pop("mask")
     assert "mask" in parts[0]
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_split(batch, k, error, message):
 def test_only_mutable_containers_are_copied():
     tensor = torch.zeros(2)
     for same in (tensor, (1, 2), "text", None):
-        assert handed_out(same) is same
+        assert shallow_copy(same) is same
     given = [tensor]
-    assert handed_out(given) is not given
-    assert handed_out(given)[0] is tensor
+    assert shallow_copy(given) is not given
+    assert shallow_copy(given)[0] is tensor

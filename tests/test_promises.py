@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
+from support.networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
+from support.tracing import lines
 from torch import nn
-from tracing import lines
 
 import gradalign
 

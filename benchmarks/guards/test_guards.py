@@ -11,10 +11,10 @@ from counts import dispatched, python_calls
 from torch import nn
 
 import gradalign
-from gradalign.cli.bench.kernels import KernelUse
-from gradalign.cli.bench.measure import in_turns
-from gradalign.cli.bench.task import Filling, Plain, Task
-from gradalign.cli.bench.works import Loaded
+from benchmarks.steps.kernels import KernelUse
+from benchmarks.steps.measure import in_turns
+from benchmarks.steps.task import Filling, Plain, Task
+from benchmarks.steps.works import Loaded
 
 CPU = torch.device("cpu")
 K = 8

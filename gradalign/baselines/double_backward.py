@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from gradalign import checks
+from gradalign.engine import validation
+from gradalign.engine.method import Method
+from gradalign.engine.space import Vector
+from gradalign.engine.weight import Weight
 from gradalign.estimators import ESTIMATORS, Schedule, Settings, Step
 from gradalign.estimators.exact import Exact
-from gradalign.method import Method
 from gradalign.objectives import objective as objective_named
-from gradalign.space import Vector
-from gradalign.weight import Weight
 
 
 class DoubleBackward(Method):
@@ -58,7 +58,7 @@ class DoubleBackward(Method):
     ) -> None:
         settings = Settings(
             objective=objective_named(objective),
-            normalize=checks.one_of("normalize", normalize, ESTIMATORS["exact"].normalizations),
+            normalize=validation.one_of("normalize", normalize, ESTIMATORS["exact"].normalizations),
             central=False,
             radius=None,
             telemetry=False,

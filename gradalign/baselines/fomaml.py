@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradalign.baselines.inner import InnerLoop, InnerMethod
+from gradalign.engine.passes import Closure
+from gradalign.engine.space import Vector
 from gradalign.estimators import Schedule, Step
-from gradalign.passes import Closure
-from gradalign.space import Vector
 
 
 class FOMAML(InnerMethod):
@@ -61,10 +61,10 @@ class FOMAMLSchedule(Schedule):
         self.num_visited += 1
         finite = self.inner.enter(self.gradients) if before else 1.0
         if self.num_visited < step.num:
-            loss = step.passes.base(closure, self.gradients)
+            loss = step.passes.base_pass(closure, self.gradients)
         else:
             self.gradients.clear()  # makes room for the gradient
-            loss = step.passes.base(closure, self.total, finite * step.num)
+            loss = step.passes.base_pass(closure, self.total, finite * step.num)
         self.inner.leave()
         return loss
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradalign import checks
 from gradalign.baselines.double_backward import DoubleBackward
+from gradalign.engine import validation
+from gradalign.engine.space import Vector
 from gradalign.estimators import Schedule, Step
 from gradalign.estimators.exact import Exact
-from gradalign.space import Vector
 
 ROWS = 64  # rows of a Hessian that are computed at once; each needs activations of its own
 
@@ -69,7 +69,7 @@ class FullHessian(DoubleBackward):
             zeroed_grads=zeroed_grads,
             backend=backend,
         )
-        self._max_numel = checks.count("max_numel", max_numel, least=1)
+        self._max_numel = validation.count("max_numel", max_numel, least=1)
         self._fitting(self._trainable())
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
@@ -117,7 +117,7 @@ class Formed(Exact):
         units = torch.zeros(last - first, g.numel(), dtype=g.dtype, device=g.device)
         units[:, first:last].fill_diagonal_(1.0)
         self.step.passes.count += last - first
-        with checks.twice_differentiable("FullHessian"):
+        with validation.twice_differentiable("FullHessian"):
             return torch.autograd.grad(
                 g,
                 self.step.space.params,

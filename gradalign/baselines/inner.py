@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradalign import checks
+from gradalign.engine import validation
+from gradalign.engine.method import Method
+from gradalign.engine.space import Vector
 from gradalign.estimators import Settings, Step
-from gradalign.method import Method
 from gradalign.objectives import objective
-from gradalign.space import Vector
 
 UNIT = "a learning rate: parameter^2 / loss"
 
@@ -33,7 +33,7 @@ class InnerMethod(Method):
         zeroed_grads: bool = False,
         backend: str = "auto",
     ) -> None:
-        self._inner_lr = checks.positive("inner_lr", inner_lr, UNIT)
+        self._inner_lr = validation.positive("inner_lr", inner_lr, UNIT)
         super().__init__(model, SETTINGS, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from gradalign import checks
 from gradalign.baselines.inner import InnerMethod
 from gradalign.baselines.stand_ins import StandIns
+from gradalign.engine import validation
+from gradalign.engine.passes import Closure
+from gradalign.engine.space import Vector
 from gradalign.estimators import Schedule, Step
-from gradalign.passes import Closure
-from gradalign.space import Vector
 
 
 class MAML(InnerMethod):
@@ -79,8 +79,10 @@ class MAMLSchedule(Schedule):
 
     def last(self, closure: Closure) -> Tensor:
         """Leaves the step's gradient in `.grad`."""
-        with checks.twice_differentiable("MAML"):
-            return self.step.passes.base(lambda: self.stand_ins.call(closure, self.point), self.total, self.step.num)
+        with validation.twice_differentiable("MAML"):
+            return self.step.passes.base_pass(
+                lambda: self.stand_ins.call(closure, self.point), self.total, self.step.num
+            )
 
     def moves(self) -> list[bool]:
         """Whether inner steps move a parameter, for each."""

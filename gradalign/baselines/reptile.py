@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradalign.baselines.inner import InnerLoop, InnerMethod
+from gradalign.engine.passes import Closure
+from gradalign.engine.space import Vector
 from gradalign.estimators import Schedule, Step
-from gradalign.passes import Closure
-from gradalign.space import Vector
 
 
 class Reptile(InnerMethod):
@@ -67,7 +67,7 @@ class ReptileSchedule(Schedule):
         """The pass at the inner point that the micro-batches before it led to."""
         if self.num_visited:
             self.inner.enter(self.total)
-        loss = self.step.passes.base(closure, self.total)
+        loss = self.step.passes.base_pass(closure, self.total)
         self.inner.leave()
         self.num_visited += 1
         return loss

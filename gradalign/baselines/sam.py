@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradalign import checks
+from gradalign.engine import validation
+from gradalign.engine.method import Method
+from gradalign.engine.passes import Closure
+from gradalign.engine.space import Vector
 from gradalign.estimators import Schedule, Settings, Step
-from gradalign.method import Method
 from gradalign.objectives import objective
-from gradalign.passes import Closure
-from gradalign.space import Vector
 
 
 class SAM(Method):
@@ -66,13 +66,13 @@ class SAM(Method):
         zeroed_grads: bool = False,
         backend: str = "auto",
     ) -> None:
-        radius = checks.positive("rho", rho, "a length, in the units of the parameters")
+        radius = validation.positive("rho", rho, "a length, in the units of the parameters")
         settings = Settings(objective("dot"), normalize="direction", central=False, radius=radius, telemetry=False)
         self._per_micro_batch = per_micro_batch
         super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
-        return Separate(step, total) if self._per_micro_batch else Together(step, total)
+        return Separate(step, total) if self._per_micro_batch else SAMSchedule(step, total)
 
 
 class _Ascent(Schedule):
@@ -89,7 +89,7 @@ class _Ascent(Schedule):
         step.displace(step.aim(sums, scale), gradient)
         gradient.clear()
         for closure in closures:
-            step.passes.displaced(closure, self.total, step.space.scalar(1.0))
+            step.passes.displaced_pass(closure, self.total, step.space.scalar(1.0))
         step.displacement.restore()
 
     def finish(self) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class _Ascent(Schedule):
         return self.step.close(self.total, None)
 
 
-class Together(_Ascent):
+class SAMSchedule(_Ascent):
     """All micro-batches go up along their mean gradient; second passes are chained in random numbers and buffers."""
 
     needs_all = True
@@ -105,9 +105,9 @@ class Together(_Ascent):
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """All first passes, then all second passes."""
         passes, gradient = self.step.passes, self.step.space.zeros()
-        start = passes.moment()
-        losses = [passes.base(closure, gradient) for closure in closures]
-        end = passes.moment()
+        start = passes.replay_state()
+        losses = [passes.base_pass(closure, gradient) for closure in closures]
+        end = passes.replay_state()
         start.put_back()
         self.climb(closures, gradient, self.step.own_scale / self.step.num)
         end.put_back()
@@ -120,9 +120,9 @@ class Separate(_Ascent):
     def visit(self, closure: Closure) -> Tensor:
         """First pass, then second pass."""
         passes = self.step.passes
-        start = passes.moment()
-        loss, gradient = passes.isolated(closure)
-        end = passes.moment()
+        start = passes.replay_state()
+        loss, gradient = passes.isolated_pass(closure)
+        end = passes.replay_state()
         start.put_back()
         self.climb([closure], gradient, self.step.own_scale)
         end.put_back()

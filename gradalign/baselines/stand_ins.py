@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradalign.buffers import Displacement
-from gradalign.passes import Closure
-from gradalign.space import ParamSpace
+from gradalign.engine.displacement import Displacement
+from gradalign.engine.passes import Closure
+from gradalign.engine.space import ParamSpace
 
 
 class StandIns(Displacement):

@@ -1,4 +1,4 @@
-"""The command line: `gradalign demo`, `gradalign tune`, `gradalign bench`, `gradalign doctor`.
+"""The command line: `gradalign demo`, `gradalign tune`, `gradalign doctor`.
 
 A subcommand is one file here with two functions, and one name in `COMMANDS`:
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from gradalign._version import __version__
 from gradalign.cli.errors import CommandError
 
-COMMANDS = ("demo", "tune", "bench", "doctor")
+COMMANDS = ("demo", "tune", "doctor")
 
 __all__ = ["COMMANDS", "CommandError", "main"]
 

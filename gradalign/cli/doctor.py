@@ -11,8 +11,8 @@ import platform
 
 import torch
 
-from gradalign import dispatch
 from gradalign._version import __version__
+from gradalign.backends import dispatch
 from gradalign.cli import machine
 
 PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")

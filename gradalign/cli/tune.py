@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import gradalign
-from gradalign.cli import demo_assets, demo_data, demo_record, options, places
-from gradalign.cli.demo_model import Classifier, Collator, load_pretrained
+from gradalign.cli import options, places
+from gradalign.cli.demo import record as demo_record
 from gradalign.cli.errors import CommandError
+from gradalign.cli.workload import assets as demo_assets
+from gradalign.cli.workload import data as demo_data
+from gradalign.cli.workload.model import Classifier, Collator, load_pretrained
 
 if TYPE_CHECKING:
-    from gradalign.cli.demo_arm import Batch
+    from gradalign.cli.demo.arm import Batch
 
 PRECISIONS = ("float32", "bfloat16", "float16", "autocast")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gradalign.engine.plain import Plain
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.step import NORMALIZATIONS, Settings, Step
 from gradalign.estimators.exact import Exact
 from gradalign.estimators.leave_one_out import LeaveOneOut
-from gradalign.estimators.momentum import Momentum, Resting, RunningMean
-from gradalign.estimators.plain import Plain
+from gradalign.estimators.momentum import InactiveMomentum, Momentum, RunningMean
 from gradalign.estimators.prefix import Prefix
-from gradalign.estimators.schedule import Schedule
 from gradalign.estimators.split import split
-from gradalign.estimators.step import NORMALIZATIONS, Settings, Step
 from gradalign.estimators.symmetric import Symmetric
-from gradalign.space import ParamSpace, Vector
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ __all__ = [
     "ESTIMATORS",
     "NORMALIZATIONS",
     "Estimator",
+    "InactiveMomentum",
     "Options",
     "Plain",
-    "Resting",
     "RunningMean",
     "Schedule",
     "Settings",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+from gradalign.engine.sums import Sums
 from gradalign.estimators.leave_one_out import aim_at_others
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure
-from gradalign.space import Vector
 
 
 class Exact(Schedule):

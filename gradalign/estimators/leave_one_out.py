@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradalign.estimators.comparison import far
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Aim, Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure, Moment
-from gradalign.space import Vector
+from gradalign.engine.comparison import displaced_passes
+from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Aim, Step
+from gradalign.engine.sums import Sums
 
 
 def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
@@ -46,19 +46,20 @@ class LeaveOneOut(Schedule):
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """k base passes, then the displaced ones."""
-        passes, moments, losses = self.step.passes, [], []
+        passes, losses = self.step.passes, []
+        starts: list[ReplayState] = []
         for closure in closures:
-            moments.append(passes.moment())
-            losses.append(self.near(closure))
-        end = passes.moment()
+            starts.append(passes.replay_state())
+            losses.append(self.base_pass(closure))
+        end = passes.replay_state()
         for i, closure in enumerate(closures):
-            g = self.gradient(i, closure, moments[i])
+            g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference
             _, q = self.step.displace(aim_at_others(self.step, reference, g), reference, g)
             if not self.step.settings.central:
                 self.subtract(g, q)
             del g
-            far(self.step, [closure], [moments[i]], self.term, q)
+            displaced_passes(self.step, [closure], [starts[i]], self.term, q)
             self.step.displacement.restore()
         end.put_back()
         return losses
@@ -67,11 +68,11 @@ class LeaveOneOut(Schedule):
         """Fill `.grad`."""
         return self.step.close(self.sums.total, self.term)
 
-    def near(self, closure: Closure) -> Tensor:
+    def base_pass(self, closure: Closure) -> Tensor:
         """Base pass of a micro-batch."""
         if self.where == "recompute" and self.sums.units is None:
-            return self.step.passes.base(closure, self.sums.total)
-        loss, g = self.step.passes.isolated(closure)
+            return self.step.passes.base_pass(closure, self.sums.total)
+        loss, g = self.step.passes.isolated_pass(closure)
         if self.where != "recompute":
             self.stored.append(self.put_away(g))
         self.sums.add(g)
@@ -83,7 +84,7 @@ class LeaveOneOut(Schedule):
             return [None if t is None else _to_host(t) for t in g]
         return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, self.sums.total, strict=True)]
 
-    def gradient(self, i: int, closure: Closure, start: Moment) -> Vector:
+    def gradient(self, i: int, closure: Closure, start: ReplayState) -> Vector:
         """The gradient of micro-batch i, from where it is."""
         if self.where == "recompute":
             start.put_back()

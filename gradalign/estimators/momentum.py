@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradalign.estimators.plain import Plain
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure
-from gradalign.space import ParamSpace, Vector
+from gradalign.engine.passes import Closure
+from gradalign.engine.plain import Plain
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.step import Step
+from gradalign.engine.sums import Sums
 
 DECAY = 0.9
 
@@ -70,7 +70,7 @@ class RunningMean:
         self._params = None
 
 
-class Resting(Plain):
+class InactiveMomentum(Plain):
     """The plain loop of a step in which the term rests: its gradient is one of the past all the same."""
 
     def __init__(self, step: Step, total: Vector, remember: RunningMean) -> None:
@@ -96,17 +96,17 @@ class Momentum(Schedule):
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """Displace once for all."""
         self.displace()
-        losses = [self.near(closure) for closure in closures]
+        losses = [self.base_pass(closure) for closure in closures]
         self.step.displacement.restore()
         return losses
 
     def visit(self, closure: Closure) -> Tensor:
-        """Displaced during the pass, at theta in between."""
+        """DisplacementInfo during the pass, at theta in between."""
         if self.num_visited:
             self.step.displacement.step_in()
         else:
             self.displace()
-        loss = self.near(closure)
+        loss = self.base_pass(closure)
         self.step.displacement.step_out()
         return loss
 
@@ -118,13 +118,13 @@ class Momentum(Schedule):
         scale = torch.where(norm.isfinite() & (norm > 0), -sign * step.weight / norm, 0.0)
         step.shift(None, self.mean, scale)
 
-    def near(self, closure: Closure) -> Tensor:
+    def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
         if self.sums.units is None:
-            loss = step.passes.base(closure, self.sums.total)
+            loss = step.passes.base_pass(closure, self.sums.total)
         else:
-            loss, g = step.passes.isolated(closure)
+            loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g)
         self.num_visited += 1
         return loss

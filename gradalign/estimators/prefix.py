@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradalign.estimators.comparison import compare
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure
-from gradalign.space import Vector
+from gradalign.engine.comparison import compare
+from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+from gradalign.engine.sums import Sums
 
 
 class Prefix(Schedule):
@@ -34,7 +34,7 @@ class Prefix(Schedule):
             reference, scale = self.sums.reference, step.mean_scale(before)
             loss = compare(step, closure, reference, scale, omega, self.term, lambda g, _: self.sums.add(g))
         else:
-            loss, g = step.passes.isolated(closure)
+            loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g)
         self.num_visited += 1
         return loss

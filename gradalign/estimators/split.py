@@ -5,8 +5,8 @@
 Averaged over all orders of the micro-batches, with normalize="none", it is the gradient of A.
 
 Where one displacement serves all probes (dot, norm), the displaced passes come before the base passes and autograd adds all of
-them into one vector through scaled losses; the term is never stored (`Shared`). Where a displacement contains the probe's own
-gradient (variance, cosine), each probe is evaluated at theta first (`Own`).
+them into one vector through scaled losses; the term is never stored (`SharedDirectionSplit`). Where a displacement contains the
+probe's own gradient (variance, cosine), each probe is evaluated at theta first (`OwnDirectionSplit`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradalign.estimators.comparison import compare
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure
-from gradalign.space import Vector
+from gradalign.engine.comparison import compare
+from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+from gradalign.engine.sums import Sums
 
 
 def num_probes(num: int, probe_fraction: float) -> int:
@@ -33,7 +33,7 @@ def num_probes(num: int, probe_fraction: float) -> int:
 def split(step: Step, total: Vector, probe_fraction: float, probes: str) -> Schedule:
     """The schedule for the step's objective; `total` is the vector that becomes `.grad`."""
     m = num_probes(step.num, probe_fraction)
-    schedule = (Own if step.settings.objective.own else Shared)(step, total, m)
+    schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
     return schedule if probes == "last" else Rotated(schedule, m)
 
 
@@ -85,8 +85,8 @@ class _Split(Schedule):
     def anchor(self, closure: Closure) -> Tensor:
         """Base pass of an anchor; its gradient is isolated only where its norm is needed."""
         if self.sums.units is None:
-            return self.step.passes.base(closure, self.total)
-        loss, g = self.step.passes.isolated(closure)
+            return self.step.passes.base_pass(closure, self.total)
+        loss, g = self.step.passes.isolated_pass(closure)
         self.sums.add(g)
         return loss
 
@@ -95,7 +95,7 @@ class _Split(Schedule):
         """All passes of a probe."""
 
 
-class Shared(_Split):
+class SharedDirectionSplit(_Split):
     """dot and norm: every probe is displaced along the mean gradient of the anchors.
 
     With `q` from the displacement and `gain = q k / m`, passes are differentiated with these ratios to the plain loop's factor:
@@ -112,39 +112,39 @@ class Shared(_Split):
         self.loss_change = step.space.scalar(0.0)
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
-        """Displaced passes of all probes first, chained in random numbers and buffers, then all base passes."""
+        """DisplacementInfo passes of all probes first, chained in random numbers and buffers, then all base passes."""
         losses = [self.visit(closure) for closure in closures[: self.num_anchors]]
         probes = closures[self.num_anchors :]
-        start = self.step.passes.moment()
+        start = self.step.passes.replay_state()
         self.displace()
-        self.far(probes)
+        self.displaced_passes(probes)
         start.put_back()
         if self.step.settings.central:
             self.cross()
-            self.far(probes)
+            self.displaced_passes(probes)
             start.put_back()
         self.step.displacement.restore()
         for closure in probes:
-            losses.append(self.near(closure))
+            losses.append(self.base_pass(closure))
             self.num_visited += 1
         return losses
 
     def probe(self, closure: Closure) -> Tensor:
-        """Displaced pass, then base pass, the parameters at theta in between visits."""
+        """DisplacementInfo pass, then base pass, the parameters at theta in between visits."""
         displacement = self.step.displacement
-        start = self.step.passes.moment()
+        start = self.step.passes.replay_state()
         if self.num_visited == self.num_anchors:
             self.displace()
         else:
             displacement.step_in()
-        self.far([closure])
+        self.displaced_passes([closure])
         start.put_back()
         if self.step.settings.central:
             self.cross()
-            self.far([closure])
+            self.displaced_passes([closure])
             start.put_back()
         displacement.step_out()
-        return self.near(closure)
+        return self.base_pass(closure)
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`; in the lean form the dot product is the quotient of the probes' losses."""
@@ -168,23 +168,23 @@ class Shared(_Split):
         self.step.displacement.reflect()
         self.side = -self.side
 
-    def far(self, closures: Sequence[Closure]) -> None:
-        """Displaced passes."""
+    def displaced_passes(self, closures: Sequence[Closure]) -> None:
+        """DisplacementInfo passes."""
         ratio = self.side / self.sides * self.gain
         for closure in closures:
             if self.term is None:
-                loss = self.step.passes.displaced(closure, self.total, -self.step.weight * ratio)
+                loss = self.step.passes.displaced_pass(closure, self.total, -self.step.weight * ratio)
             else:
-                loss = self.step.passes.displaced(closure, self.term, ratio)
+                loss = self.step.passes.displaced_pass(closure, self.term, ratio)
             self.note_loss(loss, self.side / self.sides)
 
-    def near(self, closure: Closure) -> Tensor:
+    def base_pass(self, closure: Closure) -> Tensor:
         """Base pass of a probe."""
         step, one_sided = self.step, self.sides == 1
         if self.term is None:
-            loss = step.passes.base(closure, self.total, 1 + step.weight * self.gain if one_sided else 1.0)
+            loss = step.passes.base_pass(closure, self.total, 1 + step.weight * self.gain if one_sided else 1.0)
         else:
-            loss, g = step.passes.isolated(closure)
+            loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g, num_before=self.num_visited)
             if one_sided:
                 step.space.accumulate(self.term, g, -self.gain)
@@ -198,7 +198,7 @@ class Shared(_Split):
         self.loss_change = self.loss_change + sign * self.step.loss_share * loss
 
 
-class Own(_Split):
+class OwnDirectionSplit(_Split):
     """variance and cosine: the displacement of a probe contains its own gradient.
 
     The reference x (the sum over the anchors) stays as it is until the last probe has been compared with it; meanwhile

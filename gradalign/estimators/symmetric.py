@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gradalign.estimators.comparison import far
-from gradalign.estimators.schedule import Schedule
-from gradalign.estimators.step import Step
-from gradalign.estimators.sums import Sums
-from gradalign.passes import Closure, Moment
-from gradalign.space import Vector
+from gradalign.engine.comparison import displaced_passes
+from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+from gradalign.engine.sums import Sums
 
 
 class Symmetric(Schedule):
@@ -35,28 +35,30 @@ class Symmetric(Schedule):
         """All base passes, then the displaced ones."""
         middle = (len(closures) + 1) // 2
         halves = [list(closures[:middle]), list(closures[middle:])]
-        starts: tuple[list[Moment], list[Moment]] = ([], [])
+        starts: tuple[list[ReplayState], list[ReplayState]] = ([], [])
         losses = []
-        for half, own, moments in zip(halves, self.halves, starts, strict=True):
+        for half, own, begun in zip(halves, self.halves, starts, strict=True):
             for i, closure in enumerate(half):
-                moments.append(self.step.passes.moment())
-                losses.append(self.near(closure, own, i))
-        end = self.step.passes.moment()
+                begun.append(self.step.passes.replay_state())
+                losses.append(self.base_pass(closure, own, i))
+        end = self.step.passes.replay_state()
         self.compare_sums([len(half) for half in halves])
         for here, there in ((0, 1), (1, 0)):
             self.displaced(halves[here], starts[here], self.halves[here], self.halves[there], len(halves[there]))
         end.put_back()
         return losses
 
-    def near(self, closure: Closure, own: Vector, num_before: int) -> Tensor:
+    def base_pass(self, closure: Closure, own: Vector, num_before: int) -> Tensor:
         """Base pass of a micro-batch."""
         if self.sums.units is None:
-            return self.step.passes.base(closure, own)
-        loss, g = self.step.passes.isolated(closure)
+            return self.step.passes.base_pass(closure, own)
+        loss, g = self.step.passes.isolated_pass(closure)
         self.sums.add(g, own, num_before)
         return loss
 
-    def displaced(self, half: list[Closure], starts: list[Moment], own: Vector, other: Vector, num_other: int) -> None:
+    def displaced(
+        self, half: list[Closure], starts: list[ReplayState], own: Vector, other: Vector, num_other: int
+    ) -> None:
         """term <- term + s / 2 mean_i H_i w over this half."""
         step = self.step
         sums = step.space.norm_dot(other, over=step.space.measured)
@@ -64,7 +66,7 @@ class Symmetric(Schedule):
         gain = q * step.num / (2 * len(half))
         if not step.settings.central:
             step.space.accumulate(self.term, own, -gain)
-        far(step, half, starts, self.term, gain)
+        displaced_passes(step, half, starts, self.term, gain)
         step.displacement.restore()
 
     def compare_sums(self, nums: list[int]) -> None:

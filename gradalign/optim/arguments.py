@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign import checks
+from gradalign.engine import validation
 
 NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening")
 OF_ALL_GROUPS = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
@@ -97,7 +97,7 @@ def not_differentiable(value: bool) -> None:
 def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
     """Parameters of a kind that can be stepped."""
     for p in params:
-        checks.real_and_whole(p)
+        validation.real_and_whole(p)
         if stochastic and p.dtype == torch.float16:
             raise TypeError(
                 "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "

@@ -42,7 +42,7 @@ class Batch:
         return self.state.get(name, [])
 
 
-def parted(columns: list[list[Tensor]], *kinds: Iterable[Hashable]) -> list[list[list[Tensor]]]:
+def group_by(columns: list[list[Tensor]], *kinds: Iterable[Hashable]) -> list[list[list[Tensor]]]:
     """The columns cut into rows of one kind each; `kinds` has an entry a row.
 
     Columns, and no tuple a row: a thousand new containers a step would have Python's garbage collector walk its whole heap.

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign import checks, dispatch
+from gradalign.backends import dispatch
+from gradalign.engine import validation
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch, DeviceScalars, moved, parted
+from gradalign.optim.batch import Batch, DeviceScalars, group_by, moved
 from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
 
@@ -63,8 +64,8 @@ class FusedOptimizer(StatefulOptimizer):
     ) -> None:
         arguments.clip_norm(max_grad_norm)
         if clear is not None:
-            checks.one_of("clear", clear, CLEAR)
-        checks.one_of("backend", backend, ("auto", *dispatch.ORDER))
+            validation.one_of("clear", clear, CLEAR)
+        validation.one_of("backend", backend, ("auto", *dispatch.ORDER))
         self.max_grad_norm = max_grad_norm
         self.clear = clear
         self.skip_nonfinite = skip_nonfinite
@@ -147,7 +148,7 @@ class FusedOptimizer(StatefulOptimizer):
         batches = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for (alike,) in parted([params], map(DEVICE, params), map(DTYPE, params)):
+            for (alike,) in group_by([params], map(DEVICE, params), map(DTYPE, params)):
                 batches += self._batches_of(group, alike)
         return batches
 
@@ -163,7 +164,7 @@ class FusedOptimizer(StatefulOptimizer):
             tensors = [[state[name] for state in states] for name in names]
         grads = [p.grad for p in params if p.grad is not None]
         kinds = (map(LAYOUT, grads), *(map(DTYPE, column) for column in (grads, *tensors)))
-        return [self._batch(group, names, *part) for part in parted([params, grads, *tensors], *kinds)]
+        return [self._batch(group, names, *part) for part in group_by([params, grads, *tensors], *kinds)]
 
     def _batch(
         self, group: Mapping[str, Any], names: Sequence[str], params: list, grads: list, *tensors: list[Tensor]

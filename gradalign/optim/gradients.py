@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradalign import dispatch
+from gradalign.backends import dispatch
 from gradalign.optim.batch import Batch, moved
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.low_precision import LOW_PRECISION
+from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
 

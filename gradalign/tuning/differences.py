@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradalign import checks
+from gradalign.engine import validation
+from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.space import ParamSpace, Vector
 from gradalign.estimators import Schedule, Step
 from gradalign.estimators.split import num_probes
-from gradalign.passes import Closure, Moment
-from gradalign.space import ParamSpace, Vector
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Differences(Schedule):
         self.anchors: Vector = total
         self.units: Vector = step.space.zeros()
         self.base: Vector = wide_zeros(step.space)
-        self.starts: list[Moment] = []
+        self.starts: list[ReplayState] = []
         self.probes: list[Closure] = []
         self.one = step.space.scalar(1.0)
 
@@ -69,17 +69,17 @@ class Differences(Schedule):
         """Base passes: the anchors' gradients and unit gradients, the probes' gradients."""
         step, losses = self.step, []
         for i, closure in enumerate(closures[: self.num_anchors]):
-            loss, g = step.passes.isolated(closure)
+            loss, g = step.passes.isolated_pass(closure)
             step.record_unit(g, step.record(g, self.anchors, i), self.units, i)
             losses.append(loss)
         self.probes = list(closures[self.num_anchors :])
         for closure in self.probes:
-            self.starts.append(step.passes.moment())
-            loss, g = step.passes.isolated(closure)
+            self.starts.append(step.passes.replay_state())
+            loss, g = step.passes.isolated_pass(closure)
             step.space.accumulate(self.base, g, self.one)
             losses.append(loss)
         self.norm = step.space.norm_dot(self.anchors, over=step.space.measured)[0].sqrt()
-        checks.usable_direction(float(self.norm))
+        validation.usable_direction(float(self.norm))
         return losses
 
     def finish(self) -> dict[str, Tensor]:

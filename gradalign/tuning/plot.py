@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from gradalign import checks
+from gradalign.engine import validation
 from gradalign.tuning.result import DIFFERENCES, TuningResult
 
 COLORS = {"forward": "#3b6ea8", "central": "#d9572b"}
@@ -14,7 +14,7 @@ FAINT = "#9aa5b1"
 
 def save_plot(result: TuningResult, path: str | PathLike[str]) -> None:
     """Write the plot to a file, its format by its suffix."""
-    figure = checks.figure_class("plot")(figsize=(7, 6), layout="constrained")
+    figure = validation.figure_class("plot")(figsize=(7, 6), layout="constrained")
     errors, displacement = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _errors(errors, result)
     _displacement(displacement, result)

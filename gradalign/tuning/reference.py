@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradalign import checks
-from gradalign.space import Vector
+from gradalign.engine import validation
+from gradalign.engine.space import Vector
 from gradalign.tuning.differences import Differences, wide_zeros
 
 SAME_FUNCTION = 0.1  # how far the gradient of the differentiable pass may be from that of the plain one
@@ -76,12 +76,12 @@ def double_backward(differences: Differences) -> Reference:
     product, base = wide_zeros(space), wide_zeros(space)
     for closure, start in zip(differences.probes, differences.starts, strict=True):
         start.put_back()
-        with checks.twice_differentiable("double backward"), sdpa_kernel(SDPBackend.MATH):
+        with validation.twice_differentiable("double backward"), sdpa_kernel(SDPBackend.MATH):
             _, graph = passes.differentiable(closure, step.loss_scale)
             space.accumulate(base, [None if g is None else g.detach() for g in graph], differences.one)
             hessian = passes.differentiate_again(graph, direction)
         space.accumulate(product, hessian, step.own_scale / differences.m)
-    checks.same_function(differences.apart(base, differences.base), SAME_FUNCTION)
+    validation.same_function(differences.apart(base, differences.base), SAME_FUNCTION)
     return Reference(product, "double_backward")
 
 

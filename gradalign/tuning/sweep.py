@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradalign import checks
+from gradalign.engine import validation
 
 RADII = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 LEAST, MOST = 1e-18, 1e18  # squares of lengths are divided by, in float32 too
@@ -23,7 +23,7 @@ def ascending(radii: Iterable[float]) -> list[float]:
         raise TypeError(
             f"radii: expected several lengths; got {type(radii).__name__}; put it in a list: radii=[{radii}]"
         ) from error
-    found = checks.sweep_radii(given)
+    found = validation.sweep_radii(given)
     for radius in found:
         if not LEAST <= radius <= MOST:
             raise ValueError(

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradalign import checks
-from gradalign.batches import handed_out
+from gradalign.batches import shallow_copy
+from gradalign.engine import validation
+from gradalign.engine.method import Method
+from gradalign.engine.passes import Closure
+from gradalign.engine.replay import RandomState
+from gradalign.engine.space import ParamSpace, Vector
 from gradalign.estimators import Settings, Step
-from gradalign.method import Method
 from gradalign.objectives import objective
-from gradalign.passes import Closure
-from gradalign.replay import RandomState
-from gradalign.space import ParamSpace, Vector
 from gradalign.tuning import reference as references
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
@@ -87,12 +87,12 @@ def tune(
         ('double_backward', ['central', 'forward'])
     """
     sweep = ascending(radii)
-    checks.one_of("reference", reference, REFERENCES)
-    batches = checks.micro_batches(micro_batches)
+    validation.one_of("reference", reference, REFERENCES)
+    batches = validation.micro_batches(micro_batches)
     tuner = _Tuner(model, probe_fraction, optimizer, params=params, scaler=scaler, backend=backend)
 
     def closure_of(batch: Any) -> Closure:
-        return lambda: loss_fn(handed_out(batch))
+        return lambda: loss_fn(shallow_copy(batch))
 
     random_state = RandomState({p.device for p in tuner.trainable()})
     step = tuner._begin(len(batches), reduction, has_aux, backward, tasks=None)
@@ -162,8 +162,8 @@ class _Tuner(Method):
     ) -> None:
         settings = Settings(objective("dot"), "direction", central=True, radius=None, telemetry=False)
         super().__init__(model, settings, **options)
-        self._probe_fraction = checks.fraction("probe_fraction", probe_fraction)
-        self._optimizer = None if optimizer is None else checks.gradalign_optimizer(optimizer)
+        self._probe_fraction = validation.fraction("probe_fraction", probe_fraction)
+        self._optimizer = None if optimizer is None else validation.gradalign_optimizer(optimizer)
 
     def trainable(self) -> list[Parameter]:
         """All parameters that require grad."""

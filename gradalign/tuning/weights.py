@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gradalign.engine.comparison import compare
 from gradalign.estimators import Settings
-from gradalign.estimators.comparison import compare
 from gradalign.objectives import OBJECTIVES
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference

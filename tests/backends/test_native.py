@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import DTYPES, copies, tensors
+from support.kernel_cases import DTYPES, copies, tensors
 
 from gradalign.backends import native
 

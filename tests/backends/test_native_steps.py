@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from kernel_cases import DTYPES, copies, tensors
+from support.kernel_cases import DTYPES, copies, tensors
 
 from gradalign.backends import native, reference
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import copies
+from support.kernel_cases import copies
 
 from gradalign import ops
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import DTYPES, LAYOUTS, assert_stored, assert_sums, copies, dot, double, tensors
+from support.kernel_cases import DTYPES, LAYOUTS, assert_stored, assert_sums, copies, dot, double, tensors
 
-from gradalign import dispatch, ops
+from gradalign import ops
+from gradalign.backends import dispatch
 
 BACKENDS = ("reference", "native")
 SCALE = torch.tensor(0.37, dtype=torch.float64)

@@ -8,10 +8,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from comparing import filled, relative, run
-from methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
-from networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
-from tracing import lines
+from support.comparing import filled, relative, run
+from support.methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
+from support.networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
+from support.tracing import lines
 
 KINDS = (Awkward, Spectral, Counting)
 BOTH_WAYS = [(name, "backward") for name in BASELINES] + [(name, "accumulate") for name in ONE_AT_A_TIME]

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import oracle
-import papers
 import pytest
 import torch
-from comparing import both, filled, mask_of, relative
-from networks import Awkward, Counting, Spectral, make, state
+from support import oracle, papers
+from support.comparing import both, filled, mask_of, relative
+from support.networks import Awkward, Counting, Spectral, make, state
 from torch import nn
 
 from gradalign.baselines import DoubleBackward

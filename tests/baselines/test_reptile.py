@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import papers
 import pytest
 import torch
-from comparing import both, filled, mask_of, relative
-from networks import Awkward, Counting, Spectral, make
+from support import papers
+from support.comparing import both, filled, mask_of, relative
+from support.networks import Awkward, Counting, Spectral, make
 
 from gradalign.baselines import Reptile
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 
-import oracle
 import pytest
 import torch
-from comparing import filled, relative
-from networks import Awkward, make, trainable
+from support import oracle
+from support.comparing import filled, relative
+from support.networks import Awkward, make, trainable
 
 from gradalign.baselines import FOMAML, MAML, Reptile
 

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from methods import METHODS
-from networks import Counting, make
+from support.methods import METHODS
+from support.networks import Counting, make
 
 import gradalign
 

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from measured_rows import measured
-from rows import HEADLINE, failed, result, row, split
+from support.measured_rows import measured
+from support.rows import HEADLINE, failed, result, row, split
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from networks import trainable
-from reference_methods import FiniteDifference, FullHessian, NaiveDoubleBackward, TwoStepSAM
+from support import oracle
+from support.networks import trainable
 from torch import nn
 
 import gradalign
+from benchmarks.reference_methods import FiniteDifference, FullHessian, NaiveDoubleBackward, TwoStepSAM
 
 K = 8
 

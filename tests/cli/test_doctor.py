@@ -6,7 +6,8 @@ import types
 import pytest
 import torch
 
-from gradalign import cli, dispatch
+from gradalign import cli
+from gradalign.backends import dispatch
 from gradalign.cli import doctor, machine
 
 

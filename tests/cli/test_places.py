@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.steps import commands
 from gradalign import cli
 from gradalign.cli import demo, places, tune
-from gradalign.cli.bench import commands
 from gradalign.cli.errors import CommandError
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "cpu.json"

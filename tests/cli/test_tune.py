@@ -5,7 +5,7 @@ import json
 import matplotlib.image
 import pytest
 import torch
-from toy_demo import toy_batches, toy_model
+from support.toy_demo import toy_batches, toy_model
 
 from gradalign import cli
 from gradalign.cli import tune

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import kernel_cases
 import pytest
 import torch
-from cuda_backends import cuda_backend
+from support import kernel_cases
+from support.cuda.cuda_backends import cuda_backend
 
 # Sums of a thread within one chunk of 8192 elements are float32 (32 terms), those of chunks float64.
 kernel_cases.SUM["cuda"] = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}

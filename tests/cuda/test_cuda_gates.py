@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import sass
-from gates import TRAFFIC, faults
-from sass import ARCHITECTURES, Kernel, find_cuobjdump, kernels_in, restored
+from support.cuda import sass
+from support.cuda.gates import TRAFFIC, faults
+from support.cuda.sass import ARCHITECTURES, Kernel, find_cuobjdump, kernels_in, restored
 
 from gradalign.extension import UnavailableError, cache, cuda, ensure, library
 

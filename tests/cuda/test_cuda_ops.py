@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import assert_stored, copies, dot, double, tensors
+from support.kernel_cases import assert_stored, copies, dot, double, tensors
 from test_ops import (
     SCALE,
     magnitudes,

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks import Awkward, make, trainable
+from support.networks import Awkward, make, trainable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 

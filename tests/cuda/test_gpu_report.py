@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cuda_backends import cuda_backend
-from measured_rows import measured
+from support.cuda.cuda_backends import cuda_backend
+from support.measured_rows import measured
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

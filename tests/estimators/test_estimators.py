@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import oracle
 import pytest
 import torch
-from measure import OBJECTIVES, by_hand, exact_term, measured_term, relative
-from networks import Awkward, Counting, Spectral, make, state
+from support import oracle
+from support.measure import OBJECTIVES, by_hand, exact_term, measured_term, relative
+from support.networks import Awkward, Counting, Spectral, make, state
 
 import gradalign
 

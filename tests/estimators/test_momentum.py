@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import copy
 
-import oracle
 import pytest
 import torch
-from networks import Awkward, Counting, make, state, trainable
+from support import oracle
+from support.networks import Awkward, Counting, make, state, trainable
 
 import gradalign
+from gradalign.engine.space import ParamSpace
 from gradalign.estimators.momentum import RunningMean
-from gradalign.space import ParamSpace
 
 
 def by_hand(model, loss_fn, batches, shift):

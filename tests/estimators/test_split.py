@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import itertools
 
-import oracle
 import pytest
 import torch
-from measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
-from networks import Awkward, Counting, Spectral, make, state, trainable
+from support import oracle
+from support.measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
+from support.networks import Awkward, Counting, Spectral, make, state, trainable
 
 import gradalign
 from gradalign.estimators.split import num_probes

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import gradalign
-from gradalign import dispatch, ops
-from gradalign.backends import reference, triton
+from gradalign import ops
+from gradalign.backends import dispatch, reference, triton
 
 TRITON = importlib.util.find_spec
 

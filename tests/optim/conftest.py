@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradalign import dispatch
+from gradalign.backends import dispatch
 
 
 @pytest.fixture(params=dispatch.ORDER)

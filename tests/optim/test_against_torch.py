@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from optim_cases import clones, gradient_like, info_tables, paired, parameters, rms, set_gradients, ulp
+from support.optim_cases import clones, gradient_like, info_tables, paired, parameters, rms, set_gradients, ulp
 
 CASES = {name: rest for name, *rest in paired()}
 INFO = {name: rest for name, *rest in info_tables()}

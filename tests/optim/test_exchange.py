@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from optim_cases import clones, paired, parameters, set_gradients
+from support.optim_cases import clones, paired, parameters, set_gradients
 
 from gradalign.optim import LAMB, SGD, AdamW
 

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 import torch
-from optim_cases import clones, parameters, set_gradients
+from support.optim_cases import clones, parameters, set_gradients
 
 from gradalign.optim import LAMB, SGD, AdamW
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optim_cases import set_gradients
+from support.optim_cases import set_gradients
 
 from gradalign import ops
 from gradalign.optim import LAMB, SGD, AdamW

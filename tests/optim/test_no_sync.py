@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradalign import dispatch
+from gradalign.backends import dispatch
 from gradalign.optim import LAMB, SGD, AdamW
 
 pytestmark = [

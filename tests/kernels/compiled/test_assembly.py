@@ -9,8 +9,8 @@ from multiprocessing import get_context
 import pytest
 import triton
 import triton.language as tl
-from assembly import TARGETS, Assembly, Case, compiled, element_bytes
-from cases import ROWS, Row, dtype_names
+from support.triton.assembly import TARGETS, Assembly, Case, compiled, element_bytes
+from support.triton.cases import ROWS, Row, dtype_names
 
 from gradalign.kernels.sweep import read_wide
 

@@ -7,9 +7,9 @@ import sys
 from types import FrameType
 from typing import Any
 
-import no_gpu
 import pytest
 import torch
+from support.triton import no_gpu
 
 from gradalign import kernels
 from gradalign.kernels import launch

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "backends"))
 
-import kernel_cases
+from support import kernel_cases
 
 # Around the length of a block (1024) and of a masked block (128); what is longer than a chunk has a test of its own.
 kernel_cases.tensors.__defaults__ = (((), (3,), (0,), (33, 31), (1024,), (41, 25), (2, 3, 5, 7)),)

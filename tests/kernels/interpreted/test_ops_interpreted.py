@@ -24,7 +24,7 @@ from test_ops import (  # noqa: F401
 )
 
 import gradalign
-from gradalign import dispatch
+from gradalign.backends import dispatch
 from gradalign.kernels.sweep import BLOCK, CHUNK
 
 

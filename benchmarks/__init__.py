@@ -1,0 +1,1 @@
+"""What gradalign costs, beside what one could do instead."""

@@ -1,0 +1,127 @@
+"""One arm of the demo: a model in training, its optimizer, its own random stream, its curve."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gradalign
+from gradalign.cli.workload.model import Classifier
+
+Batch = dict[str, Tensor]
+Backward = Callable[[Callable[[Batch], Tensor], Sequence[Batch]], Tensor]
+
+
+@dataclass
+class Curve:
+    """What one arm did: a loss and a time for each step, test accuracies at some of them."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    accuracies: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Arm:
+    """One model in training: its optimizer, its random stream, its curve.
+
+    Args:
+        model: copied, so that all arms start from the same weights.
+        lr: the learning rate after the warm-up.
+        warmup: steps over which the learning rate rises linearly.
+        seed: of the random stream (dropout).
+        make_backward: from a model, the function that fills `.grad` from (loss_fn, micro_batches) and returns the mean loss.
+    """
+
+    def __init__(
+        self, model: Classifier, lr: float, warmup: int, seed: int, make_backward: Callable[[Classifier], Backward]
+    ):
+        self.model = copy.deepcopy(model).train()
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.01)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: ramp(step, warmup))
+        self.backward = make_backward(self.model)
+        self.curve = Curve()
+        self._random = _random_state_after(seed, self.device)
+
+    def step(self, micro_batches: Sequence[Batch]) -> None:
+        """One optimizer step, timed."""
+        _set_random_state(self._random, self.device)
+        begun = _now(self.device)
+        loss = self.backward(functools.partial(mean_loss, self.model), micro_batches)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.curve.seconds.append(_now(self.device) - begun)
+        self.scheduler.step()
+        self.curve.losses.append(float(loss))
+        self._random = _random_state(self.device)
+
+    def evaluate(self, batches: Sequence[Batch]) -> None:
+        """Adds the share of right answers over `batches`, in eval mode, to the curve."""
+        self.curve.accuracies.append((len(self.curve.losses), accuracy(self.model, batches)))
+
+
+def mean_loss(model: Classifier, batch: Batch) -> Tensor:
+    """The mean cross-entropy of one micro-batch, 0-dim."""
+    return nn.functional.cross_entropy(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+
+
+def plain_backward(model: Classifier) -> Backward:
+    """What a plain training loop does: accumulate loss / k."""
+
+    def backward(loss_fn: Callable[[Batch], Tensor], micro_batches: Sequence[Batch]) -> Tensor:
+        total = torch.zeros((), device=next(model.parameters()).device)
+        for batch in micro_batches:
+            loss = loss_fn(batch) / len(micro_batches)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return backward
+
+
+def aligned_backward(weight: float, warmup: int, **options: Any) -> Callable[[Classifier], Backward]:
+    """gradalign, its weight rising linearly over `warmup` steps."""
+    return lambda model: gradalign.GradAlign(model, weight=lambda step: weight * ramp(step, warmup), **options).backward
+
+
+def ramp(step: int, warmup: int) -> float:
+    """Linear warm-up: 1/warmup, 2/warmup, ..., 1, 1, ..."""
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def accuracy(model: Classifier, batches: Sequence[Batch]) -> float:
+    """The share of right answers in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(b["input_ids"], b["attention_mask"]).argmax(1) == b["labels"]).sum()) for b in batches)
+    model.train()
+    return right / sum(len(b["labels"]) for b in batches)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _random_state_after(seed: int, device: torch.device) -> list[Tensor]:
+    torch.manual_seed(seed)
+    return _random_state(device)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

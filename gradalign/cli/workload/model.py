@@ -1,0 +1,114 @@
+"""The demo's model: a pretrained encoder, the mean of its token states, a linear classifier."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradalign.cli.errors import CommandError
+from gradalign.cli.workload import assets as demo_assets
+from gradalign.cli.workload.data import Snippet
+
+MAX_TOKENS = 64
+
+
+class Classifier(nn.Module):
+    """logits = W mean_t(encoder(x)_t) + b, the mean over the tokens that are no padding."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, tokens) twice -> (batch, classes)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return self.head((states * mask).sum(1) / mask.sum(1))
+
+
+def load_pretrained(name: str) -> tuple[Any, Any]:
+    """Encoder and tokenizer.
+
+    Args:
+        name: "bert-tiny", "minilm", a directory, or a name on the Hugging Face hub. Only the last may use the network.
+
+    Raises:
+        CommandError: nothing of that name, or something that is no text encoder.
+    """
+    path = demo_assets.locate(name) if name in demo_assets.MODELS else Path(name)
+    local = path.is_dir()
+    if local:  # before transformers is imported, which reads it once
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _hide_own_kernels()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    source = str(path) if local else name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+            encoder = transformers.AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(
+            f"--model: expected bert-tiny, minilm, a directory or a Hugging Face name of a text encoder; got {name!r}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    except ImportError as error:
+        raise CommandError(f"expected a transformers that can load {name}; got: {error}") from error
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # the mean is the pooling here
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return encoder, tokenizer
+
+
+def _hide_own_kernels() -> None:
+    """In the source tree, transformers would take our folder `kernels/` for another package of that name."""
+    found, own = importlib.util.find_spec("kernels"), importlib.util.find_spec("gradalign.kernels")
+    if found and own and found.origin and own.origin and os.path.samefile(found.origin, own.origin):
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+
+
+class Collator:
+    """Texts to padded tensors, tokenised once."""
+
+    def __init__(self, tokenizer: Any, snippets: Sequence[Snippet], device: torch.device) -> None:
+        self._pad = tokenizer.pad_token_id
+        self._ids = tokenizer([s.text for s in snippets], truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        self._labels = [s.label for s in snippets]
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"input_ids", "attention_mask"} of (batch, longest) and {"labels"} of (batch,), padded on the right."""
+        rows = [self._ids[i] for i in indices]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self._pad] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        labels = torch.tensor([self._labels[i] for i in indices])
+        return {
+            "input_ids": ids.to(self._device),
+            "attention_mask": mask.to(self._device),
+            "labels": labels.to(self._device),
+        }
+
+    def by_length(self, size: int) -> list[dict[str, Tensor]]:
+        """Everything in batches of at most `size`, texts of like length together: the least padding."""
+        order = sorted(range(len(self)), key=lambda i: len(self._ids[i]))
+        return [self(order[i : i + size]) for i in range(0, len(order), size)]

@@ -1,0 +1,65 @@
+"""A micro-batch compared with a reference: its base pass, then its displaced passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+
+
+def compare(
+    step: Step,
+    closure: Closure,
+    reference: Vector,
+    reference_scale: Tensor,
+    omega: float,
+    term: Vector,
+    keep: Callable[[Vector, Tensor], None],
+) -> Tensor:
+    """term <- term + omega s H_i w_i, the displacement being a combination of the reference and the own gradient.
+
+    Args:
+        step: the step in progress.
+        closure: computes the loss of the micro-batch.
+        reference: sum of (unit) gradients of the micro-batches it is compared with.
+        reference_scale: turns that sum into their mean.
+        omega: the weight of this micro-batch in the term.
+        term: where the Hessian-vector product is added.
+        keep: called with the own gradient, and [x.x, x.g, g.g] as stored, while the gradient is still there.
+
+    Returns:
+        The base loss, detached. The own gradient is let go before the displaced passes.
+    """
+    start = step.passes.replay_state()
+    loss, g = step.passes.isolated_pass(closure)
+    end = step.passes.replay_state()
+    sums = step.space.norm_dot(reference, g, over=step.space.measured)
+    _, q = step.displace(step.aim(sums, reference_scale), reference, g)
+    keep(g, sums)
+    gain = q * omega * step.num
+    if not step.settings.central:
+        step.space.accumulate(term, g, -gain)
+    g.clear()
+    displaced_passes(step, [closure], [start], term, gain)
+    step.displacement.restore()
+    end.put_back()
+    return loss
+
+
+def displaced_passes(
+    step: Step, closures: list[Closure], starts: list[ReplayState], term: Vector, gain: Tensor
+) -> None:
+    """DisplacementInfo passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
+
+    Each starts from the random numbers and buffers that its base pass started from.
+    """
+    for side in (0.5, -0.5) if step.settings.central else (1.0,):
+        if side < 0:
+            step.displacement.reflect()
+        for closure, start in zip(closures, starts, strict=True):
+            start.put_back()
+            step.passes.displaced_pass(closure, term, side * gain)

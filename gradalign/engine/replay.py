@@ -1,0 +1,105 @@
+"""The state that a displaced pass shares with its base pass: random numbers and buffers."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradalign.engine.addresses import ParamMemory, span
+
+
+class RandomState:
+    """The global random number generators: torch's of the CPU and of the given devices, Python's and NumPy's."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = [d for d in devices if d.type not in ("cpu", "meta")]
+        self._cpu = torch.get_rng_state()
+        self._on_device = [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
+        self._python = random.getstate()
+        self._numpy = _numpy_random().get_state() if _numpy_random() else None
+
+    def put_back(self) -> None:
+        """Every generator as it was when this was made."""
+        torch.set_rng_state(self._cpu)
+        for device, state in zip(self._devices, self._on_device, strict=True):
+            torch.get_device_module(device).set_rng_state(state, device)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            _numpy_random().set_state(self._numpy)
+
+
+class Buffers:
+    """The buffers of some models, whatever the modules make of them.
+
+    Args:
+        models: whose.
+        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+    """
+
+    def __init__(self, models: Iterable[nn.Module], memory: ParamMemory) -> None:
+        self._modules = list({id(m): m for model in models for m in model.modules()}.values())
+        self._memory = memory
+
+    def state(self) -> BufferState:
+        """All of them as they are now."""
+        return BufferState(self._modules, self._memory)
+
+
+class BufferState:
+    """All buffers of some modules, by module and name, since modules reassign them as well as write into them.
+
+    Args:
+        modules: whose buffers.
+        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
+        self._buffers = [(m, dict(m._buffers.items())) for m in modules]
+        tensors = {id(b): b for _, named in self._buffers for b in named.values() if b is not None}
+        self._tensors = [b for b in tensors.values() if not memory.covers(b)]
+        self._places: list[Tensor] = [t.detach() for t in self._tensors]
+        self._owned = [_owned(t) for t in self._places]
+        self._values = [t.clone() for t in self._owned]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Every buffer the same tensor of the same size with the same values as when this was made, none added, none gone."""
+        for module, named in self._buffers:
+            now = module._buffers
+            # Of a ScriptModule they are not there to be exchanged.
+            if isinstance(now, dict) and (now.keys() != named.keys() or any(now[k] is not b for k, b in named.items())):
+                now.clear()
+                now.update(named)
+        for t, place in zip(self._tensors, self._places, strict=True):
+            if t.layout is torch.strided and _geometry(t) != _geometry(place):
+                t.set_(place)  # type: ignore[call-overload]
+        if self._tensors:
+            torch._foreach_copy_(self._owned, self._values)
+
+
+def _geometry(t: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return t.data_ptr(), t.shape, t.stride()
+
+
+def _owned(t: Tensor) -> Tensor:
+    """A view of a tensor's memory that has every element once: of one that is expanded or overlaps itself, the stretch."""
+    if t.layout is not torch.strided or t.is_contiguous():
+        return t
+    once = t[tuple(slice(None) if stride else slice(1) for stride in t.stride())]
+    reach = 0
+    for stride, size in sorted(zip(once.stride(), once.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            first, end = span(t)
+            return t.as_strided(((end - first) // t.element_size(),), (1,))
+        reach += stride * (size - 1)
+    return once
+
+
+def _numpy_random() -> Any:
+    numpy = sys.modules.get("numpy")
+    return numpy.random if numpy is not None else None

@@ -1,0 +1,43 @@
+"""The contract of an estimator: a schedule of passes over the micro-batches of one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gradalign.engine.passes import Closure
+from gradalign.engine.step import Step
+
+
+class Schedule(ABC):
+    """Visits the micro-batches in order and leaves the step's gradient in `.grad`.
+
+    Parameters equal theta whenever a method returns. A new estimator is one file with a subclass, named in
+    `estimators.ESTIMATORS`.
+
+    Attributes:
+        needs_all: micro-batches are evaluated again after later ones, so that all have to be there from the start: such a
+            schedule implements `run` and is refused by `accumulate`.
+        differentiates: it calls autograd itself, so that a `backward=` of the user's would never be called and is refused.
+    """
+
+    needs_all = False
+    differentiates = False
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.num_visited = 0
+
+    def visit(self, closure: Closure) -> Tensor:
+        """All passes of the next micro-batch; returns its base loss, detached."""
+        raise AssertionError(f"{type(self).__name__} needs all micro-batches at once")
+
+    @abstractmethod
+    def finish(self) -> dict[str, Tensor]:
+        """After the last visit: fills `.grad`; returns the fields of `AlignmentStats` that only the schedule knows."""
+
+    def run(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """All micro-batches, where all are there from the start; a schedule may then choose a cheaper order of passes."""
+        return [self.visit(closure) for closure in closures]

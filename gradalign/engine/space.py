@@ -1,0 +1,212 @@
+"""The trainable parameters seen as one vector of length n, and what is done with such vectors.
+
+A `Vector` is a list with one entry a parameter; None stands for zeros that were never written (no pass reached the parameter).
+Every function works device by device, one op call each; sums over devices end on the `home` device. Nothing is read
+back to the host.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gradalign.backends import dispatch
+
+Vector = list[Tensor | None]
+
+
+class ParamSpace:
+    """The vector space of one step.
+
+    Args:
+        params: all trainable parameters, each once.
+        measured: those of them that A is measured on and that are displaced.
+        backend: the name of the backend that runs the ops.
+    """
+
+    def __init__(self, params: Sequence[Parameter], measured: Iterable[Parameter] | None, backend: str) -> None:
+        self.params = list(params)
+        chosen = None if measured is None else {id(p) for p in measured}
+        self.measured = [i for i, p in enumerate(self.params) if chosen is None or id(p) in chosen]
+        self.everywhere = list(range(len(self.params)))
+        self.others = sorted(set(self.everywhere) - set(self.measured))
+        self.home = self.params[0].device
+        dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
+        for p in self.params:
+            dtypes[p.device].add(p.dtype)
+        self._backends = {d: dispatch.backend(backend, d.type, frozenset(kinds)) for d, kinds in dtypes.items()}
+
+    def scalar(self, value: float) -> Tensor:
+        """0-dim float64 tensor on the home device (a fill, not a copy: no synchronisation)."""
+        return torch.full((), value, dtype=torch.float64, device=self.home)
+
+    def zeros(self) -> Vector:
+        """The zero vector, nothing allocated."""
+        return [None] * len(self.params)
+
+    def grads(self) -> Vector:
+        """The `.grad` of every parameter."""
+        return [p.grad for p in self.params]
+
+    def set_grads(self, vector: Vector | None) -> None:
+        """Make the vector the `.grad` of the parameters; None: none of them has one."""
+        for p, g in zip(self.params, self.zeros() if vector is None else vector, strict=True):
+            if p.grad is not g:
+                p.grad = g
+
+    @torch.no_grad()
+    def norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
+        """[x.x, x.y, y.y] over the given entries (default: all); without y the last two are 0."""
+
+        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+            if y is None:
+                return kernels.norm_dot(_take(x, group))
+            both, x_only, y_only = _split(group, x, y)
+            sums = [kernels.norm_dot(_take(x, both), _take(y, both))] if both else []
+            if x_only:
+                sums.append(kernels.norm_dot(_take(x, x_only)))
+            if y_only:
+                sums.append(kernels.norm_dot(_take(y, y_only)).flip(0))
+            return torch.stack(sums).sum(0)
+
+        return self._sum(3, run, over, x, *([] if y is None else [y]))
+
+    @torch.no_grad()
+    def accumulate(
+        self, acc: Vector, grads: Vector, scale: Tensor | None = None, over: Sequence[int] | None = None
+    ) -> Tensor:
+        """acc <- acc + scale g, entries of `acc` made where they are missing; returns [g.g, g.acc], acc before.
+
+        Without a scale (1) a missing entry takes the gradient's own tensor, as autograd does.
+        """
+        one = None if scale is not None else self.scalar(1.0)
+
+        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+            missing = [i for i in group if acc[i] is None]
+            sums: Tensor | None = None
+            if missing and scale is None:
+                sums = kernels.norm_dot(_take(grads, missing))[:2]
+                group = [i for i in group if acc[i] is not None]
+            for i in missing:
+                acc[i] = grads[i] if scale is None else torch.zeros_like(_take(grads, [i])[0])
+            if not group:
+                assert sums is not None
+                return sums
+            factor = one if scale is None else scale
+            assert factor is not None
+            added = kernels.accumulate_(_take(acc, group), _take(grads, group), self._near(factor, group))
+            return added if sums is None else added + sums
+
+        return self._sum(2, run, over, grads)
+
+    @torch.no_grad()
+    def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> None:
+        """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone."""
+        both, _, y_only = _split(self.everywhere, x, y)
+        for kernels, group in self._groups(both):
+            kernels.combine_(
+                _take(out, group), _take(x, group), _take(y, group), self._near(a, group), self._near(b, group)
+            )
+        if y_only:
+            self.accumulate(out, y, b, over=y_only)
+
+    @torch.no_grad()
+    def perturb(
+        self,
+        backups: Vector,
+        x: Vector,
+        scale: Tensor,
+        y: Vector | None,
+        scale_y: Tensor | None,
+        over: Sequence[int],
+        from_backups: bool = False,
+    ) -> Tensor:
+        """backup <- theta, theta <- theta + scale x + scale_y y; returns [delta.d, d.d, delta.delta].
+
+        With `from_backups` the backups hold theta and are only read.
+        """
+        nothing: Vector = self.zeros() if y is None else y
+
+        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+            both, x_only, y_only = _split(group, x, nothing)
+            sums = []
+            for part, first, factor, second in (
+                (both, x, scale, nothing),
+                (x_only, x, scale, None),
+                (y_only, nothing, scale_y, None),
+            ):
+                if part and factor is not None:
+                    args = [_take(first, part), self._near(factor, part)]
+                    if second is not None and scale_y is not None:
+                        args += [_take(second, part), self._near(scale_y, part)]
+                    targets = _take(self.params, part), _take(backups, part)
+                    sums.append(kernels.perturb_(*targets, *args, from_backups=from_backups))
+            return torch.stack(sums).sum(0)
+
+        return self._sum(3, run, over, x, nothing)
+
+    @torch.no_grad()
+    def restore(self, backups: Vector, over: Sequence[int]) -> None:
+        """theta <- backup."""
+        for kernels, group in self._groups(over):
+            kernels.restore_(_take(self.params, group), _take(backups, group))
+
+    @torch.no_grad()
+    def swap_out(self, backups: Vector, over: Sequence[int]) -> None:
+        """Exchange, theta being in the backups."""
+        for kernels, group in self._groups(over):
+            kernels.swap_(_take(backups, group), _take(self.params, group))
+
+    @torch.no_grad()
+    def swap_in(self, backups: Vector, over: Sequence[int]) -> None:
+        """Exchange, theta being in the parameters."""
+        for kernels, group in self._groups(over):
+            kernels.swap_(_take(self.params, group), _take(backups, group))
+
+    @torch.no_grad()
+    def reflect(self, backups: Vector, over: Sequence[int]) -> None:
+        """theta + delta -> theta - delta: theta' <- 2 backup - theta'."""
+        for kernels, group in self._groups(over):
+            params = _take(self.params, group)
+            two, minus = (self._near(self.scalar(value), group) for value in (2.0, -1.0))
+            kernels.combine_(params, _take(backups, group), params, two, minus)
+
+    def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
+        return scalar.to(self.params[group[0]].device, non_blocking=True)
+
+    def _groups(self, over: Iterable[int]) -> list[tuple[ModuleType, list[int]]]:
+        if len(self._backends) == 1:
+            (kernels,) = self._backends.values()
+            group = list(over)
+            return [(kernels, group)] if group else []
+        groups: dict[torch.device, list[int]] = defaultdict(list)
+        for i in over:
+            groups[self.params[i].device].append(i)
+        return [(self._backends[device], group) for device, group in groups.items()]
+
+    def _sum(
+        self, num: int, run: Callable[[ModuleType, list[int]], Tensor], over: Sequence[int] | None, *vectors: Vector
+    ) -> Tensor:
+        """Run on every device's entries that one of the vectors has, and add what comes back."""
+        present = [i for i in (self.everywhere if over is None else over) if any(v[i] is not None for v in vectors)]
+        parts = [run(kernels, group).to(self.home, non_blocking=True) for kernels, group in self._groups(present)]
+        if not parts:
+            return torch.zeros(num, dtype=torch.float64, device=self.home)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _take(vector: Sequence, group: list[int]) -> list[Tensor]:
+    return [vector[i] for i in group]
+
+
+def _split(group: Sequence[int], x: Vector, y: Vector) -> tuple[list[int], list[int], list[int]]:
+    """The entries that both have, only x, only y."""
+    both = [i for i in group if x[i] is not None and y[i] is not None]
+    x_only = [i for i in group if x[i] is not None and y[i] is None]
+    y_only = [i for i in group if x[i] is None and y[i] is not None]
+    return both, x_only, y_only

@@ -1,0 +1,211 @@
+"""What every schedule of passes shares within one optimizer step: settings, scales, displacement, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradalign.engine.displacement import Displacement
+from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.passes import Passes
+from gradalign.engine.sketch import Sketch, cosines
+from gradalign.engine.space import ParamSpace, Vector
+from gradalign.objectives import Dots, Objective
+from gradalign.telemetry import Agreement, AlignmentStats
+
+RADIUS = 0.01  # DESIGN's measured curve: 2% (forward) and 0.01% (central) off in fp32
+RADIUS_LOW_PRECISION = 0.03  # bf16/fp16 parameters or autocast
+NORMALIZATIONS = ("none", "direction", "gradient")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; the same in every step."""
+
+    objective: Objective
+    normalize: str
+    central: bool
+    radius: float | None
+    telemetry: bool
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A displacement d = scale_x x + scale_y g = eps v, as 0-dim tensors; all 0 where ||v|| is 0 or not finite."""
+
+    scale_x: Tensor
+    scale_y: Tensor
+    eps: Tensor
+    norm: Tensor
+
+
+class Step:
+    """One step of k micro-batches.
+
+    Gradients arrive multiplied by `1 / own_scale`: the plain loop's 1/k and the loss scale.
+
+    Args:
+        space: the trainable parameters.
+        passes: runs the passes.
+        settings: what the user asked for.
+        num: k.
+        weight: the weight of this step.
+        loss_scale: what a GradScaler multiplies losses with, 0-dim tensor, or None.
+        loss_share: what turns a returned loss into L_i (1, or k where it carries its 1/k).
+        index: how many steps were completed before.
+        masters: float32 masters of the parameters, where the optimizer keeps some.
+        tasks: the task of every micro-batch, where they are labelled; needs telemetry.
+    """
+
+    def __init__(
+        self,
+        space: ParamSpace,
+        passes: Passes,
+        settings: Settings,
+        num: int,
+        weight: float,
+        weight_cell: Tensor,
+        loss_scale: Tensor | None,
+        loss_share: int,
+        index: int,
+        masters: Vector | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
+        self.space = space
+        self.passes = passes
+        self.settings = settings
+        self.num = num
+        self.weight = weight_cell
+        self.loss_scale = space.scalar(1.0) if loss_scale is None else loss_scale
+        self.loss_share = loss_share
+        self.index = index
+        self.displacement = Displacement(space, masters)
+        self.agreement = Agreement(num, space.scalar(0.0))
+        self.own_scale = num / self.loss_scale
+        self.tasks = tasks
+        self.sketches: list[Tensor] = []
+        self._nominal_weight = weight
+        self._length: float | None = None
+        self._cosines: list[Tensor] = []
+
+    @property
+    def radius(self) -> float:
+        """Length of the displacement; known once a base pass has shown whether autocast is active."""
+        if self.settings.radius is not None:
+            return self.settings.radius
+        low = self.passes.autocast or any(self.space.params[i].dtype in LOW_PRECISION for i in self.space.measured)
+        return RADIUS_LOW_PRECISION if low else RADIUS
+
+    def aim(self, sums: Tensor, scale_x: Tensor) -> Aim:
+        """The displacement of the objective.
+
+        Args:
+            sums: [x.x, x.g, g.g] of the reference and the own gradient as they are stored.
+            scale_x: what turns the stored reference into the mean of (unit) gradients.
+        """
+        own = self.own_scale
+        dots = Dots(sums[0] * scale_x**2, sums[1] * scale_x * own, sums[2] * own**2)
+        alpha, beta = self.settings.objective.coefficients(dots)
+        norm = dots.norm_of(alpha, beta)
+        usable = norm.isfinite() & (norm > 0)
+        eps, scale_x, scale_y = (
+            torch.where(usable, value, 0.0)
+            for value in (self.radius / norm, self.radius / norm * alpha * scale_x, self.radius / norm * beta * own)
+        )
+        return Aim(scale_x, scale_y, eps, norm)
+
+    def displace(self, aim: Aim, x: Vector, g: Vector | None = None) -> tuple[Tensor, Tensor]:
+        """Displace the parameters along the objective's v.
+
+        Returns:
+            eps, the achieved one; and q with H w s ~ q (gradient there - gradient here), the normalisation's s and w.
+        """
+        delta_d, d_d = self.shift(self.radius, x, aim.scale_x, g, None if g is None else aim.scale_y)
+        eps = torch.where(d_d > 0, aim.eps * delta_d / d_d, 0.0)
+        length = delta_d / d_d.sqrt()
+        q = 1 / length if self.settings.normalize == "direction" else 2 / eps
+        return eps, torch.where(delta_d > 0, q, 0.0)
+
+    def shift(
+        self, length: float | None, x: Vector, scale: Tensor, g: Vector | None = None, scale_g: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Displace by d = scale x + scale_g g, of the given length (None: the weight); returns delta.d and d.d."""
+        delta_d, d_d, delta_delta = self.displacement.displace(x, scale, g, scale_g).unbind()
+        self._length = abs(self._nominal_weight) if length is None else length
+        self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
+        return delta_d, d_d
+
+    def mean_scale(self, num: int) -> Tensor:
+        """What turns a stored sum of `num` gradients, or unit gradients, into the objective's mean of them."""
+        return (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
+
+    def unit_of(self, norm_square: Tensor) -> Tensor:
+        """What scales a stored gradient to length 1; 0 for a zero gradient."""
+        return torch.where(norm_square > 0, norm_square.rsqrt(), 0.0)
+
+    def record(self, g: Vector, total: Vector, num_before: int) -> Tensor:
+        """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g."""
+        square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
+        self.space.accumulate(total, g, over=self.space.others)
+        if self.tasks is not None:
+            self.sketches.append(Sketch(self.space).of(g))
+        self.agreement.square(square * self.own_scale**2)
+        if num_before:
+            self.agreement.dots(cross * self.own_scale**2, num_before)
+        return square
+
+    def record_unit(self, g: Vector, square: Tensor, units: Vector, num_before: int) -> None:
+        """units <- units + g / ||g||, the sum of `num_before` unit gradients so far."""
+        unit = self.unit_of(square)
+        _, cross = self.space.accumulate(units, g, unit, over=self.space.measured).unbind()
+        if num_before:
+            self.agreement.cosines(cross * unit, num_before)
+
+    def close(self, total: Vector, term: Vector | None) -> dict[str, Tensor]:
+        """.grad <- total - weight term, the term rescaled where the normalisation says so; returns its norm."""
+        found: dict[str, Tensor] = {}
+        if term is not None:
+            factor = self.space.scalar(1.0)
+            term_norm = self.space.norm_dot(term)[0].sqrt()
+            if self.settings.normalize == "gradient":
+                total_norm = self.space.norm_dot(total)[0].sqrt()
+                factor = torch.where(term_norm > 0, total_norm / term_norm, 0.0)
+            found["term_norm"] = term_norm * factor / self.loss_scale
+            self.space.combine(total, total, term, self.space.scalar(1.0), -self.weight * factor)
+        self.space.set_grads(total)
+        return found
+
+    def stats(self, losses: Sequence[Tensor], found: dict[str, Tensor]) -> AlignmentStats:
+        """The statistics of the step, its gradient being in `.grad`."""
+        known: dict[str, Tensor] = found | self.agreement.known()
+        if self._cosines:
+            known["displacement_cosine"] = torch.stack(self._cosines).mean()
+        names: tuple[str, ...] | None = None
+        if self.tasks is not None and len(self.sketches) == self.num:
+            names = tuple(sorted(set(self.tasks)))
+            known["task_cosines"] = self._task_cosines(names)
+        return AlignmentStats(
+            loss=mean_loss(losses, self.loss_share, self.space.home),
+            grad_norm=self.space.norm_dot(self.space.grads())[0].sqrt() / self.loss_scale,
+            radius=self._length,
+            passes=self.passes.count,
+            tasks=names,
+            **known,
+        )
+
+    def _task_cosines(self, names: Sequence[str]) -> Tensor:
+        """Cosines between the sketches of the tasks' gradients."""
+        assert self.tasks is not None
+        pairs = list(zip(self.tasks, self.sketches, strict=True))
+        return cosines(
+            torch.stack([sum((s for t, s in pairs if t == name), torch.zeros_like(pairs[0][1])) for name in names])
+        )
+
+
+def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
+    """Mean of the L_i, in the dtype of the losses."""
+    total = torch.stack([loss.to(home, torch.float64, non_blocking=True) for loss in losses]).sum()
+    return (total * share / len(losses)).to(losses[0].dtype)

@@ -1,0 +1,172 @@
+"""Buffers of every kind come back, whatever a pass or an exception left in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gradalign import GradAlign, baselines
+from gradalign.engine.addresses import ParamMemory
+from gradalign.engine.replay import BufferState
+
+METHODS = {
+    **{
+        name: lambda model, name=name: GradAlign(model, 0.1, estimator=name)
+        for name in ("split", "prefix", "leave_one_out", "symmetric")
+    },
+    "SAM": lambda model: baselines.SAM(model, 0.1),
+    "weight 0": lambda model: GradAlign(model, 0.0),
+}
+
+
+class StrikeError(Exception):
+    pass
+
+
+class Buffered(nn.Module):
+    """A layer and a buffer that every forward changes as `change` says."""
+
+    def __init__(self, buffer, change):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("b", buffer)
+        self.change = change
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.change(self, y.detach())
+        return (y * (1 + self.b.float().mean())).square().mean()
+
+
+def fill(model, y):
+    model.b[:1].add_(y.abs().mean())
+
+
+def grow(model, y):
+    if model.b.shape != y.shape[1:]:
+        model.b.resize_(y.shape[1:])
+    model.b.copy_(y.abs().amax(0))
+
+
+def move(model, y):
+    model.b.data = y.abs().amax(0)
+
+
+def reassign(model, y):
+    model.b = model.b + y.abs().mean()
+
+
+KINDS = {
+    "expanded": (lambda: torch.ones(1).expand(3), lambda model, y: model.b[:1].add_(y.abs().mean())),
+    "overlapping": (
+        lambda: torch.ones(4).as_strided((3, 2), (1, 1)),
+        lambda model, y: model.b[0, :1].add_(y.abs().mean()),
+    ),
+    "strided": (lambda: torch.ones(3, 4)[:, ::2], lambda model, y: model.b.add_(y.abs().mean())),
+    "resized": (lambda: torch.ones(1), grow),
+    "moved": (lambda: torch.ones(3), move),
+    "reassigned": (lambda: torch.ones(3), reassign),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_buffers_of_every_kind(kind, method):
+    torch.manual_seed(0)
+    make_buffer, change = KINDS[kind]
+    model, batches = Buffered(make_buffer(), change), list(torch.randn(4, 5, 4))
+    plain = Buffered(make_buffer(), change)
+    plain.layer.load_state_dict(model.layer.state_dict())
+    aligner, calls, before, shape = METHODS[method](model), [0], model.b.clone(), model.b.shape
+
+    def striking(x):
+        calls[0] += 1
+        loss = model(x)
+        if calls[0] == 3:
+            raise StrikeError
+        return loss
+
+    with pytest.raises(StrikeError):
+        aligner.backward(striking, batches)
+    assert model.b.shape == shape
+    assert torch.equal(model.b, before)
+    assert all(p.grad is None for p in model.parameters())
+    aligner.backward(model, batches)
+    for x in batches:
+        plain(x)
+    assert torch.equal(model.b, plain.b)
+
+
+def test_what_lies_between_the_elements_of_a_strided_buffer_is_left_alone():
+    whole = torch.zeros(3, 4)
+    module = nn.Module()
+    module.register_buffer("b", whole[:, ::2])
+    state = BufferState([module], ParamMemory([]))
+    whole.fill_(1)
+    state.put_back()
+    assert torch.equal(whole, torch.tensor([[0.0, 1.0, 0.0, 1.0]]).expand(3, 4))
+
+
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out"])
+@pytest.mark.parametrize("view", [lambda w: w.data, lambda w: w.detach()[1], lambda w: w.data.t()])
+def test_a_buffer_in_the_memory_of_a_parameter_does_not_undo_its_displacement(estimator, view):
+    model = nn.Linear(4, 3)
+    model.register_buffer("alias", view(model.weight))
+    theta, seen = model.weight.detach().clone(), []
+    aligner = GradAlign(model, 0.1, estimator=estimator)
+
+    def loss_fn(x):
+        seen.append((aligner.displaced, torch.equal(model.weight, theta)))
+        return model(x).square().mean()
+
+    aligner.backward(loss_fn, list(torch.randn(4, 5, 4)))
+    assert all(displaced != at_theta for displaced, at_theta in seen)
+    assert torch.equal(model.weight, theta)
+
+
+class Scripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), torch.jit.script(nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+@pytest.mark.parametrize("whole", [False, True])
+def test_scripted_modules(weight, whole):
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = Scripted()
+    model.layer.load_state_dict(eager[0].state_dict())
+    if whole:
+        model = torch.jit.script(eager)
+    batches = list(torch.randn(4, 5, 4))
+    calls = []
+
+    def striking(x):
+        calls.append(x)
+        if len(calls) == 3:
+            raise StrikeError
+        return model(x).pow(3).mean()
+
+    aligner = GradAlign(model, weight)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(StrikeError):
+        aligner.backward(striking, batches)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    if whole:
+        twin = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        twin.load_state_dict(before)
+    else:
+        twin = eager
+    GradAlign(twin, weight).backward(lambda x: twin(x).pow(3).mean(), batches)
+    aligner.backward(lambda x: model(x).pow(3).mean(), batches)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+    for (_, b), (_, c) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
+        torch.testing.assert_close(b, c)
