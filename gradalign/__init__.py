@@ -21,11 +21,11 @@ promises), `estimators` (schedules of passes), `passes` and `buffers` (one pass;
 `objectives` says what A is, `telemetry` what a step tells.
 """
 
-from gradalign import baselines, ops, optim, telemetry
+from gradalign import baselines, estimators, ops, optim, telemetry
 from gradalign._version import __version__
 from gradalign.aligner import GradAlign
 from gradalign.batches import chunk
-from gradalign.engine.method import Accumulation
+from gradalign.engine.transaction import Accumulation
 from gradalign.telemetry import AlignmentStats
 from gradalign.tuning import TuningResult, tune
 
@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "baselines",
     "chunk",
+    "estimators",
     "ops",
     "optim",
     "telemetry",

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradalign import estimators
-from gradalign.engine import validation
-from gradalign.engine.method import Method
+from gradalign.backends.dispatch import BackendName
+from gradalign.engine.estimator import Estimator
+from gradalign.engine.method import Method, MethodOptions
+from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step
+from gradalign.engine.validation import flag, fraction, one_of, positive
 from gradalign.engine.weight import Weight
-from gradalign.estimators import NORMALIZATIONS, InactiveMomentum, Options, RunningMean, Schedule, Settings, Step
+from gradalign.estimators import EstimatorName, Split, named
+from gradalign.objectives import ObjectiveName
 from gradalign.objectives import objective as objective_named
 
-DIFFERENCES = ("forward", "central")
+Difference = Literal["forward", "central"]
+PROBE_FRACTION = Split.probe_fraction
 
 
 class GradAlign(Method):
@@ -36,11 +42,10 @@ class GradAlign(Method):
             "cosine" (mean cos(g_i, g_j)).
         normalize: "direction" (w_i = v_i^, s = 1), "none" (w_i = v_i, s = 2: the gradient of A itself) or "gradient" (the
             term rescaled to the norm of gbar).
-        estimator: which micro-batches are compared with which: "split", "prefix", "leave_one_out", "symmetric", "momentum" or
-            "exact" (docs/estimators.md).
-        probe_fraction: share of the micro-batches that are probes in `split`.
-        probes: which they are in `split`: the "last", or "rotate" (each position equally often; anchors' base passes first).
-        gradients: where `leave_one_out` keeps them: "device", "host" (pinned memory) or "recompute".
+        estimator: which micro-batches are compared with which, by name or with its options: "split", "prefix",
+            "leave_one_out", "symmetric", "momentum", "exact", or one of `gradalign.estimators` such as
+            `Split(probes="rotate")` or `LeaveOneOut(gradients="host")` (docs/estimators.md).
+        probe_fraction: share of the micro-batches that are probes in "split": short for `Split(probe_fraction=...)`.
         difference: "forward" or "central" (one more pass a probe).
         radius: length of the displacement [parameter]; None: 0.01, or 0.03 for bf16/fp16 parameters or under autocast.
         every: the term is there in steps with `step % every == 0`, with the weight times `every`.
@@ -73,13 +78,11 @@ class GradAlign(Method):
         model: nn.Module | Iterable[nn.Module],
         weight: float | Callable[[int], float],
         *,
-        objective: str = "dot",
-        normalize: str = "direction",
-        estimator: str = "split",
-        probe_fraction: float = 0.25,
-        probes: str = "last",
-        gradients: str = "device",
-        difference: str = "forward",
+        objective: ObjectiveName = "dot",
+        normalize: Normalization = "direction",
+        estimator: EstimatorName | Estimator = "split",
+        probe_fraction: float = PROBE_FRACTION,
+        difference: Difference = "forward",
         radius: float | None = None,
         every: int = 1,
         params: Iterable[Parameter] | None = None,
@@ -87,71 +90,39 @@ class GradAlign(Method):
         telemetry: bool = False,
         optimizer: Any = None,
         zeroed_grads: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         settings = Settings(
             objective=objective_named(objective),
-            normalize=validation.one_of("normalize", normalize, NORMALIZATIONS),
-            central=validation.one_of("difference", difference, DIFFERENCES) == "central",
-            radius=None
-            if radius is None
-            else validation.positive("radius", radius, "a length, in the units of the parameters"),
-            telemetry=validation.flag("telemetry", telemetry),
+            normalize=cast(Normalization, one_of("normalize", normalize, NORMALIZATIONS)),
+            central=one_of("difference", difference, get_args(Difference)) == "central",
+            radius=None if radius is None else positive("radius", radius, "a length, in the units of the parameters"),
+            telemetry=flag("telemetry", telemetry),
         )
-        self._estimator = validation.one_of("estimator", estimator, estimators.ESTIMATORS)
-        known = estimators.ESTIMATORS[estimator]
-        validation.estimator_fits(
-            estimator, known.own, known.normalizations, objective, settings.objective.own, normalize
-        )
-        self._mean = RunningMean()
-        self._optimizer = None if optimizer is None else validation.gradalign_optimizer(optimizer)
-        if estimator == "momentum" and self._optimizer is not None:
-            validation.keeps_first_moment(self._optimizer)
-        self._options = Options(
-            probe_fraction=validation.fraction("probe_fraction", probe_fraction),
-            probes=validation.one_of("probes", probes, ("last", "rotate")),
-            gradients=validation.one_of("gradients", gradients, ("device", "host", "recompute")),
-            mean=self._past_gradients,
-        )
-        validation.only_with("probes", probes, "last", "estimator", estimator, "split")
-        validation.only_with("gradients", gradients, "device", "estimator", estimator, "leave_one_out")
+        self._estimator = _estimator(estimator, probe_fraction)
+        self._estimator.check(settings, objective)
         super().__init__(
             model,
             settings,
+            MethodOptions(params, scaler, zeroed_grads, backend, optimizer),
             Weight(weight, every),
-            params=params,
-            scaler=scaler,
-            zeroed_grads=zeroed_grads,
-            backend=backend,
         )
+        self._estimator_memory = self._estimator.memory(self._optimizer)
         if self._optimizer is not None:
-            validation.steps_some(self._optimizer, self._trainable())
+            _steps_some(self._optimizer, self._models.trainable())
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
-        return estimators.ESTIMATORS[self._estimator].make(step, total, self._options)
+        return self._estimator.make(step, total)
 
     def _inactive_schedule(self, step: Step, total: Vector) -> Schedule:
-        if self._estimator == "momentum" and self._optimizer is None and self._weight.may_act:
-            return InactiveMomentum(step, total, self._mean)
-        return super()._inactive_schedule(step, total)
+        return self._estimator.make_inactive(step, total)
 
-    def _past_gradients(self, space: ParamSpace) -> tuple[Vector, RunningMean | None]:
-        if self._optimizer is None:
-            return self._mean.over(space), self._mean
-        return [self._optimizer.first_moment(p) for p in space.params], None
-
-    def _masters(self, space: ParamSpace) -> Vector | None:
-        if self._optimizer is None:
-            return None
-        return [self._optimizer.master(p) for p in space.params]
-
-    def _restored(self, space: ParamSpace) -> None:
-        if self._optimizer is not None:
-            self._optimizer.masters_match(space.params)
+    def _carried(self, space: ParamSpace) -> Carried:
+        return replace(super()._carried(space), memory=self._estimator_memory)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients."""
-        return super().state_dict() | self._mean.state_dict()
+        return super().state_dict() | self._estimator_memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
@@ -160,4 +131,25 @@ class GradAlign(Method):
             ValueError: a state without the number of steps.
         """
         super().load_state_dict(state)
-        self._mean.load_state_dict(state)
+        self._estimator_memory.load_state_dict(state)
+
+
+def _estimator(estimator: EstimatorName | Estimator, probe_fraction: float) -> Estimator:
+    """The estimator, `probe_fraction` being short for that of `Split`."""
+    fraction("probe_fraction", probe_fraction)
+    if isinstance(estimator, Estimator) and probe_fraction != PROBE_FRACTION:
+        raise ValueError(
+            f"probe_fraction: expected it among the options of the estimator; got {probe_fraction!r} beside {estimator}; "
+            f"write Split(probe_fraction={probe_fraction!r})"
+        )
+    return Split(probe_fraction=probe_fraction) if estimator == "split" else named(estimator)
+
+
+def _steps_some(optimizer: Any, params: Sequence[Tensor]) -> None:
+    """The optimizer is that of the model."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in stepped for p in params):
+        raise ValueError(
+            "optimizer: expected the optimizer of the model's parameters; got one that steps none of them; make it from "
+            "model.parameters()"
+        )

@@ -7,6 +7,7 @@ the micro-batches it is compared with. `grad A = 2 mean_i H_i v_i` for each of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class Cosine(Objective):
         return 1 / norm, -dots.xg / norm**3
 
 
+ObjectiveName = Literal["dot", "variance", "cosine", "norm"]
+
 OBJECTIVES: dict[str, Objective] = {
     "dot": Objective(alpha=1.0),  # A = mean g_i . g_j: v = a
     "norm": Objective(alpha=-1.0),  # A = -mean g_i . g_j: v = -a
@@ -69,7 +72,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def objective(name: str) -> Objective:
+def objective(name: ObjectiveName) -> Objective:
     """The objective of that name.
 
     Raises:

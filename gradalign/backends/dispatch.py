@@ -10,11 +10,13 @@ import functools
 import importlib
 import logging
 from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 
 from gradalign.engine import validation
 
+BackendName = Literal["auto", "native", "triton", "reference"]
 ORDER = ("native", "triton", "reference")
 
 log = logging.getLogger("gradalign")
@@ -33,7 +35,7 @@ def backend(name: str, device_type: str, dtypes: frozenset[torch.dtype]) -> Modu
         ValueError: an unknown name.
         RuntimeError: a named backend that is missing or does not know the device or a dtype; lists what is there.
     """
-    validation.one_of("backend", name, ("auto", *ORDER))
+    validation.one_of("backend", name, get_args(BackendName))
     if name == "auto":
         return _best(device_type, dtypes)
     reason = _unfit(name, device_type, dtypes)

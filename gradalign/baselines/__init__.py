@@ -1,10 +1,8 @@
 """What gradalign is compared with: other ways of filling `.grad`, under the contract and the promises of `GradAlign`."""
 
-from gradalign.baselines.double_backward import DoubleBackward
 from gradalign.baselines.fomaml import FOMAML
-from gradalign.baselines.full_hessian import FullHessian
 from gradalign.baselines.maml import MAML
 from gradalign.baselines.reptile import Reptile
 from gradalign.baselines.sam import SAM
 
-__all__ = ["FOMAML", "MAML", "SAM", "DoubleBackward", "FullHessian", "Reptile"]
+__all__ = ["FOMAML", "MAML", "SAM", "Reptile"]

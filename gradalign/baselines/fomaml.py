@@ -6,8 +6,9 @@ from torch import Tensor
 
 from gradalign.baselines.inner import InnerLoop, InnerMethod
 from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
-from gradalign.estimators import Schedule, Step
+from gradalign.engine.step import Step
 
 
 class FOMAML(InnerMethod):

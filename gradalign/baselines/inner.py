@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradalign.backends.dispatch import BackendName
 from gradalign.engine import validation
-from gradalign.engine.method import Method
+from gradalign.engine.method import Method, MethodOptions
 from gradalign.engine.space import Vector
-from gradalign.estimators import Settings, Step
+from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
 
 UNIT = "a learning rate: parameter^2 / loss"
@@ -31,10 +32,10 @@ class InnerMethod(Method):
         params: Iterable[Parameter] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         zeroed_grads: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         self._inner_lr = validation.positive("inner_lr", inner_lr, UNIT)
-        super().__init__(model, SETTINGS, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
+        super().__init__(model, SETTINGS, MethodOptions(params, scaler, zeroed_grads, backend))
 
 
 class InnerLoop:

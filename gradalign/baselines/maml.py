@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from gradalign.baselines.inner import InnerMethod
 from gradalign.baselines.stand_ins import StandIns
-from gradalign.engine import validation
+from gradalign.engine.double_backward import twice_differentiable
 from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
-from gradalign.estimators import Schedule, Step
+from gradalign.engine.step import Step
 
 
 class MAML(InnerMethod):
@@ -49,7 +50,7 @@ class MAML(InnerMethod):
     """
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
-        return MAMLSchedule(step, total, self._inner_lr, self._models)
+        return MAMLSchedule(step, total, self._inner_lr, self._models.modules)
 
 
 class MAMLSchedule(Schedule):
@@ -79,7 +80,7 @@ class MAMLSchedule(Schedule):
 
     def last(self, closure: Closure) -> Tensor:
         """Leaves the step's gradient in `.grad`."""
-        with validation.twice_differentiable("MAML"):
+        with twice_differentiable("MAML"):
             return self.step.passes.base_pass(
                 lambda: self.stand_ins.call(closure, self.point), self.total, self.step.num
             )

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradalign.backends.dispatch import BackendName
 from gradalign.engine import validation
-from gradalign.engine.method import Method
+from gradalign.engine.method import Method, MethodOptions
 from gradalign.engine.passes import Closure
+from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
-from gradalign.estimators import Schedule, Settings, Step
+from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
 
 
@@ -64,12 +66,12 @@ class SAM(Method):
         params: Iterable[Parameter] | None = None,
         scaler: torch.amp.GradScaler | None = None,
         zeroed_grads: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
     ) -> None:
         radius = validation.positive("rho", rho, "a length, in the units of the parameters")
         settings = Settings(objective("dot"), normalize="direction", central=False, radius=radius, telemetry=False)
         self._per_micro_batch = per_micro_batch
-        super().__init__(model, settings, params=params, scaler=scaler, zeroed_grads=zeroed_grads, backend=backend)
+        super().__init__(model, settings, MethodOptions(params, scaler, zeroed_grads, backend))
 
     def _schedule(self, step: Step, total: Vector) -> Schedule:
         return Separate(step, total) if self._per_micro_batch else SAMSchedule(step, total)

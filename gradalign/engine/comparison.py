@@ -1,14 +1,15 @@
-"""A micro-batch compared with a reference: its base pass, then its displaced passes."""
+"""What estimators share: a micro-batch compared with a reference by its base pass and its displaced passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.space import Vector
-from gradalign.engine.step import Step
+from gradalign.engine.step import Aim, Step
 
 
 def compare(
@@ -63,3 +64,13 @@ def displaced_passes(
         for closure, start in zip(closures, starts, strict=True):
             start.put_back()
             step.passes.displaced_pass(closure, term, side * gain)
+
+
+def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
+    """The displacement of a micro-batch compared with all others, as a combination of the sum over all and its own gradient."""
+    tt, tg, gg = step.space.norm_dot(total, g, over=step.space.measured).unbind()
+    unit = step.settings.objective.unit
+    share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
+    sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
+    aim = step.aim(sums, step.mean_scale(step.num - 1))
+    return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)

@@ -1,4 +1,4 @@
-"""What the graph behind a tensor says: which leaves it trains, and whether parameters are cast on their way."""
+"""What the autograd graph of a loss shows: the leaves that it trains, and whether parameters are cast to 16 bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -15,16 +14,12 @@ CAST = "ToCopyBackward0"
 NARROW = (torch.bfloat16, torch.float16)
 
 
-# What `once_differentiable` makes of every backward.
-ONCE = once_differentiable(lambda ctx: None).__code__
-
-
 class GraphInfo(NamedTuple):
-    """Of a loss.
+    """What the graph of one loss shows.
 
     Attributes:
-        foreign_params: the parameters that it trains beside those asked for.
-        casts_to_16_bit: whether a parameter is cast to 16 bits on its way into it, as autocast does wherever it is opened.
+        foreign_params: parameters that the loss trains and that are not the model's.
+        casts_to_16_bit: whether a parameter is cast to 16 bits before it is used, as under autocast, wherever that is opened.
     """
 
     foreign_params: list[Parameter]
@@ -44,7 +39,7 @@ def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
 
 
 def inspect_graph(loss: Tensor, params: Iterable[Tensor]) -> GraphInfo:
-    """Walk the graph of a loss; `params` are those that it may train."""
+    """Walk the graph of a loss; `params` are the parameters that it may train."""
     known = {id(p) for p in params}
     foreign_params, casts_to_16_bit = [], False
     for node in nodes([loss]):
@@ -55,15 +50,3 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor]) -> GraphInfo:
             sources = [source for source, _ in node.next_functions if source is not None and source.name() == LEAF]
             casts_to_16_bit = casts_to_16_bit or any(id(source.variable) in known for source in sources)
     return GraphInfo(foreign_params, casts_to_16_bit)
-
-
-def once_only(loss: Tensor) -> str | None:
-    """A function on the way of a loss whose backward cannot be differentiated, by name.
-
-    Where the gradient that reaches it is a constant, torch differentiates twice and leaves its part out.
-    """
-    for node in nodes([loss]):
-        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
-        if getattr(backward, "__code__", None) is ONCE:
-            return node.name()
-    return None

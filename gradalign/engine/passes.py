@@ -4,35 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradalign.engine import validation
+from gradalign.engine import double_backward, losses
 from gradalign.engine.graph import GraphInfo, inspect_graph
-from gradalign.engine.replay import Buffers, RandomState
+from gradalign.engine.replay import Buffers, ReplayState
 from gradalign.engine.space import ParamSpace, Vector
 
 Closure = Callable[[], Any]
 
 
+@dataclass(frozen=True)
+class LossHandling:
+    """What a closure returns, and how it is differentiated.
+
+    Attributes:
+        differentiate: called with the loss times ratio and factor; multiplies it with the loss scale, if there is one.
+        factor: see `LossScaling`.
+        has_aux: whether closures return (loss, anything).
+    """
+
+    differentiate: Callable[[Tensor], Any]
+    factor: float
+    has_aux: bool = False
+
+
 class Passes:
     """Runs the passes of one step and lets autograd add their gradients to a vector.
 
-    Every pass differentiates `scale * ratio * factor * loss`: `factor` is what the plain accumulation loop multiplies
-    losses with (1/k, or 1 where they carry it), `scale` the loss scale, `ratio` the caller's.
+    Every pass differentiates `scale * ratio * factor * loss`: `scale` and `factor` are those of `LossScaling`, `ratio` is the
+    caller's.
 
     Args:
         space: the trainable parameters.
         models: where forward hooks look for autocast.
         buffers: what is replayed.
-        factor: see above.
-        differentiate: called with the scaled loss, `loss.backward()` by default.
-        has_aux: whether closures return (loss, anything).
-        on_displaced: told True before a displaced pass and False after it.
-        graph_info: what an earlier step found in the graph of its loss; None: the first loss is looked at. It may train nothing
-            but the parameters, and it shows autocast that is opened deep inside a model.
+        handling: what a loss is and how it is differentiated.
+        on_displaced: called with True before a displaced pass and with False after it.
+        graph_info: what an earlier step found in the graph of its loss; None: the first loss of this step is looked at. It may
+            train nothing but the parameters, and it shows autocast that is opened deep inside a model.
     """
 
     def __init__(
@@ -40,18 +54,16 @@ class Passes:
         space: ParamSpace,
         models: Iterable[nn.Module],
         buffers: Buffers,
-        factor: float,
-        differentiate: Callable[[Tensor], Any],
-        has_aux: bool,
+        handling: LossHandling,
         on_displaced: Callable[[bool], None],
         graph_info: GraphInfo | None = None,
     ) -> None:
         self._space = space
         self._models = list(models)
         self._buffers = buffers
-        self._factor = factor
-        self._differentiate = differentiate
-        self.has_aux = has_aux
+        self._factor = handling.factor
+        self._differentiate = handling.differentiate
+        self.has_aux = handling.has_aux
         self._on_displaced = on_displaced
         self._devices = sorted({p.device for p in space.params}, key=str)
         self.graph_info = graph_info
@@ -95,8 +107,8 @@ class Passes:
         self._space.set_grads(None)
         with self._watching_autocast():
             loss = self._loss(closure, self._space.zeros(), keep_aux=True)
-            with validation.twice_differentiable(name):
-                validation.no_once_only(loss)
+            with double_backward.twice_differentiable(name):
+                double_backward.no_once_only(loss)
             factor = (scale * self._factor).to(loss.device, non_blocking=True)
             graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
@@ -110,8 +122,8 @@ class Passes:
         self.count += 1
         if not pairs:
             return self._space.zeros()
-        with validation.twice_differentiable():
-            validation.no_refusal(g for g, _ in pairs)
+        with double_backward.twice_differentiable():
+            double_backward.no_refusal(g for g, _ in pairs)
             return list(
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
             )
@@ -129,18 +141,18 @@ class Passes:
         self._differentiate(loss * factor)
         self.count += 1
         into[:] = self._space.grads()
-        validation.dense_gradients(into)
+        losses.dense_gradients(into)
         return loss.detach()
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The checked loss of a closure that leaves these `.grad` alone."""
         before = [None if g is None else g._version for g in grads]
-        loss, aux = validation.loss_and_aux(closure()) if self.has_aux else (closure(), None)
-        validation.differentiable_scalar(loss)
-        validation.no_backward_inside(before, self._space.grads())
+        loss, aux = losses.loss_and_aux(closure()) if self.has_aux else (closure(), None)
+        losses.differentiable_scalar(loss)
+        losses.no_backward_inside(before, self._space.grads())
         if self.graph_info is None:
             found = inspect_graph(loss, self._space.params)
-            validation.no_foreign_params(found.foreign_params)
+            losses.no_foreign_params(found.foreign_params)
             self.autocast = self.autocast or found.casts_to_16_bit
             self.graph_info = found._replace(casts_to_16_bit=self.autocast)
         if keep_aux:
@@ -171,19 +183,6 @@ class Passes:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]
-
-
-class ReplayState:
-    """Random numbers and buffer values at one moment of a step."""
-
-    def __init__(self, devices: list[torch.device], buffers: Buffers) -> None:
-        self._random = RandomState(devices)
-        self._buffers = buffers.state()
-
-    def put_back(self) -> None:
-        """The random numbers and buffers as they were."""
-        self._random.put_back()
-        self._buffers.put_back()
 
 
 def _autocast_enabled(devices: Iterable[torch.device]) -> bool:

@@ -82,6 +82,19 @@ class BufferState:
             torch._foreach_copy_(self._owned, self._values)
 
 
+class ReplayState:
+    """Random numbers and buffer values at one moment of a step."""
+
+    def __init__(self, devices: list[torch.device], buffers: Buffers) -> None:
+        self._random = RandomState(devices)
+        self._buffers = buffers.state()
+
+    def put_back(self) -> None:
+        """The random numbers and buffers as they were."""
+        self._random.put_back()
+        self._buffers.put_back()
+
+
 def _geometry(t: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
     return t.data_ptr(), t.shape, t.stride()
 

@@ -1,4 +1,4 @@
-"""The contract of an estimator: a schedule of passes over the micro-batches of one step."""
+"""A schedule of passes over the micro-batches of one step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from gradalign.engine.step import Step
 class Schedule(ABC):
     """Visits the micro-batches in order and leaves the step's gradient in `.grad`.
 
-    Parameters equal theta whenever a method returns. A new estimator is one file with a subclass, named in
-    `estimators.ESTIMATORS`.
+    Parameters equal theta whenever a method returns.
 
     Attributes:
-        needs_all: micro-batches are evaluated again after later ones, so that all have to be there from the start: such a
+        needs_all: it evaluates micro-batches again after later ones, so that all have to be there from the start. Such a
             schedule implements `run` and is refused by `accumulate`.
-        differentiates: it calls autograd itself, so that a `backward=` of the user's would never be called and is refused.
+        differentiates: it calls autograd itself. A `backward=` of the user's would never be called and is refused.
     """
 
     needs_all = False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gradalign.engine.displacement import Displacement
+from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.passes import Passes
 from gradalign.engine.sketch import Sketch, cosines
@@ -16,17 +18,27 @@ from gradalign.engine.space import ParamSpace, Vector
 from gradalign.objectives import Dots, Objective
 from gradalign.telemetry import Agreement, AlignmentStats
 
-RADIUS = 0.01  # DESIGN's measured curve: 2% (forward) and 0.01% (central) off in fp32
+RADIUS = 0.01  # 2% (forward) and 0.01% (central) off in fp32: docs/radius.md
 RADIUS_LOW_PRECISION = 0.03  # bf16/fp16 parameters or autocast
-NORMALIZATIONS = ("none", "direction", "gradient")
+
+Normalization = Literal["none", "direction", "gradient"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for; the same in every step."""
+    """What the user asked for; the same in every step.
+
+    Attributes:
+        objective: what the displacement of a micro-batch is.
+        normalize: how the term is normalised.
+        central: central instead of forward differences.
+        radius: length of the displacement; None: the default for the dtype that the model computes in.
+        telemetry: whether every gradient's norm is measured.
+    """
 
     objective: Objective
-    normalize: str
+    normalize: Normalization
     central: bool
     radius: float | None
     telemetry: bool
@@ -42,6 +54,47 @@ class Aim:
     norm: Tensor
 
 
+@dataclass(frozen=True)
+class MicroBatches:
+    """The micro-batches of one step.
+
+    Attributes:
+        num: k, how many there are.
+        tasks: a label for each, where they are labelled; needs telemetry.
+    """
+
+    num: int
+    tasks: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class StepWeight:
+    """The weight of the term in one step.
+
+    Attributes:
+        value: as a number.
+        cell: as a 0-dim tensor that stays where it is, so that a captured step finds it there at every replay.
+    """
+
+    value: float
+    cell: Tensor
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a step takes over from the steps before it.
+
+    Attributes:
+        index: how many steps were completed.
+        masters: float32 masters of the parameters, where the optimizer keeps some.
+        memory: what the estimator remembers, if there is an estimator.
+    """
+
+    index: int
+    masters: Vector | None = None
+    memory: Any = None
+
+
 class Step:
     """One step of k micro-batches.
 
@@ -51,13 +104,10 @@ class Step:
         space: the trainable parameters.
         passes: runs the passes.
         settings: what the user asked for.
-        num: k.
-        weight: the weight of this step.
-        loss_scale: what a GradScaler multiplies losses with, 0-dim tensor, or None.
-        loss_share: what turns a returned loss into L_i (1, or k where it carries its 1/k).
-        index: how many steps were completed before.
-        masters: float32 masters of the parameters, where the optimizer keeps some.
-        tasks: the task of every micro-batch, where they are labelled; needs telemetry.
+        micro_batches: how many, and their labels.
+        scaling: what losses are multiplied with.
+        weight: of the term.
+        carried: what it takes over from earlier steps.
     """
 
     def __init__(
@@ -65,29 +115,27 @@ class Step:
         space: ParamSpace,
         passes: Passes,
         settings: Settings,
-        num: int,
-        weight: float,
-        weight_cell: Tensor,
-        loss_scale: Tensor | None,
-        loss_share: int,
-        index: int,
-        masters: Vector | None = None,
-        tasks: Sequence[str] | None = None,
+        *,
+        micro_batches: MicroBatches,
+        scaling: LossScaling,
+        weight: StepWeight,
+        carried: Carried,
     ) -> None:
         self.space = space
         self.passes = passes
         self.settings = settings
-        self.num = num
-        self.weight = weight_cell
-        self.loss_scale = space.scalar(1.0) if loss_scale is None else loss_scale
-        self.loss_share = loss_share
-        self.index = index
-        self.displacement = Displacement(space, masters)
-        self.agreement = Agreement(num, space.scalar(0.0))
-        self.own_scale = num / self.loss_scale
-        self.tasks = tasks
+        self.num = micro_batches.num
+        self.tasks = micro_batches.tasks
+        self.weight = weight.cell
+        self.loss_scale = scaling.scale
+        self.loss_share = scaling.share
+        self.index = carried.index
+        self.memory = carried.memory
+        self.displacement = Displacement(space, carried.masters)
+        self.agreement = Agreement(self.num, space.scalar(0.0))
+        self.own_scale = self.num / self.loss_scale
         self.sketches: list[Tensor] = []
-        self._nominal_weight = weight
+        self._nominal_weight = weight.value
         self._length: float | None = None
         self._cosines: list[Tensor] = []
 

@@ -7,18 +7,32 @@ The graphs of all k first backwards are kept, and every operation must be twice 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from gradalign.engine.comparison import aim_at_others
+from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
-from gradalign.estimators.leave_one_out import aim_at_others
 
 
-class Exact(Schedule):
+@dataclass(frozen=True)
+class Exact(Estimator):
+    """Every micro-batch against all others, by double backward."""
+
+    name = "exact"
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """k passes with graphs, then k through their gradients."""
+        return ExactSchedule(step, total)
+
+
+class ExactSchedule(Schedule):
     """One differentiable pass a micro-batch; then one double backward for each."""
 
     differentiates = True
@@ -47,12 +61,10 @@ class Exact(Schedule):
             w = self.combination(
                 g, *(torch.where(length > 0, scale / length, 0.0) for scale in (aim.scale_x, aim.scale_y))
             )
-            step.space.accumulate(term, self.product(graph, w), step.space.scalar(1.0 if direction else 2.0))
+            step.space.accumulate(
+                term, step.passes.differentiate_again(graph, w), step.space.scalar(1.0 if direction else 2.0)
+            )
         return step.close(self.sums.total, term)
-
-    def product(self, graph: Vector, w: Vector) -> Vector:
-        """H w of a micro-batch, from the graph of its gradient."""
-        return self.step.passes.differentiate_again(graph, w)
 
     def combination(self, g: Vector, a: Tensor, b: Tensor) -> Vector:
         """A x + b g on the measured parameters, x being the reference."""

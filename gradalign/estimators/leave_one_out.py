@@ -10,34 +10,52 @@ device, 2k passes) or "recompute" (evaluated once more; 2 to 3 copies, 3k passes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gradalign.engine.comparison import displaced_passes
+from gradalign.engine.comparison import aim_at_others, displaced_passes
+from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
-from gradalign.engine.step import Aim, Step
+from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.validation import one_of
+
+GradientStore = Literal["device", "host", "recompute"]
 
 
-def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
-    """The displacement of a micro-batch compared with all others, as a combination of the sum over all and its own gradient."""
-    tt, tg, gg = step.space.norm_dot(total, g, over=step.space.measured).unbind()
-    unit = step.settings.objective.unit
-    share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
-    sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    aim = step.aim(sums, step.mean_scale(step.num - 1))
-    return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)
+@dataclass(frozen=True)
+class LeaveOneOut(Estimator):
+    """Every micro-batch against all others.
+
+    Attributes:
+        gradients: where they are kept: "device", "host" (pinned memory) or "recompute".
+
+    Raises:
+        ValueError: another place.
+    """
+
+    name = "leave_one_out"
+    gradients: GradientStore = "device"
+
+    def __post_init__(self) -> None:
+        one_of("gradients", self.gradients, get_args(GradientStore))
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """k base passes, then k displaced ones."""
+        return LeaveOneOutSchedule(step, total, self.gradients)
 
 
-class LeaveOneOut(Schedule):
+class LeaveOneOutSchedule(Schedule):
     """All base passes first; then every micro-batch is displaced along the gradients of the others."""
 
     needs_all = True
 
-    def __init__(self, step: Step, total: Vector, gradients: str) -> None:
+    def __init__(self, step: Step, total: Vector, gradients: GradientStore) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
         self.term: Vector = step.space.zeros()

@@ -10,27 +10,107 @@ as in a base pass, and the loss is that of the displaced point.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gradalign.engine.estimator import Estimator, Memory
 from gradalign.engine.passes import Closure
 from gradalign.engine.plain import Plain
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.validation import finite
 
-DECAY = 0.9
+
+@dataclass(frozen=True)
+class Momentum(Estimator):
+    """Every micro-batch against the mean of past gradients.
+
+    Attributes:
+        decay: of the running mean, in [0, 1): m <- decay m + (1 - decay) g. With `GradAlign(optimizer=...)` the optimizer's
+            first moment is used instead, which has its own.
+
+    Raises:
+        ValueError: a decay out of range.
+        TypeError: a decay that is no number.
+    """
+
+    name = "momentum"
+    own_direction = False
+    normalizations = ("direction",)
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= finite("decay", self.decay) < 1:
+            raise ValueError(f"decay: expected a number of at least 0 and below 1; got {self.decay!r}")
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """k displaced passes."""
+        return MomentumSchedule(step, total, past_gradients(step))
+
+    def make_inactive(self, step: Step, total: Vector) -> Schedule:
+        """The plain loop, whose gradient is one of the past all the same."""
+        return InactiveMomentum(step, total, past_gradients(step))
+
+    def memory(self, optimizer: Any) -> Memory:
+        """The optimizer's first moment where there is one, else a mean of our own.
+
+        Raises:
+            ValueError: an optimizer without a first moment.
+        """
+        return RunningMean(self.decay) if optimizer is None else FirstMoment(optimizer)
 
 
-class RunningMean:
-    """m <- 0.9 m + 0.1 g over the steps, uncorrected: only its direction is used."""
+class PastGradients(Memory):
+    """A mean of the gradients of past steps."""
 
-    def __init__(self) -> None:
+    @abstractmethod
+    def over(self, space: ParamSpace) -> Vector:
+        """The mean, for these parameters."""
+
+    @abstractmethod
+    def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
+        """Take in the gradient of a step, which carries the loss scale."""
+
+
+def past_gradients(step: Step) -> PastGradients:
+    """What the aligner of this step remembers."""
+    assert isinstance(step.memory, PastGradients)
+    return step.memory
+
+
+class FirstMoment(PastGradients):
+    """The first moment of a `gradalign.optim` optimizer, which takes in gradients by itself."""
+
+    def __init__(self, optimizer: Any) -> None:
+        if not optimizer.keeps_first_moment:
+            name = type(optimizer).__qualname__
+            raise ValueError(
+                f'optimizer: expected one with a first moment, which estimator "momentum" follows; got {name} '
+                "without momentum; give it one, or pass optimizer=None and the mean is kept here"
+            )
+        self._optimizer = optimizer
+
+    def over(self, space: ParamSpace) -> Vector:
+        """The first moments, where they are."""
+        return [self._optimizer.first_moment(p) for p in space.params]
+
+    def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
+        """Nothing: the optimizer's own step does it."""
+
+
+class RunningMean(PastGradients):
+    """m <- decay m + (1 - decay) g over the steps, uncorrected: only its direction is used."""
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self._decay = decay
         self.mean: Vector = []
         self._params: list[Parameter] | None = None  # whose mean it is; None: by position, after a load
 
@@ -54,8 +134,9 @@ class RunningMean:
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Take in a gradient, unless it is not finite: a step that a scaler skips leaves the mean as it is."""
         mean = self.over(space)
-        finite = space.norm_dot(gradient)[0].isfinite()
-        keep, add = torch.where(finite, DECAY, 1.0), torch.where(finite, (1 - DECAY) / loss_scale, 0.0)
+        usable = space.norm_dot(gradient)[0].isfinite()
+        keep = torch.where(usable, self._decay, 1.0)
+        add = torch.where(usable, (1 - self._decay) / loss_scale, 0.0)
         space.combine(mean, mean, mean, keep.double(), space.scalar(0.0))
         space.accumulate(mean, gradient, add.double())
         self.mean, self._params = mean, space.params
@@ -71,27 +152,27 @@ class RunningMean:
 
 
 class InactiveMomentum(Plain):
-    """The plain loop of a step in which the term rests: its gradient is one of the past all the same."""
+    """The plain loop of a step without the term; its gradient is remembered."""
 
-    def __init__(self, step: Step, total: Vector, remember: RunningMean) -> None:
+    def __init__(self, step: Step, total: Vector, past: PastGradients) -> None:
         super().__init__(step, total)
-        self._remember = remember
+        self._past = past
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad` and remember it."""
         found = super().finish()
-        self._remember.update(self.step.space, self._sums.total, self.step.loss_scale)
+        self._past.update(self.step.space, self._sums.total, self.step.loss_scale)
         return found
 
 
-class Momentum(Schedule):
+class MomentumSchedule(Schedule):
     """One displaced pass a micro-batch, which counts as its base pass."""
 
-    def __init__(self, step: Step, total: Vector, mean: Vector, remember: RunningMean | None) -> None:
+    def __init__(self, step: Step, total: Vector, past: PastGradients) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.mean = mean
-        self.remember = remember
+        self.past = past
+        self.mean = past.over(step.space)
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """Displace once for all."""
@@ -133,6 +214,5 @@ class Momentum(Schedule):
         """Fill `.grad` and remember it."""
         self.step.displacement.restore()
         found = self.step.close(self.sums.total, None)
-        if self.remember is not None:
-            self.remember.update(self.step.space, self.sums.total, self.step.loss_scale)
+        self.past.update(self.step.space, self.sums.total, self.step.loss_scale)
         return found

@@ -8,9 +8,12 @@ normalize="none", it is the gradient of A.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from gradalign.engine.comparison import compare
+from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
@@ -18,7 +21,18 @@ from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 
 
-class Prefix(Schedule):
+@dataclass(frozen=True)
+class Prefix(Estimator):
+    """Every micro-batch against all before it."""
+
+    name = "prefix"
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """2k - 1 passes."""
+        return PrefixSchedule(step, total)
+
+
+class PrefixSchedule(Schedule):
     """The sum of the gradients so far is the reference, and grows."""
 
     def __init__(self, step: Step, total: Vector) -> None:

@@ -13,16 +13,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gradalign.engine.comparison import compare
+from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.validation import fraction, one_of
+
+ProbeChoice = Literal["last", "rotate"]
 
 
 def num_probes(num: int, probe_fraction: float) -> int:
@@ -30,14 +36,35 @@ def num_probes(num: int, probe_fraction: float) -> int:
     return min(num - 1, max(1, round(probe_fraction * num)))
 
 
-def split(step: Step, total: Vector, probe_fraction: float, probes: str) -> Schedule:
-    """The schedule for the step's objective; `total` is the vector that becomes `.grad`."""
-    m = num_probes(step.num, probe_fraction)
-    schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
-    return schedule if probes == "last" else Rotated(schedule, m)
+@dataclass(frozen=True)
+class Split(Estimator):
+    """Some micro-batches, the probes, against the others.
+
+    Attributes:
+        probe_fraction: share of the micro-batches that are probes, above 0 and at most 1.
+        probes: which they are: the "last", or "rotate" (each position equally often; anchors' base passes first).
+
+    Raises:
+        ValueError: a share out of range, or another choice of probes.
+        TypeError: a share that is no number.
+    """
+
+    name = "split"
+    probe_fraction: float = 0.25
+    probes: ProbeChoice = "last"
+
+    def __post_init__(self) -> None:
+        fraction("probe_fraction", self.probe_fraction)
+        one_of("probes", self.probes, get_args(ProbeChoice))
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """The schedule for the step's objective, in k + m passes."""
+        m = num_probes(step.num, self.probe_fraction)
+        schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
+        return schedule if self.probes == "last" else RotatedSplit(schedule, m)
 
 
-class Rotated(Schedule):
+class RotatedSplit(Schedule):
     """Probes at positions s m, s m + 1, ... (mod k) of step s: each position is a probe equally often.
 
     Base passes run anchors first. Losses and auxiliaries come back in the order of the micro-batches.

@@ -9,10 +9,12 @@ micro-batches of a half. Averaged over all orders, with normalize="none", it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from gradalign.engine.comparison import displaced_passes
+from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
@@ -20,7 +22,19 @@ from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 
 
-class Symmetric(Schedule):
+@dataclass(frozen=True)
+class Symmetric(Estimator):
+    """Each half of the micro-batches against the other."""
+
+    name = "symmetric"
+    own_direction = False
+
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """2k passes."""
+        return SymmetricSchedule(step, total)
+
+
+class SymmetricSchedule(Schedule):
     """Two sums of gradients, one a half."""
 
     needs_all = True

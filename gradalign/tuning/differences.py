@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gradalign.engine import validation
 from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
-from gradalign.estimators import Schedule, Step
+from gradalign.engine.step import Step
 from gradalign.estimators.split import num_probes
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradalign.engine import validation
+from gradalign.engine.double_backward import twice_differentiable
 from gradalign.engine.space import Vector
 from gradalign.tuning.differences import Differences, wide_zeros
 
@@ -76,7 +77,7 @@ def double_backward(differences: Differences) -> Reference:
     product, base = wide_zeros(space), wide_zeros(space)
     for closure, start in zip(differences.probes, differences.starts, strict=True):
         start.put_back()
-        with validation.twice_differentiable("double backward"), sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable("double backward"), sdpa_kernel(SDPBackend.MATH):
             _, graph = passes.differentiable(closure, step.loss_scale)
             space.accumulate(base, [None if g is None else g.detach() for g in graph], differences.one)
             hessian = passes.differentiate_again(graph, direction)

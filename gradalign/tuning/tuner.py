@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradalign.backends.dispatch import BackendName
 from gradalign.batches import shallow_copy
 from gradalign.engine import validation
-from gradalign.engine.method import Method
+from gradalign.engine.method import Method, MethodOptions, Reduction, StepRequest
 from gradalign.engine.passes import Closure
 from gradalign.engine.replay import RandomState
-from gradalign.engine.space import ParamSpace, Vector
-from gradalign.estimators import Settings, Step
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
 from gradalign.tuning import reference as references
 from gradalign.tuning.differences import Differences
@@ -38,10 +39,10 @@ def tune(
     params: Iterable[Parameter] | None = None,
     scaler: torch.amp.GradScaler | None = None,
     optimizer: Any = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     has_aux: bool = False,
     backward: Callable[[Tensor], Any] | None = None,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> TuningResult:
     """Measure the error of finite differences on one's own model and micro-batches, and recommend a radius and weights.
 
@@ -89,13 +90,13 @@ def tune(
     sweep = ascending(radii)
     validation.one_of("reference", reference, REFERENCES)
     batches = validation.micro_batches(micro_batches)
-    tuner = _Tuner(model, probe_fraction, optimizer, params=params, scaler=scaler, backend=backend)
+    tuner = _Tuner(model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer))
 
     def closure_of(batch: Any) -> Closure:
         return lambda: loss_fn(shallow_copy(batch))
 
     random_state = RandomState({p.device for p in tuner.trainable()})
-    step = tuner._begin(len(batches), reduction, has_aux, backward, tasks=None)
+    step = tuner._begin(StepRequest(len(batches), reduction, has_aux, backward))
     assert isinstance(step.schedule, Differences)
     try:
         step.schedule.run([closure_of(batch) for batch in batches])
@@ -157,22 +158,14 @@ def _result(
 class _Tuner(Method):
     """A method whose steps are never completed."""
 
-    def __init__(
-        self, model: nn.Module | Iterable[nn.Module], probe_fraction: float, optimizer: Any, **options: Any
-    ) -> None:
+    def __init__(self, model: nn.Module | Iterable[nn.Module], probe_fraction: float, options: MethodOptions) -> None:
         settings = Settings(objective("dot"), "direction", central=True, radius=None, telemetry=False)
-        super().__init__(model, settings, **options)
+        super().__init__(model, settings, options)
         self._probe_fraction = validation.fraction("probe_fraction", probe_fraction)
-        self._optimizer = None if optimizer is None else validation.gradalign_optimizer(optimizer)
 
     def trainable(self) -> list[Parameter]:
         """All parameters that require grad."""
-        return self._trainable()
+        return self._models.trainable()
 
     def _schedule(self, step: Step, total: Vector) -> Differences:
         return Differences(step, total, self._probe_fraction)
-
-    def _masters(self, space: ParamSpace) -> Vector | None:
-        if self._optimizer is None:
-            return None
-        return [self._optimizer.master(p) for p in space.params]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradalign.engine.comparison import compare
-from gradalign.estimators import Settings
+from gradalign.engine.step import Settings
 from gradalign.objectives import OBJECTIVES
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference

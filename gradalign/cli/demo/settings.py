@@ -10,7 +10,8 @@ import torch
 
 from gradalign.cli import options
 from gradalign.cli.errors import CommandError
-from gradalign.estimators import ESTIMATORS, NORMALIZATIONS
+from gradalign.engine.step import NORMALIZATIONS
+from gradalign.estimators import ESTIMATORS
 from gradalign.objectives import OBJECTIVES
 from gradalign.tuning import STARTING_WEIGHTS
 

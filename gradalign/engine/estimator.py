@@ -1,0 +1,72 @@
+"""The contract of an estimator: a frozen configuration that makes the schedule of a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from gradalign.engine.plain import Plain
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import NORMALIZATIONS, Settings, Step
+
+
+class Memory:
+    """What an estimator carries from one step to the next; by default nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+
+class Estimator(ABC):
+    """Which micro-batches are compared with which, with the options of that choice.
+
+    A new estimator is one file in `gradalign/estimators` with a frozen dataclass derived from this one, and one row in
+    `gradalign.estimators.ESTIMATORS`. One instance may serve several aligners: what changes from step to step is in `Memory`.
+
+    Attributes:
+        name: what it is called in `GradAlign(estimator=...)` and in messages.
+        own_direction: whether it can displace a micro-batch along its own gradient, as variance and cosine do.
+        normalizations: the normalisations that it knows.
+    """
+
+    name: ClassVar[str]
+    own_direction: ClassVar[bool] = True
+    normalizations: ClassVar[tuple[str, ...]] = NORMALIZATIONS
+
+    @abstractmethod
+    def make(self, step: Step, total: Vector) -> Schedule:
+        """The schedule of a step with the term; `total` is the vector that becomes `.grad`."""
+
+    def make_inactive(self, step: Step, total: Vector) -> Schedule:
+        """The schedule of a step without the term, between steps that have it."""
+        return Plain(step, total)
+
+    def memory(self, optimizer: Any) -> Memory:
+        """What one aligner carries from step to step.
+
+        Args:
+            optimizer: the `gradalign.optim` optimizer that the aligner was given, or None.
+        """
+        return Memory()
+
+    def check(self, settings: Settings, objective: str) -> None:
+        """Refuse an objective or a normalisation that it cannot estimate.
+
+        Raises:
+            ValueError: names both.
+        """
+        if settings.objective.own and not self.own_direction:
+            raise ValueError(
+                f'estimator "{self.name}": expected objective "dot" or "norm"; got "{objective}", whose displacements differ '
+                'between micro-batches; use "split", "prefix" or "leave_one_out"'
+            )
+        if settings.normalize not in self.normalizations:
+            raise ValueError(
+                f'estimator "{self.name}": expected normalize in {self.normalizations}; got "{settings.normalize}"'
+            )

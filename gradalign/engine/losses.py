@@ -1,0 +1,64 @@
+"""What a loss_fn may return and do: input validation of every loss before it is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def loss_and_aux(result: Any) -> tuple[Any, Any]:
+    """The pair that a loss_fn returns with has_aux=True."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"loss_fn: expected (loss, aux) with has_aux=True; got {type(result).__name__}; return a pair or drop has_aux"
+        )
+    return result
+
+
+def differentiable_scalar(loss: object) -> None:
+    """A loss is one real number with a graph."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss_fn: expected a scalar tensor; got {type(loss).__name__}; return the loss itself (has_aux=True for a pair)"
+        )
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn: expected a scalar tensor; got shape {tuple(loss.shape)}; reduce it with .mean()")
+    if not loss.is_floating_point():
+        raise TypeError(f"loss_fn: expected a real floating-point loss; got {loss.dtype}")
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn: expected a loss with a graph; got one that does not require grad; do not detach it, and do not call "
+            "under torch.no_grad() or inference_mode()"
+        )
+
+
+def no_backward_inside(versions: Sequence[int | None], grads: Sequence[Tensor | None]) -> None:
+    """The loss_fn only computes the loss: no `.grad` appeared or changed in it."""
+    if any((None if g is None else g._version) != v for v, g in zip(versions, grads, strict=True)):
+        raise RuntimeError(
+            "loss_fn: expected a function that computes the loss and leaves .grad alone; got one that called backward (or "
+            "zero_grad); return the loss and let gradalign differentiate it"
+        )
+
+
+def no_foreign_params(foreign_params: Sequence[Tensor]) -> None:
+    """The loss trains no parameter but the model's."""
+    if foreign_params:
+        shapes = ", ".join(str(tuple(p.shape)) for p in foreign_params[:3]) + (
+            ", ..." if len(foreign_params) > 3 else ""
+        )
+        raise ValueError(
+            f"loss_fn: expected a loss of the model's parameters; got one that also trains {len(foreign_params)} that are not "
+            f"in it (shapes {shapes}), whose .grad would be left with the scaled gradients of single passes; give every module "
+            "that is trained, model=[encoder, head], and run the others under torch.no_grad() or with requires_grad off"
+        )
+
+
+def dense_gradients(grads: Sequence[Tensor | None]) -> None:
+    """No gradient is sparse."""
+    for g in grads:
+        if g is not None and g.layout is not torch.strided:
+            raise TypeError(f"expected dense gradients; got {g.layout}; build embeddings with sparse=False")

@@ -1,0 +1,119 @@
+"""The modules that are trained: which parameters they have, and input validation of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gradalign.engine.addresses import ParamMemory
+from gradalign.engine.validation import real_and_whole
+
+
+class Models:
+    """One module or several, whose parameters are trained.
+
+    Args:
+        model: the module, or several.
+
+    Raises:
+        TypeError: something that is no module, or one whose parameters are spread over processes.
+    """
+
+    def __init__(self, model: nn.Module | Iterable[nn.Module]) -> None:
+        self.modules = checked_modules(model)
+
+    def trainable(self) -> list[Parameter]:
+        """The parameters that require grad now, each once.
+
+        Raises:
+            ValueError: none, or one that is not initialised.
+            TypeError: complex or sharded ones.
+        """
+        params = {id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}
+        return _trainable(list(params.values()))
+
+    def memory(self, params: Sequence[Parameter]) -> ParamMemory:
+        """Where these parameters are.
+
+        Raises:
+            ValueError: two of them share memory and would be displaced twice.
+        """
+        memory = ParamMemory(params)
+        if memory.shared is not None:
+            names = {id(p): name for module in self.modules for name, p in module.named_parameters()}
+            first, second = (names[id(params[i])] for i in memory.shared)
+            raise ValueError(
+                f"model: expected parameters with memory of their own; got {first} and {second}, which share some and would be "
+                "displaced twice; tie parameters by making them one: b.weight = a.weight instead of "
+                "b.weight.data = a.weight.data"
+            )
+        return memory
+
+
+def checked_modules(model: object) -> list[nn.Module]:
+    """One module or several, as a list."""
+    several: list[Any] = list(model) if isinstance(model, Iterable) and not isinstance(model, nn.Module) else [model]
+    for m in several:
+        if not isinstance(m, nn.Module):
+            raise TypeError(f"model: expected an nn.Module or several; got {type(m).__name__}")
+        for inner in m.modules():
+            if isinstance(inner, nn.parallel.DistributedDataParallel):
+                raise TypeError(
+                    "model: expected the module itself; got DistributedDataParallel, which would average the scaled gradients "
+                    "of every pass; pass and call model.module, and average .grad after aligner.backward"
+                )
+            if type(inner).__name__ == "FullyShardedDataParallel":
+                raise TypeError(
+                    "model: expected whole parameters; got FullyShardedDataParallel; gradalign does not support sharded "
+                    "training yet"
+                )
+    return several
+
+
+def _trainable(params: list[nn.Parameter]) -> list[nn.Parameter]:
+    """`params` if there is something to train, and it is of a kind that can be displaced."""
+    if not params:
+        raise ValueError("expected a model with trainable parameters; got none that requires grad")
+    for p in params:
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError("expected initialised parameters; got a lazy one; run one forward pass first")
+        real_and_whole(p)
+    return params
+
+
+def subset(params: Iterable[nn.Parameter], trainable: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters that are all among the trainable ones."""
+    chosen: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+    known = {id(p) for p in trainable}
+    if not chosen:
+        raise ValueError("params: expected at least one parameter; got none; pass None for all that require grad")
+    for p in chosen:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params: expected parameters of the model; got {type(p).__name__}")
+        if id(p) not in known:
+            raise ValueError(
+                f"params: expected trainable parameters of the model; got another one, of shape {tuple(p.shape)}"
+            )
+    return chosen
+
+
+def no_grads(params: Iterable[Tensor]) -> None:
+    """Every `.grad` is None."""
+    if any(p.grad is not None for p in params):
+        raise ValueError(
+            "expected every .grad to be None on entry; got gradients of an earlier backward; call optimizer.zero_grad() "
+            "before aligner.backward (with set_to_none=False, pass zeroed_grads=True to GradAlign)"
+        )
+
+
+def no_consuming_hooks(params: Iterable[Tensor]) -> None:
+    """No parameter hands its gradient on as soon as it is accumulated."""
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
+        raise ValueError(
+            "expected parameters without post-accumulate-grad hooks; got some (an optimizer fused into backward?): they would "
+            "consume the scaled gradients of single passes; step the optimizer after aligner.backward instead"
+        )

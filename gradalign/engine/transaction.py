@@ -1,0 +1,199 @@
+"""A step in progress, and the two ways it can end: its outcome is committed, or everything is as before."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gradalign.engine.graph import GraphInfo
+from gradalign.engine.low_precision import DisplacementInfo
+from gradalign.engine.passes import Closure
+from gradalign.engine.replay import BufferState
+from gradalign.engine.schedule import Schedule
+from gradalign.engine.space import Vector
+from gradalign.engine.step import Step
+from gradalign.engine.validation import callable_
+from gradalign.telemetry import AlignmentStats
+
+
+class Progress(NamedTuple):
+    """What a method knows of its steps so far.
+
+    Attributes:
+        num_steps: complete ones.
+        stats: of the last one.
+        graph_info: what the graph of a loss showed.
+    """
+
+    num_steps: int = 0
+    stats: AlignmentStats | None = None
+    graph_info: GraphInfo | None = None
+
+
+class Outcome(NamedTuple):
+    """What a complete step leaves behind, beside `.grad`.
+
+    Attributes:
+        stats: its statistics.
+        progress: the method's, this step included.
+        displacement: what it displaced.
+        params: the trainable parameters, at theta again.
+    """
+
+    stats: AlignmentStats
+    progress: Progress
+    displacement: DisplacementInfo
+    params: Sequence[Parameter]
+
+
+class OpenStep:
+    """A step in progress.
+
+    Args:
+        step: what its passes share.
+        schedule: its passes.
+        buffers: the models' buffers before it.
+        progress: the method's, before it.
+    """
+
+    def __init__(self, step: Step, schedule: Schedule, buffers: BufferState, progress: Progress) -> None:
+        self._buffers = buffers
+        self._grad_enabled = torch.is_grad_enabled()
+        self.step = step
+        self.schedule = schedule
+        self.passes = step.passes
+        self.progress = progress
+
+    def complete(self, losses: Sequence[Tensor]) -> Outcome:
+        """Fill `.grad`.
+
+        Args:
+            losses: those of the base passes, detached.
+        """
+        stats = self.step.stats(losses, self.schedule.finish())
+        progress = Progress(self.progress.num_steps + 1, stats, self.passes.graph_info)
+        return Outcome(stats, progress, self._displacement(stats), self.step.space.params)
+
+    def abort(self) -> None:
+        """Parameters and buffers as before the step, `.grad` None."""
+        self.step.displacement.restore()
+        self.step.space.set_grads(None)
+        self.passes.forget()
+        self._buffers.put_back()
+        torch.set_grad_enabled(self._grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
+
+    def fingerprint(self) -> Fingerprint:
+        """`.grad` and parameters as they are now."""
+        params, grads = self.step.space.params, self.step.space.grads()
+        return Fingerprint(grads, [None if g is None else g._version for g in grads], [p._version for p in params])
+
+    def _displacement(self, stats: AlignmentStats) -> DisplacementInfo:
+        space = self.step.space
+        dtypes = frozenset(space.params[i].dtype for i in space.measured)
+        return DisplacementInfo(stats.radius, dtypes, self.step.displacement.with_masters)
+
+
+class Fingerprint(NamedTuple):
+    """Which `.grad` there were, and the versions of parameters and gradients, when control went to the caller."""
+
+    grads: Vector
+    grad_versions: list[int | None]
+    param_versions: list[int]
+
+    def check(self, now: Fingerprint) -> None:
+        """Nobody wrote parameters or gradients since.
+
+        Raises:
+            RuntimeError: says which of the two.
+        """
+        same = all(map(operator.is_, self.grads, now.grads)) and self.grad_versions == now.grad_versions
+        changed = [".grad"] * (not same) + ["parameters"] * (self.param_versions != now.param_versions)
+        if changed:
+            raise RuntimeError(
+                f"accumulate: expected .grad and parameters to be left alone between the micro-batches of a step; got changed "
+                f"{' and '.join(changed)}; clip, step and zero_grad after the `with` block, and call no other backward in it"
+            )
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """How the steps of a method begin and end.
+
+    Attributes:
+        begin: checks what can be checked before anything is touched.
+        commit: takes in the outcome of a complete step.
+        roll_back: the method, and all that a step touches, as before it.
+    """
+
+    begin: Callable[[], OpenStep]
+    commit: Callable[[Outcome], None]
+    roll_back: Callable[[OpenStep], None]
+
+
+class Accumulation:
+    """A step that is given one micro-batch at a time; made by `GradAlign.accumulate`."""
+
+    def __init__(self, lifecycle: Lifecycle, k: int) -> None:
+        self._lifecycle = lifecycle
+        self._k = k
+        self._open: OpenStep | None = None
+        self._fingerprint = Fingerprint([], [], [])
+        self._losses: list[Tensor] = []
+
+    def __enter__(self) -> Accumulation:
+        self._open = step = self._lifecycle.begin()
+        self._losses = []
+        self._fingerprint = step.fingerprint()
+        return self
+
+    def backward(self, closure: Closure) -> Any:
+        """All passes of the next micro-batch; the last of the k fills `.grad`.
+
+        Args:
+            closure: computes its scalar loss, with a graph; called twice for a probe.
+
+        Returns:
+            The loss of the base pass, detached; with has_aux (loss, aux).
+
+        Raises:
+            RuntimeError: outside the `with` block, after a failed call, or after parameters or `.grad` were written in between.
+            ValueError: more than k calls, or a loss that is not a scalar with a graph.
+        """
+        step = self._open
+        if step is None:
+            raise RuntimeError(
+                "expected a call inside `with aligner.accumulate(k)`; got one outside, or after a failed one"
+            )
+        if len(self._losses) == self._k:
+            raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
+        callable_("closure", closure, "lambda: loss_fn(micro_batch)")
+        try:
+            self._fingerprint.check(step.fingerprint())
+            loss = step.schedule.visit(closure)
+            self._losses.append(loss)
+            self._fingerprint = step.fingerprint()
+            if len(self._losses) == self._k:
+                self._lifecycle.commit(step.complete(self._losses))
+            return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
+        except BaseException:
+            self._open = None
+            self._lifecycle.roll_back(step)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        step, self._open = self._open, None
+        if len(self._losses) == self._k:
+            return
+        if step is not None:
+            self._lifecycle.roll_back(step)
+        if kind is None:
+            raise ValueError(f"expected k = {self._k} calls of step.backward; got {len(self._losses)}; .grad is None")
