@@ -117,6 +117,9 @@ class GradAlign(Method):
     def _inactive_schedule(self, step: Step, total: Vector) -> Schedule:
         return self._estimator.make_inactive(step, total)
 
+    def _described(self) -> str:
+        return repr(self._estimator)
+
     def _carried(self, space: ParamSpace) -> Carried:
         return replace(super()._carried(space), memory=self._estimator_memory)
 

@@ -1,4 +1,4 @@
-"""Micro-batches: splitting one large batch, and handing out copies of its parts."""
+"""Micro-batches: splitting one large batch, and copies of its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step can tell about the agreement of its gradients."""
+"""Statistics of a step: how well its gradients agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradalign.engine import validation
 
 @dataclass(frozen=True)
 class AlignmentStats:
-    """Of one step, as 0-dim tensors on the device: reading one (`float(stats.dot)`) is what synchronises.
+    """Statistics of one step, as 0-dim tensors on the device; only reading one (`float(stats.dot)`) synchronises.
 
     A field is None where the step could not know it; `telemetry=True` makes `dot`, `cosine` and the noise scale known, and
     exact for these micro-batches, in every step, inactive ones included.

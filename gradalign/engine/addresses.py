@@ -1,4 +1,4 @@
-"""Where the trainable parameters are: none may share memory with another, and a buffer that does is part of a parameter."""
+"""Where the trainable parameters are in memory: no two may overlap, and a buffer that overlaps one is part of it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def span(t: Tensor) -> tuple[int, int]:
 
 
 class ParamMemory:
-    """The places of some parameters, as they are now.
+    """The addresses of some parameters, as they are now.
 
     Attributes:
-        shared: two parameters, by number, that have an element in common; None where there are none.
+        shared: the positions of two parameters that have an element in common; None where there are none.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -43,11 +43,11 @@ class ParamMemory:
             self._spans[device] = ([start for start, _, _ in here], list(accumulate((end for _, end, _ in here), max)))
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are they, where they were."""
+        """Whether these parameters are at the recorded addresses."""
         return self._addresses == list(map(Tensor.data_ptr, params))
 
     def covers(self, t: Tensor) -> bool:
-        """Whether a tensor lies in the memory of a parameter."""
+        """Whether a tensor overlaps the memory of a parameter."""
         spans = self._spans.get(t.device)
         if spans is None or t.layout is not torch.strided or not t.numel():
             return False

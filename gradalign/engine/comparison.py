@@ -33,7 +33,7 @@ def compare(
         keep: called with the own gradient, and [x.x, x.g, g.g] as stored, while the gradient is still there.
 
     Returns:
-        The base loss, detached. The own gradient is let go before the displaced passes.
+        The base loss, detached. The own gradient is freed before the displaced passes.
     """
     start = step.passes.replay_state()
     loss, g = step.passes.isolated_pass(closure)

@@ -1,4 +1,4 @@
-"""The backup of displaced parameters, and how they come back whatever happens."""
+"""Displaced parameters, their backup, and their way back after any exception."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Theta(Enum):
 class Displacement:
     """Parameters at theta + d with a backup of theta, and the way back.
 
-    An exception (KeyboardInterrupt too) can strike inside an op or between it and the line that notes its end. What was
-    written by then is read from the parameters' version counters: the ops complete a backup before they write its
-    parameter, and count the write together with it.
+    An exception (KeyboardInterrupt too) can come inside an op, or between it and the line that records its end. The version
+    counters then tell which parameters were written: the ops complete a backup before they write its parameter, and raise the
+    version together with the write.
 
-    A parameter whose optimizer keeps a float32 master needs no backup: theta is the rounding of the master, which nothing here
-    writes, and the displaced value is round(master + d).
+    A parameter whose optimizer keeps a float32 master needs no backup: theta is the rounding of the master, which is only read
+    here, and the displaced value is round(master + d).
 
     Args:
         space: the parameters.
@@ -38,8 +38,8 @@ class Displacement:
         self._space = space
         self._masters = space.zeros() if masters is None else masters
         self._backups: Vector = space.zeros()
-        self._mastered: list[int] = []  # displaced, with a master
-        self._members: list[int] = []  # displaced, with a backup
+        self._with_master: list[int] = []  # displaced, with a master
+        self._with_backup: list[int] = []  # displaced, with a backup
         self._versions: list[int] = []
         self._theta = Theta.IN_PARAMS
 
@@ -56,7 +56,7 @@ class Displacement:
     def num_moved(self) -> Tensor:
         """How many elements of the displaced parameters differ from theta; an int64 tensor on the home device."""
         space = self._space
-        theta = [(i, self._backups[i]) for i in self._members] + [(i, self._masters[i]) for i in self._mastered]
+        theta = [(i, self._backups[i]) for i in self._with_backup] + [(i, self._masters[i]) for i in self._with_master]
         moved = [(space.params[i] != t.to(space.params[i].dtype)).sum() for i, t in theta if t is not None]
         return torch.stack([n.to(space.home) for n in moved]).sum() if moved else torch.zeros((), dtype=torch.int64)
 
@@ -68,66 +68,66 @@ class Displacement:
         """
         space, masters = self._space, self._masters
         moved = [i for i in space.measured if x[i] is not None or (y is not None and y[i] is not None)]
-        self._mastered = [i for i in moved if masters[i] is not None]
-        self._members = [i for i in moved if masters[i] is None]
-        for i in self._members:
+        self._with_master = [i for i in moved if masters[i] is not None]
+        self._with_backup = [i for i in moved if masters[i] is None]
+        for i in self._with_backup:
             self._backups[i] = torch.empty_like(space.params[i])
-        self._watch()
+        self._record_versions()
         self._theta = Theta.LEAVING
-        sums = space.perturb(self._backups, x, scale, y, scale_y, self._members)
-        if self._mastered:
-            sums = sums + space.perturb(masters, x, scale, y, scale_y, self._mastered, from_backups=True)
+        sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup)
+        if self._with_master:
+            sums = sums + space.perturb(masters, x, scale, y, scale_y, self._with_master, from_backups=True)
         self._theta = Theta.IN_BACKUPS
-        self._moved()
+        self._after_move()
         return sums
 
     def reflect(self) -> None:
         """theta + delta -> theta - delta."""
-        self._space.reflect(self._backups, self._members)
-        self._space.reflect(self._masters, self._mastered)
-        self._moved()
+        self._space.reflect(self._backups, self._with_backup)
+        self._space.reflect(self._masters, self._with_master)
+        self._after_move()
 
     def step_out(self) -> None:
         """Back to theta, keeping the displaced values for `step_in`."""
-        for i in self._mastered:
+        for i in self._with_master:
             self._backups[i] = self._space.params[i].detach().clone()
-        self._watch()
+        self._record_versions()
         self._theta = Theta.RETURNING
-        self._space.swap_out(self._backups, self._members)
-        self._space.restore(self._masters, self._mastered)
+        self._space.swap_out(self._backups, self._with_backup)
+        self._space.restore(self._masters, self._with_master)
         self._theta = Theta.IN_PARAMS
-        self._moved()
+        self._after_move()
 
     def step_in(self) -> None:
         """Back to the displaced values that `step_out` kept."""
-        self._watch()
+        self._record_versions()
         self._theta = Theta.LEAVING
-        self._space.swap_in(self._backups, self._members)
-        self._space.restore(self._backups, self._mastered)
+        self._space.swap_in(self._backups, self._with_backup)
+        self._space.restore(self._backups, self._with_master)
         self._theta = Theta.IN_BACKUPS
-        self._moved()
+        self._after_move()
 
     def restore(self) -> None:
         """Back to theta, bit for bit, from wherever the parameters are; the backups are let go."""
         if self._theta is not Theta.IN_PARAMS:
-            self._space.restore(self._backups, self._away())
-            self._space.restore(self._masters, self._mastered)
+            self._space.restore(self._backups, self._in_backups())
+            self._space.restore(self._masters, self._with_master)
         self._theta = Theta.IN_PARAMS
         self._backups = self._space.zeros()
-        self._moved()
+        self._after_move()
 
-    def _away(self) -> list[int]:
+    def _in_backups(self) -> list[int]:
         """The parameters whose values of theta are in the backups."""
         if self._theta is Theta.IN_BACKUPS:
-            return self._members
+            return self._with_backup
         written = self._theta is Theta.LEAVING
         params = self._space.params
-        pairs = zip(self._members, self._versions, strict=True)
+        pairs = zip(self._with_backup, self._versions, strict=True)
         return [i for i, version in pairs if (params[i]._version != version) is written]
 
-    def _watch(self) -> None:
-        self._versions = [self._space.params[i]._version for i in self._members]
+    def _record_versions(self) -> None:
+        self._versions = [self._space.params[i]._version for i in self._with_backup]
 
     @staticmethod
-    def _moved() -> None:
+    def _after_move() -> None:
         torch.clear_autocast_cache()  # it may hold low-precision copies of the values before the move

@@ -1,4 +1,4 @@
-"""A warning where the parameters' dtype cannot represent the displacement, without waiting for a device."""
+"""A warning where the parameters' dtype cannot represent the displacement; it never waits for a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOW_PRECISION = frozenset({torch.bfloat16, torch.float16})
 
 @dataclass(frozen=True)
 class DisplacementInfo:
-    """What a step displaced.
+    """What a step displaced, for the warning.
 
     Attributes:
         radius: length of the displacement asked for; None: unknown.
@@ -28,7 +28,7 @@ class DisplacementInfo:
 
 
 class AsyncScalar:
-    """A number on its way from a device to pinned memory, behind the work that makes it."""
+    """A device scalar that is copied to pinned host memory without waiting."""
 
     def __init__(self, number: Tensor) -> None:
         self._host = torch.empty((), dtype=number.dtype, pin_memory=True)
@@ -37,16 +37,16 @@ class AsyncScalar:
         self._event.record(torch.accelerator.current_stream(number.device))
 
     def value(self) -> float | None:
-        """The number, or None while it is on its way; never waits."""
+        """The number, or None while it has not arrived; never waits."""
         return float(self._host) if self._event.query() else None
 
 
 class DisplacementWatch:
     """Looks at every step's `displacement_cosine` and warns once when it is below `LEAST_COSINE`.
 
-    On the CPU the number is there at once. On a device it is sent to the host behind the step's own work, and looked at in a
-    later step, once it has arrived; a step that finds it on its way looks away and sends no second one. While a CUDA graph is
-    captured nothing is watched (an event may not be asked then); the warm-up steps before the capture are.
+    On the CPU the number is there at once. On a device it is copied to the host asynchronously and read in a later step, once
+    it has arrived; until then no second copy is started. Nothing is watched while a CUDA graph is captured (events cannot be
+    queried then); the warm-up steps before the capture are.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class DisplacementWatch:
         self._pending: tuple[AsyncScalar, DisplacementInfo] | None = None
 
     def note(self, cosine: Tensor | None, displaced: DisplacementInfo, stacklevel: int) -> None:
-        """Look at the cosine of a step, now or later.
+        """Take in the cosine of a step, and warn now or later.
 
         Args:
             cosine: between the displacement asked for and the one represented; None: nothing was displaced.
@@ -69,7 +69,7 @@ class DisplacementWatch:
             self._follow(cosine, displaced, stacklevel + 1)
 
     def _follow(self, cosine: Tensor, displaced: DisplacementInfo, stacklevel: int) -> None:
-        """Judge the number that has arrived; send the next one."""
+        """Judge the number that has arrived; start to copy the next one."""
         if self._pending is not None:
             pending, earlier = self._pending
             value = pending.value()

@@ -117,6 +117,10 @@ class Method(ABC):
         """The passes of a step without the term, where other steps may have it."""
         return Plain(step, total)
 
+    def _described(self) -> str:
+        """What the user chose, for messages."""
+        return type(self).__name__
+
     def _carried(self, space: ParamSpace) -> Carried:
         """What a step takes over from those before it."""
         masters = None if self._optimizer is None else [self._optimizer.master(p) for p in space.params]
@@ -297,12 +301,12 @@ class Method(ABC):
         active = self._schedule(step, total)
         if request.backward is not None and active.differentiates:
             raise ValueError(
-                f"backward: expected None with {type(active).__name__}, which differentiates twice by itself; got "
+                f"backward: expected None with {self._described()}, which differentiates twice by itself; got "
                 f"{getattr(request.backward, '__qualname__', request.backward)}; use an estimator with finite differences"
             )
         if request.one_by_one and active.needs_all:
             raise ValueError(
-                f"accumulate: expected an estimator that sees every micro-batch once; got {type(active).__name__}, "
+                f"accumulate: expected an estimator that sees every micro-batch once; got {self._described()}, "
                 "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
             )
         return active if weight else self._inactive_schedule(step, total)

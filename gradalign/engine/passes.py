@@ -90,7 +90,7 @@ class Passes:
             self._on_displaced(False)
 
     def again(self, closure: Closure) -> Vector:
-        """A pass at theta whose base pass has been; returns its own gradient, as `isolated_pass` does."""
+        """One more pass at theta of a micro-batch that had its base pass; returns its own gradient, as `isolated_pass` does."""
         gradient = self._space.zeros()
         self.displaced_pass(closure, gradient, 1.0)
         return gradient
@@ -98,10 +98,16 @@ class Passes:
     def differentiable(
         self, closure: Closure, scale: Tensor, inputs: Sequence[Tensor] | None = None, name: str = "exact"
     ) -> tuple[Tensor, Vector]:
-        """A base pass by `torch.autograd.grad`; returns its loss, detached, and the gradient with its graph.
+        """A base pass by `torch.autograd.grad`.
 
-        The gradient is that by the parameters, or by the tensors that stand in for them. `name` is what an error is said to
-        come from.
+        Args:
+            closure: computes the loss.
+            scale: the loss scale.
+            inputs: what to differentiate by instead of the parameters.
+            name: of the method, for messages.
+
+        Returns:
+            the loss, detached, and the gradient with its graph.
         """
         inputs = self._space.params if inputs is None else inputs
         self._space.set_grads(None)
@@ -115,7 +121,7 @@ class Passes:
         return loss.detach(), list(graph)
 
     def differentiate_again(self, graph: Vector, direction: Vector) -> Vector:
-        """Gradient of (graph . direction); both of `differentiable`'s scale."""
+        """Gradient of (graph . direction), at the scale of `differentiable`."""
         pairs = [
             (g, w) for g, w in zip(graph, direction, strict=True) if g is not None and g.requires_grad and w is not None
         ]
@@ -129,7 +135,7 @@ class Passes:
             )
 
     def replay_state(self) -> ReplayState:
-        """The random numbers and buffers of now, to come back to."""
+        """A snapshot of random number generators and buffers."""
         return ReplayState(self._devices, self._buffers)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
@@ -145,7 +151,7 @@ class Passes:
         return loss.detach()
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
-        """The checked loss of a closure that leaves these `.grad` alone."""
+        """The validated loss of a closure, which must not change these `.grad`."""
         before = [None if g is None else g._version for g in grads]
         loss, aux = losses.loss_and_aux(closure()) if self.has_aux else (closure(), None)
         losses.differentiable_scalar(loss)
@@ -178,7 +184,7 @@ class Passes:
         self.autocast = self.autocast or _autocast_enabled(self._devices)
 
     def forget(self) -> None:
-        """Leave no hook behind; an interrupt may have come between a hook and its handle."""
+        """Remove our hooks; an interrupt may have come between registering one and getting its handle."""
         for model in self._models:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:

@@ -24,7 +24,7 @@ class RandomState:
         self._numpy = _numpy_random().get_state() if _numpy_random() else None
 
     def put_back(self) -> None:
-        """Every generator as it was when this was made."""
+        """Set every generator to the snapshot."""
         torch.set_rng_state(self._cpu)
         for device, state in zip(self._devices, self._on_device, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
@@ -34,11 +34,11 @@ class RandomState:
 
 
 class Buffers:
-    """The buffers of some models, whatever the modules make of them.
+    """The buffers of some models.
 
     Args:
-        models: whose.
-        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+        models: the models.
+        memory: of the parameters; a buffer that overlaps it is displaced and restored with its parameter.
     """
 
     def __init__(self, models: Iterable[nn.Module], memory: ParamMemory) -> None:
@@ -46,16 +46,16 @@ class Buffers:
         self._memory = memory
 
     def state(self) -> BufferState:
-        """All of them as they are now."""
+        """A snapshot of all of them."""
         return BufferState(self._modules, self._memory)
 
 
 class BufferState:
-    """All buffers of some modules, by module and name, since modules reassign them as well as write into them.
+    """A snapshot of all buffers of some modules, by module and name: modules reassign buffers as well as write into them.
 
     Args:
-        modules: whose buffers.
-        memory: of the parameters: a buffer that lies in it changes and comes back with its parameter.
+        modules: the modules.
+        memory: of the parameters; a buffer that overlaps it is displaced and restored with its parameter.
     """
 
     def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
@@ -68,10 +68,10 @@ class BufferState:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Every buffer the same tensor of the same size with the same values as when this was made, none added, none gone."""
+        """Make every buffer the same tensor, of the same size and values, as in the snapshot; drop those added since."""
         for module, named in self._buffers:
             now = module._buffers
-            # Of a ScriptModule they are not there to be exchanged.
+            # The buffers of a ScriptModule are no dict and cannot be exchanged.
             if isinstance(now, dict) and (now.keys() != named.keys() or any(now[k] is not b for k, b in named.items())):
                 now.clear()
                 now.update(named)
@@ -83,14 +83,14 @@ class BufferState:
 
 
 class ReplayState:
-    """Random numbers and buffer values at one moment of a step."""
+    """A snapshot of the random number generators and the buffers, from which a pass can be replayed."""
 
     def __init__(self, devices: list[torch.device], buffers: Buffers) -> None:
         self._random = RandomState(devices)
         self._buffers = buffers.state()
 
     def put_back(self) -> None:
-        """The random numbers and buffers as they were."""
+        """Set generators and buffers to the snapshot."""
         self._random.put_back()
         self._buffers.put_back()
 
@@ -100,7 +100,7 @@ def _geometry(t: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
 
 
 def _owned(t: Tensor) -> Tensor:
-    """A view of a tensor's memory that has every element once: of one that is expanded or overlaps itself, the stretch."""
+    """A view that has every element of a tensor's memory once, also where the tensor is expanded or overlaps itself."""
     if t.layout is not torch.strided or t.is_contiguous():
         return t
     once = t[tuple(slice(None) if stride else slice(1) for stride in t.stride())]

@@ -1,8 +1,8 @@
 """The trainable parameters seen as one vector of length n, and what is done with such vectors.
 
-A `Vector` is a list with one entry a parameter; None stands for zeros that were never written (no pass reached the parameter).
-Every function works device by device, one op call each; sums over devices end on the `home` device. Nothing is read
-back to the host.
+A `Vector` is a list with one entry per parameter; None stands for zeros that were never written (no pass reached it).
+Every function makes one op call per device; sums over devices are collected on the `home` device. Nothing is read back to
+the host.
 """
 
 from __future__ import annotations

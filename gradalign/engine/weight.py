@@ -24,7 +24,7 @@ class Weight:
         self._every = validation.count("every", every, least=1)
 
     def at(self, step: int) -> float:
-        """The weight of a step, 0 where the term rests."""
+        """The weight of a step, 0 in a step without the term."""
         if step % self._every:
             return 0.0
         value = self._value
@@ -32,7 +32,7 @@ class Weight:
 
     @property
     def may_act(self) -> bool:
-        """Whether there may be a step with the term: what does not go with it is refused in the first, wherever that is."""
+        """Whether any step may have the term."""
         return callable(self._value) or self._value != 0
 
 
