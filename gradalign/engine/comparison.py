@@ -54,7 +54,7 @@ def compare(
 def displaced_passes(
     step: Step, closures: list[Closure], starts: list[ReplayState], term: Vector, gain: Tensor
 ) -> None:
-    """DisplacementInfo passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
+    """Displaced passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
 
     Each starts from the random numbers and buffers that its base pass started from.
     """
