@@ -182,7 +182,7 @@ class MomentumSchedule(Schedule):
         return losses
 
     def visit(self, closure: Closure) -> Tensor:
-        """DisplacementInfo during the pass, at theta in between."""
+        """Displaced during the pass, at theta in between."""
         if self.num_visited:
             self.step.displacement.step_in()
         else:

@@ -139,7 +139,7 @@ class SharedDirectionSplit(_Split):
         self.loss_change = step.space.scalar(0.0)
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
-        """DisplacementInfo passes of all probes first, chained in random numbers and buffers, then all base passes."""
+        """Displaced passes of all probes first, chained in random numbers and buffers, then all base passes."""
         losses = [self.visit(closure) for closure in closures[: self.num_anchors]]
         probes = closures[self.num_anchors :]
         start = self.step.passes.replay_state()
@@ -157,7 +157,7 @@ class SharedDirectionSplit(_Split):
         return losses
 
     def probe(self, closure: Closure) -> Tensor:
-        """DisplacementInfo pass, then base pass, the parameters at theta in between visits."""
+        """Displaced pass, then base pass, the parameters at theta in between visits."""
         displacement = self.step.displacement
         start = self.step.passes.replay_state()
         if self.num_visited == self.num_anchors:
@@ -196,7 +196,7 @@ class SharedDirectionSplit(_Split):
         self.side = -self.side
 
     def displaced_passes(self, closures: Sequence[Closure]) -> None:
-        """DisplacementInfo passes."""
+        """Displaced passes."""
         ratio = self.side / self.sides * self.gain
         for closure in closures:
             if self.term is None:
