@@ -55,6 +55,8 @@ class GradAlign(Method):
         optimizer: a `gradalign.optim` optimizer; its float32 masters serve as backup (displaced parameters are
             round(master + d), no copy is made), its first moment as the mean of past gradients of `momentum`.
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
+        check_replay: in the first step with the term, evaluate one loss again from the same parameters, random numbers and
+            buffers, and refuse a loss_fn that returns another one: its displaced passes would be wrong without a word.
         backend: what runs the kernels: "auto", "reference", "native" or "triton".
 
     Raises:
@@ -90,6 +92,7 @@ class GradAlign(Method):
         telemetry: bool = False,
         optimizer: Any = None,
         zeroed_grads: bool = False,
+        check_replay: bool = True,
         backend: BackendName = "auto",
     ) -> None:
         settings = Settings(
@@ -104,7 +107,7 @@ class GradAlign(Method):
         super().__init__(
             model,
             settings,
-            MethodOptions(params, scaler, zeroed_grads, backend, optimizer),
+            MethodOptions(params, scaler, zeroed_grads, backend, optimizer, check_replay),
             Weight(weight, every),
         )
         self._estimator_memory = self._estimator.memory(self._optimizer)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import CheckpointFunction
 
 from gradalign.engine.graph import nodes
 
@@ -42,6 +43,11 @@ def no_refusal(grads: Iterable[Tensor]) -> None:
 
 def no_once_only(loss: Tensor) -> None:
     """The loss has second derivatives all the way."""
+    if any(getattr(type(node), "_forward_cls", None) is CheckpointFunction for node in nodes([loss])):
+        raise RuntimeError(
+            "trying to differentiate twice a reentrant checkpoint, whose backward hides the parameters behind it; use "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
     name = once_only(loss)
     if name is not None:
         raise RuntimeError(f"trying to differentiate twice {name}, which was marked with @once_differentiable")

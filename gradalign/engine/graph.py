@@ -1,8 +1,8 @@
-"""What the autograd graph of a loss shows: the leaves that it trains, and whether parameters are cast to 16 bits."""
+"""What the autograd graphs of a step's losses show: what they train, and whether parameters are cast to 16 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,14 @@ class GraphInfo(NamedTuple):
 
     Attributes:
         foreign_params: parameters that the loss trains and that are not the model's.
+        foreign_leaves: other tensors that it trains.
+        older_nodes: nodes that were made before a given one, and may be part of an older graph.
         casts_to_16_bit: whether a parameter is cast to 16 bits before it is used, as under autocast, wherever that is opened.
     """
 
-    foreign_params: list[Parameter]
+    foreign_params: list[Tensor]
+    foreign_leaves: list[Tensor]
+    older_nodes: list[Any]
     casts_to_16_bit: bool
 
 
@@ -38,15 +42,110 @@ def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
         waiting += [following for following, _ in node.next_functions]
 
 
-def inspect_graph(loss: Tensor, params: Iterable[Tensor]) -> GraphInfo:
-    """Walk the graph of a loss; `params` are the parameters that it may train."""
+def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> GraphInfo:
+    """Walk the graph of a loss.
+
+    Args:
+        loss: the loss.
+        params: the parameters that it may train.
+        since: `sequence_number()` from before it was computed.
+    """
     known = {id(p) for p in params}
-    foreign_params, casts_to_16_bit = [], False
+    found = GraphInfo([], [], [], False)
+    casts = False
     for node in nodes([loss]):
         if node.name() == LEAF:
-            if isinstance(node.variable, Parameter) and id(node.variable) not in known:
-                foreign_params.append(node.variable)
-        elif node.name() == CAST and node._input_metadata[0].dtype in NARROW:
+            if id(node.variable) not in known:
+                kind = found.foreign_params if isinstance(node.variable, Parameter) else found.foreign_leaves
+                kind.append(node.variable)
+            continue
+        if node._sequence_nr() < since:
+            found.older_nodes.append(node)
+        if node.name() == CAST and node._input_metadata[0].dtype in NARROW:
             sources = [source for source, _ in node.next_functions if source is not None and source.name() == LEAF]
-            casts_to_16_bit = casts_to_16_bit or any(id(source.variable) in known for source in sources)
-    return GraphInfo(foreign_params, casts_to_16_bit)
+            casts = casts or any(id(source.variable) in known for source in sources)
+    return found._replace(casts_to_16_bit=casts)
+
+
+def sequence_number() -> int:
+    """That of a node made now; nodes that this thread makes later have larger ones."""
+    with torch.enable_grad():
+        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
+    return node._sequence_nr()
+
+
+class GraphWatch:
+    """Looks at the graphs of some losses of a step, and refuses what would be differentiated wrongly without a word.
+
+    A tensor or a node that shows in the graphs of two passes existed before the second; what loss_fn makes anew in each call is
+    left alone.
+
+    Args:
+        params: the parameters that losses may train.
+        looks_at: which of the step's losses to look at, by number.
+        casts_to_16_bit: what an earlier step found.
+    """
+
+    def __init__(
+        self, params: Sequence[Tensor], looks_at: Callable[[int], bool], casts_to_16_bit: bool | None = None
+    ) -> None:
+        self._params = params
+        self._looks_at = looks_at
+        self._num_losses = 0
+        self._leaves: list[Tensor] = []
+        self._older: list[Any] = []
+        self.casts_to_16_bit = casts_to_16_bit
+
+    def begin(self) -> int | None:
+        """Before a loss is computed: where its graph begins, or None where it is not looked at."""
+        number = self._num_losses
+        self._num_losses += 1
+        return sequence_number() if self._looks_at(number) else None
+
+    def look(self, loss: Tensor, since: int) -> None:
+        """After it is computed.
+
+        Raises:
+            ValueError: it trains parameters, or tensors from outside loss_fn, that are not the model's.
+            RuntimeError: part of its graph is older than the call.
+        """
+        found = inspect_graph(loss, self._params, since)
+        _no_foreign_params(found.foreign_params)
+        _no_older_leaves(found.foreign_leaves, self._leaves)
+        if any(node is other for node in found.older_nodes for other in self._older):
+            raise older_graph()
+        self._leaves += found.foreign_leaves
+        self._older = found.older_nodes
+        self.casts_to_16_bit = bool(self.casts_to_16_bit) or found.casts_to_16_bit
+
+
+def older_graph() -> RuntimeError:
+    """The error for a loss part of whose graph was made before loss_fn was called."""
+    return RuntimeError(
+        "loss_fn: expected a loss whose whole graph is computed inside loss_fn; got one that reuses tensors with a graph from "
+        "outside, whose parameters a displaced pass would not displace; compute them inside loss_fn, or detach them"
+    )
+
+
+def _no_foreign_params(foreign_params: Sequence[Tensor]) -> None:
+    if foreign_params:
+        raise ValueError(
+            f"loss_fn: expected a loss of the model's parameters; got one that also trains {len(foreign_params)} that are not "
+            f"in it (shapes {_shapes(foreign_params)}), whose .grad would be left with the scaled gradients of single passes; "
+            "give every module that is trained, model=[encoder, head]; give frozen modules with state (spectral_norm, "
+            "BatchNorm) too, with requires_grad off, and run the others under torch.no_grad()"
+        )
+
+
+def _no_older_leaves(leaves: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
+    older = [leaf for leaf in leaves if any(leaf is other for other in seen)]
+    if older:
+        raise ValueError(
+            "loss_fn: expected a loss of the model's parameters; got one that also trains tensors made outside loss_fn "
+            f"(shapes {_shapes(older)}), whose .grad would be left with the scaled gradients of single passes; to train them, "
+            "make them parameters of a module and give it too, model=[net, module]; else detach them"
+        )
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(t.shape)) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")

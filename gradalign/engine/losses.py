@@ -44,19 +44,6 @@ def no_backward_inside(versions: Sequence[int | None], grads: Sequence[Tensor | 
         )
 
 
-def no_foreign_params(foreign_params: Sequence[Tensor]) -> None:
-    """The loss trains no parameter but the model's."""
-    if foreign_params:
-        shapes = ", ".join(str(tuple(p.shape)) for p in foreign_params[:3]) + (
-            ", ..." if len(foreign_params) > 3 else ""
-        )
-        raise ValueError(
-            f"loss_fn: expected a loss of the model's parameters; got one that also trains {len(foreign_params)} that are not "
-            f"in it (shapes {shapes}), whose .grad would be left with the scaled gradients of single passes; give every module "
-            "that is trained, model=[encoder, head], and run the others under torch.no_grad() or with requires_grad off"
-        )
-
-
 def dense_gradients(grads: Sequence[Tensor | None]) -> None:
     """No gradient is sparse."""
     for g in grads:

@@ -15,13 +15,15 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.batches import shallow_copy
 from gradalign.engine import validation
+from gradalign.engine.graph import GraphWatch
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
-from gradalign.engine.low_precision import DisplacementWatch
-from gradalign.engine.models import Models, no_consuming_hooks, no_grads, subset
-from gradalign.engine.passes import Closure, LossHandling, Passes
+from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
+from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
+from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
 from gradalign.engine.replay import Buffers
 from gradalign.engine.schedule import Schedule
+from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
 from gradalign.engine.transaction import Accumulation, Lifecycle, OpenStep, Outcome, Progress
@@ -63,6 +65,7 @@ class MethodOptions:
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
         backend: what runs the kernels.
         optimizer: a `gradalign.optim` optimizer whose float32 masters serve as backup.
+        check_replay: evaluate one loss of the first step with the term again, and refuse a loss_fn that is no function of it.
     """
 
     params: Iterable[Parameter] | None = None
@@ -70,6 +73,7 @@ class MethodOptions:
     zeroed_grads: bool = False
     backend: BackendName = "auto"
     optimizer: Any = None
+    check_replay: bool = False
 
 
 class Method(ABC):
@@ -102,6 +106,7 @@ class Method(ABC):
         params = self._models.trainable()
         self._params = None if options.params is None else subset(options.params, params)
         self._optimizer = None if options.optimizer is None else validation.gradalign_optimizer(options.optimizer)
+        self._check_replay = validation.flag("check_replay", options.check_replay)
         self._displaced = False
         self._progress = Progress()
         self._weight_cell: Tensor | None = None
@@ -177,10 +182,7 @@ class Method(ABC):
         callable_("loss_fn", loss_fn, "a function of a micro-batch")
         batches = validated_micro_batches(micro_batches)
 
-        def closure_of(batch: Any) -> Closure:
-            return lambda: loss_fn(shallow_copy(batch))
-
-        closures = [closure_of(batch) for batch in batches]
+        closures = [BatchClosure(loss_fn, batch) for batch in batches]
         step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
         try:
             outcome = step.complete(step.schedule.run(closures))
@@ -259,8 +261,9 @@ class Method(ABC):
             tasks = _labels(tasks, request.num)
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
-        space = self._space()
-        passes, scaling = self._passes(space, request)
+        space, frozen = self._space()
+        looks_at = self._looks_at(bool(weight), request.num)
+        passes, scaling = self._passes(space, request, looks_at)
         step = Step(
             space,
             passes,
@@ -268,29 +271,51 @@ class Method(ABC):
             micro_batches=MicroBatches(request.num, tasks),
             scaling=scaling,
             weight=StepWeight(weight, self._weight_on(space, weight)),
-            carried=self._carried(space),
+            carried=replace(self._carried(space), frozen_low_precision=any(p.dtype in LOW_PRECISION for p in frozen)),
         )
         schedule = self._checked_schedule(step, weight, request)
+        if weight and schedule.replays:
+            record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
+            passes.observe(SideEffects(self._models.modules, frozen), record)
         return OpenStep(step, schedule, Buffers(self._models.modules, self._memory).state(), self._progress)
 
-    def _space(self) -> ParamSpace:
-        """The parameters as they are now, ready for a step."""
-        space = ParamSpace(self._models.trainable(), self._params, self._backend)
+    def _space(self) -> tuple[ParamSpace, list[Parameter]]:
+        """The trainable parameters as they are now, ready for a step; and the frozen ones."""
+        trained, frozen = self._models.by_grad()
+        if self._params is not None:
+            still_there(self._params, [*trained, *frozen])
+        space = ParamSpace(trained, self._params, self._backend)
         no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             no_grads(space.params)
         if not self._memory.is_of(space.params):
             self._memory = self._models.memory(space.params)
-        return space
+        return space, frozen
 
-    def _passes(self, space: ParamSpace, request: StepRequest) -> tuple[Passes, LossScaling]:
+    def _looks_at(self, active: bool, num: int) -> Callable[[int], bool]:
+        """Which losses of a step have their graphs looked at.
+
+        All of the first step with the term, then one in each step whose number is a power of two, in turn. Without the term the
+        first loss, once.
+        """
+        index, progress = self.num_steps, self._progress
+        if active and not progress.inspected:
+            return lambda number: True
+        if active and index & (index - 1) == 0:
+            chosen = (index.bit_length() - 1) % num
+            return lambda number: number == chosen
+        return lambda number: number == 0 and progress.casts_to_16_bit is None
+
+    def _passes(
+        self, space: ParamSpace, request: StepRequest, looks_at: Callable[[int], bool]
+    ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
         buffers = Buffers(self._models.modules, self._memory)
-        graph_info = self._progress.graph_info
-        passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graph_info)
+        graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit)
+        passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, factor, share)
 
     def _checked_schedule(self, step: Step, weight: float, request: StepRequest) -> Schedule:
@@ -326,7 +351,7 @@ class Method(ABC):
 
     def _weight_on(self, space: ParamSpace, weight: float) -> Tensor:
         """The weight in a tensor that stays where it is; a step that is being captured finds it there at every replay."""
-        capturing = space.home.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        capturing = _capturing(space.home)
         if self._weight_cell is None or self._weight_cell.device != space.home:
             if capturing:
                 raise RuntimeError(
@@ -339,6 +364,23 @@ class Method(ABC):
 
     def _on_displaced(self, displaced: bool) -> None:
         self._displaced = displaced
+
+
+class BatchClosure:
+    """A loss_fn and a micro-batch: each call gets a shallow copy of a mapping or list."""
+
+    def __init__(self, loss_fn: Callable[[Any], Any], micro_batch: Any) -> None:
+        self._loss_fn = loss_fn
+        self.micro_batch = micro_batch
+
+    def __call__(self) -> Any:
+        """What loss_fn returns."""
+        return self._loss_fn(shallow_copy(self.micro_batch))
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _labels(tasks: Iterable[str], num: int) -> list[str]:

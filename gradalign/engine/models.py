@@ -33,8 +33,16 @@ class Models:
             ValueError: none, or one that is not initialised.
             TypeError: complex or sharded ones.
         """
-        params = {id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}
-        return _trainable(list(params.values()))
+        return self.by_grad()[0]
+
+    def by_grad(self) -> tuple[list[Parameter], list[Parameter]]:
+        """The parameters that require grad now and those that do not, each once; raises as `trainable` does."""
+        trained: dict[int, Parameter] = {}
+        frozen: dict[int, Parameter] = {}
+        for module in self.modules:
+            for p in module.parameters():
+                (trained if p.requires_grad else frozen)[id(p)] = p
+        return _trainable(list(trained.values())), list(frozen.values())
 
     def memory(self, params: Sequence[Parameter]) -> ParamMemory:
         """Where these parameters are.
@@ -99,6 +107,18 @@ def subset(params: Iterable[nn.Parameter], trainable: Sequence[nn.Parameter]) ->
                 f"params: expected trainable parameters of the model; got another one, of shape {tuple(p.shape)}"
             )
     return chosen
+
+
+def still_there(params: Iterable[Parameter], present: Iterable[Parameter]) -> None:
+    """`params=` are parameters that the models still have."""
+    known = {id(p) for p in present}
+    gone = [p for p in params if id(p) not in known]
+    if gone:
+        raise ValueError(
+            f"params: expected parameters that the model still has; got {len(gone)} that it no longer has (shape "
+            f"{tuple(gone[0].shape)}): they were replaced, as load_state_dict(assign=True), a new head or a parametrization "
+            "does; make a new GradAlign with the new ones"
+        )
 
 
 def no_grads(params: Iterable[Tensor]) -> None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
-from gradalign.engine.graph import GraphInfo, inspect_graph
+from gradalign.engine.graph import GraphWatch, older_graph
 from gradalign.engine.replay import Buffers, ReplayState
+from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
 
 Closure = Callable[[], Any]
+SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
+
+
+class Recorded(NamedTuple):
+    """A base pass that can be evaluated again: its closure, what it started from, and its loss."""
+
+    closure: Closure
+    start: ReplayState
+    loss: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,7 @@ class Passes:
         buffers: what is replayed.
         handling: what a loss is and how it is differentiated.
         on_displaced: called with True before a displaced pass and with False after it.
-        graph_info: what an earlier step found in the graph of its loss; None: the first loss of this step is looked at. It may
-            train nothing but the parameters, and it shows autocast that is opened deep inside a model.
+        graphs: looks at the graphs of some losses. They also show autocast that is opened deep inside a model.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class Passes:
         buffers: Buffers,
         handling: LossHandling,
         on_displaced: Callable[[bool], None],
-        graph_info: GraphInfo | None = None,
+        graphs: GraphWatch,
     ) -> None:
         self._space = space
         self._models = list(models)
@@ -66,15 +75,26 @@ class Passes:
         self.has_aux = handling.has_aux
         self._on_displaced = on_displaced
         self._devices = sorted({p.device for p in space.params}, key=str)
-        self.graph_info = graph_info
-        self.autocast = _autocast_enabled(self._devices) or (graph_info is not None and graph_info.casts_to_16_bit)
+        self._graphs = graphs
+        self._autocast_dtypes = _autocast_dtypes(self._devices)
+        self._side_effects: SideEffects | None = None
+        self._recording = False
+        self.recorded: Recorded | None = None
         self.count = 0
         self.aux: list[Any] = []
 
     def base_pass(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
         """A pass at theta whose gradient is added to `into`; returns its loss, detached."""
+        start = self.replay_state() if self._recording else None
+        effects = self._side_effects
+        before = None if effects is None else effects.before(getattr(closure, "micro_batch", None))
         with self._watching_autocast():
-            return self._run(closure, into, ratio, keep_aux=True)
+            loss = self._run(closure, into, ratio, keep_aux=True)
+        if effects is not None and before is not None:
+            effects.check(before)
+        if start is not None:
+            self.recorded = Recorded(closure, start, loss)
+        return loss
 
     def isolated_pass(self, closure: Closure) -> tuple[Tensor, Vector]:
         """A pass at theta; returns its loss, detached, and its own gradient (times factor and loss scale)."""
@@ -134,6 +154,42 @@ class Passes:
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
             )
 
+    def observe(self, side_effects: SideEffects, record: bool) -> None:
+        """From now on, refuse base passes with side effects, and record the last base pass if asked to."""
+        self._side_effects, self._recording = side_effects, record
+
+    def evaluate_again(self, recorded: Recorded) -> Tensor:
+        """The loss of a recorded base pass, evaluated once more; random numbers and buffers are put back."""
+        end = self.replay_state()
+        recorded.start.put_back()
+        self._on_displaced(True)
+        try:
+            loss, _ = self._result(recorded.closure)
+            return loss.detach()
+        finally:
+            self._on_displaced(False)
+            end.put_back()
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the forward runs under autocast, as far as the passes so far have shown."""
+        return bool(self._autocast_dtypes or self._graphs.casts_to_16_bit)
+
+    @property
+    def casts_to_16_bit(self) -> bool | None:
+        """What the graphs of losses showed of autocast; None: none was looked at."""
+        return None if self._graphs.casts_to_16_bit is None else self.autocast
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The least precise dtype that the forward is known to compute in."""
+        dtypes = {p.dtype for p in self._space.params} | self._autocast_dtypes
+        if self._graphs.casts_to_16_bit and not self._autocast_dtypes:
+            dtypes.add(torch.bfloat16)
+        if self.recorded is not None:
+            dtypes.add(self.recorded.loss.dtype)
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
     def replay_state(self) -> ReplayState:
         """A snapshot of random number generators and buffers."""
         return ReplayState(self._devices, self._buffers)
@@ -144,7 +200,12 @@ class Passes:
         factor = ratio * self._factor
         if isinstance(factor, Tensor):
             factor = factor.to(loss.device, non_blocking=True)
-        self._differentiate(loss * factor)
+        try:
+            self._differentiate(loss * factor)
+        except RuntimeError as error:
+            if SECOND_BACKWARD in str(error):
+                raise older_graph() from error
+            raise
         self.count += 1
         into[:] = self._space.grads()
         losses.dense_gradients(into)
@@ -153,17 +214,19 @@ class Passes:
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
         before = [None if g is None else g._version for g in grads]
-        loss, aux = losses.loss_and_aux(closure()) if self.has_aux else (closure(), None)
+        since = self._graphs.begin()
+        loss, aux = self._result(closure)
         losses.differentiable_scalar(loss)
         losses.no_backward_inside(before, self._space.grads())
-        if self.graph_info is None:
-            found = inspect_graph(loss, self._space.params)
-            losses.no_foreign_params(found.foreign_params)
-            self.autocast = self.autocast or found.casts_to_16_bit
-            self.graph_info = found._replace(casts_to_16_bit=self.autocast)
+        if since is not None:
+            self._graphs.look(loss, since)
         if keep_aux:
             self.aux.append(aux)
         return loss.reshape(())
+
+    def _result(self, closure: Closure) -> tuple[Any, Any]:
+        """What a closure returns, as (loss, aux)."""
+        return losses.loss_and_aux(closure()) if self.has_aux else (closure(), None)
 
     @contextmanager
     def _watching_autocast(self) -> Iterator[None]:
@@ -181,7 +244,7 @@ class Passes:
             self.forget()
 
     def _note_autocast(self, *_: object) -> None:
-        self.autocast = self.autocast or _autocast_enabled(self._devices)
+        self._autocast_dtypes |= _autocast_dtypes(self._devices)
 
     def forget(self) -> None:
         """Remove our hooks; an interrupt may have come between registering one and getting its handle."""
@@ -191,5 +254,5 @@ class Passes:
                 del hooks[key]
 
 
-def _autocast_enabled(devices: Iterable[torch.device]) -> bool:
-    return any(torch.is_autocast_enabled(d.type) for d in devices)
+def _autocast_dtypes(devices: Iterable[torch.device]) -> set[torch.dtype]:
+    return {torch.get_autocast_dtype(d.type) for d in devices if torch.is_autocast_enabled(d.type)}

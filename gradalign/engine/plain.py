@@ -13,6 +13,8 @@ from gradalign.engine.sums import Sums
 class Plain(Schedule):
     """gbar alone, in k passes; bit for bit what the plain loop computes."""
 
+    replays = False
+
     def __init__(self, step: Step, total: list) -> None:
         super().__init__(step)
         self._sums = Sums(step, total)

@@ -20,10 +20,12 @@ class Schedule(ABC):
         needs_all: it evaluates micro-batches again after later ones, so that all have to be there from the start. Such a
             schedule implements `run` and is refused by `accumulate`.
         differentiates: it calls autograd itself. A `backward=` of the user's would never be called and is refused.
+        replays: it evaluates micro-batches at theta and displaced, and compares the two.
     """
 
     needs_all = False
     differentiates = False
+    replays = True
 
     def __init__(self, step: Step) -> None:
         self.step = step

@@ -88,11 +88,13 @@ class Carried:
         index: how many steps were completed.
         masters: float32 masters of the parameters, where the optimizer keeps some.
         memory: what the estimator remembers, if there is an estimator.
+        frozen_low_precision: whether the models have frozen parameters in 16 bits, so that they compute in 16 bits.
     """
 
     index: int
     masters: Vector | None = None
     memory: Any = None
+    frozen_low_precision: bool = False
 
 
 class Step:
@@ -129,6 +131,7 @@ class Step:
         self.weight = weight.cell
         self.loss_scale = scaling.scale
         self.loss_share = scaling.share
+        self._carried = carried
         self.index = carried.index
         self.memory = carried.memory
         self.displacement = Displacement(space, carried.masters)
@@ -136,6 +139,10 @@ class Step:
         self.own_scale = self.num / self.loss_scale
         self.sketches: list[Tensor] = []
         self._nominal_weight = weight.value
+        self.active = weight.value != 0
+        self.gradient_norm: Tensor | None = (
+            None  # of the reference, or of a micro-batch where that is a mean of unit gradients
+        )
         self._length: float | None = None
         self._cosines: list[Tensor] = []
 
@@ -144,7 +151,8 @@ class Step:
         """Length of the displacement; known once a base pass has shown whether autocast is active."""
         if self.settings.radius is not None:
             return self.settings.radius
-        low = self.passes.autocast or any(self.space.params[i].dtype in LOW_PRECISION for i in self.space.measured)
+        low = self._carried.frozen_low_precision or self.passes.autocast
+        low = low or any(self.space.params[i].dtype in LOW_PRECISION for i in self.space.measured)
         return RADIUS_LOW_PRECISION if low else RADIUS
 
     def aim(self, sums: Tensor, scale_x: Tensor) -> Aim:
@@ -156,6 +164,7 @@ class Step:
         """
         own = self.own_scale
         dots = Dots(sums[0] * scale_x**2, sums[1] * scale_x * own, sums[2] * own**2)
+        self.gradient_norm = (dots.gg if self.settings.objective.unit else dots.xx).sqrt()
         alpha, beta = self.settings.objective.coefficients(dots)
         norm = dots.norm_of(alpha, beta)
         usable = norm.isfinite() & (norm > 0)

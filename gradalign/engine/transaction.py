@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradalign.engine.graph import GraphInfo
 from gradalign.engine.low_precision import DisplacementInfo
 from gradalign.engine.passes import Closure
 from gradalign.engine.replay import BufferState
+from gradalign.engine.replay_check import check_replay
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
@@ -29,12 +29,14 @@ class Progress(NamedTuple):
     Attributes:
         num_steps: complete ones.
         stats: of the last one.
-        graph_info: what the graph of a loss showed.
+        casts_to_16_bit: what the graph of a loss showed of autocast; None: none was looked at.
+        inspected: whether a step with the term was looked at closely.
     """
 
     num_steps: int = 0
     stats: AlignmentStats | None = None
-    graph_info: GraphInfo | None = None
+    casts_to_16_bit: bool | None = None
+    inspected: bool = False
 
 
 class Outcome(NamedTuple):
@@ -77,8 +79,12 @@ class OpenStep:
         Args:
             losses: those of the base passes, detached.
         """
-        stats = self.step.stats(losses, self.schedule.finish())
-        progress = Progress(self.progress.num_steps + 1, stats, self.passes.graph_info)
+        step, before = self.step, self.progress
+        if self.passes.recorded is not None:
+            check_replay(self.passes, self.passes.recorded, step.radius, step.gradient_norm, step.loss_share)
+        stats = step.stats(losses, self.schedule.finish())
+        inspected = before.inspected or step.active
+        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
         return Outcome(stats, progress, self._displacement(stats), self.step.space.params)
 
     def abort(self) -> None:

@@ -36,6 +36,7 @@ class ExactSchedule(Schedule):
     """One differentiable pass a micro-batch; then one double backward for each."""
 
     differentiates = True
+    replays = False
 
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)

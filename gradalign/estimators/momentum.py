@@ -168,6 +168,8 @@ class InactiveMomentum(Plain):
 class MomentumSchedule(Schedule):
     """One displaced pass a micro-batch, which counts as its base pass."""
 
+    replays = False
+
     def __init__(self, step: Step, total: Vector, past: PastGradients) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
@@ -202,11 +204,17 @@ class MomentumSchedule(Schedule):
     def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
+        before = [p._version for p in step.space.params]
         if self.sums.units is None:
             loss = step.passes.base_pass(closure, self.sums.total)
         else:
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g)
+        if [p._version for p in step.space.params] != before:
+            raise RuntimeError(
+                'estimator "momentum": expected a forward that leaves parameters alone; got one that writes them, as '
+                'Embedding(max_norm=...) does: its only pass is a displaced one, whose writes are undone; use "split"'
+            )
         self.num_visited += 1
         return loss
 

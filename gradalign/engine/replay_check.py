@@ -1,0 +1,40 @@
+"""One loss of the first step with the term is evaluated again: a displaced pass must compute the function of its base pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradalign.engine.passes import Passes, Recorded
+
+ULPS = 64  # of the loss, in the dtype of the forward: what nondeterministic kernels may differ by
+SHARE_OF_CHANGE = 0.1  # of what the displacement changes the loss by, about radius ||g||
+
+
+def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_norm: Tensor | None, share: int) -> None:
+    """Evaluate a recorded base pass once more, from its random numbers and buffers, and put both back.
+
+    Args:
+        passes: those of the step; parameters are at theta.
+        recorded: a base pass.
+        radius: length of the displacements.
+        gradient_norm: of the mean gradient known by now; None: not known.
+        share: turns a returned loss into L_i.
+
+    Raises:
+        RuntimeError: the loss is another one.
+    """
+    first, again = float(recorded.loss), float(passes.evaluate_again(recorded))
+    slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
+    allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * torch.finfo(passes.forward_dtype).eps * abs(first))
+    if not math.isfinite(first) or not math.isfinite(allowed) or abs(again - first) <= allowed:
+        return
+    raise RuntimeError(
+        f"loss_fn: expected the same loss when a micro-batch is evaluated again with the same parameters, random numbers and "
+        f"buffers, which the displaced passes rely on; got {first:.8g}, then {again:.8g}. Usual causes: a module with state "
+        "that is not among the models (give all: model=[net, criterion]), hidden state or an iterator outside loss_fn, a "
+        "torch.Generator of your own, writes through .data, a counter in Python. docs/troubleshooting.md has remedies; "
+        "check_replay=False turns this check off"
+    )
