@@ -15,7 +15,7 @@ import pytest
 import gradalign
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -29,10 +29,20 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     assert any("gradalign" in block for block in blocks)
 
 
-def test_commands_of_the_readme_exist():
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_exist(name):
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text())) - {"are"}:
+    targets = set(re.findall(r"(?:`|^)make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE))
+    assert {"demo", "test", "lint"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_files_that_the_recipes_name_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:gradalign|kernels|csrc|tests|benchmarks|docs)/[\w./]+)`", text)
+    assert len(set(paths)) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_relative_links_lead_somewhere():
