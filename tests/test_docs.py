@@ -38,6 +38,17 @@ def test_make_targets_exist(name):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+@pytest.mark.parametrize(
+    "name", ["split m=k/4", "split m=k/4, variance", "leave_one_out", "double backward", "pytorch_optimizer SAM"]
+)
+def test_the_first_screen_quotes_the_measured_table(name):
+    first_screen, _, table = (ROOT / "README.md").read_text().partition("## What it does")
+    found = re.search(rf"^\| {re.escape(name)} +\| +([\d.]+) .*\(\+(\d+) MB\)", table, re.MULTILINE)
+    ratio, megabytes = found[1], int(found[2])
+    memory = f"{megabytes / 1000:.1f} GB" if megabytes >= 500 else f"{megabytes} MB"
+    assert re.search(rf"\b{re.escape(ratio)}\b.*\b{memory}\b", first_screen)
+
+
 def test_files_that_the_recipes_name_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = re.findall(r"`((?:gradalign|kernels|csrc|tests|benchmarks|docs)/[\w./]+)`", text)
