@@ -17,7 +17,7 @@ away, so that memory stays O(n) and any model and optimizer will do.
 
 Modules, top layer first; each imports from those below it (docs/design.md has the complete order):
 
-    aligner      `GradAlign`. Beside it `baselines`, the methods it is compared with, and `tuning`, which measures radius and weight
+    aligner      `GradAlign`; beside it `baselines`, what it is compared with, and `tuning`, which measures radius and weight
     estimators   which micro-batches are compared with which: one file each, with its options
     engine       what a step is made of: passes, displaced parameters and their way back, what happens after an exception
     objectives   what A is; `telemetry` what a step reports; `batches` how a batch is cut

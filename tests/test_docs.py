@@ -74,6 +74,7 @@ def public_names():
         for name in getattr(module, "__all__", gradalign.ops.SCHEMAS):
             if not name.startswith("__"):
                 yield f"{module.__name__}.{name}"
+    yield from (f"gradalign.estimators.{estimator.__name__}" for estimator in gradalign.estimators.ESTIMATORS.values())
 
 
 def test_every_public_name_is_on_the_api_page():
