@@ -37,8 +37,6 @@ def imports(module: str, path: Path) -> Iterator[str]:
     """The project's modules that a file imports; the packages around them, which Python imports too, do not count."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for name, names in imported_names(ast.parse(path.read_text()), package):
-        if name not in MODULES and f"{package}.{name}" in MODULES and package.startswith("benchmarks"):
-            name = f"{package}.{name}"  # a script finds its neighbours without the name of their folder
         for found in {f"{name}.{n}" if f"{name}.{n}" in MODULES else name for n in names} or {name}:
             if found.partition(".")[0] in ("gradalign", "benchmarks", "tests", "support"):
                 yield found
