@@ -38,14 +38,14 @@ def make_steps(num_steps: int, seed: int, k: int = 8) -> list[list[MicroBatch]]:
 
 
 def mean_squared_error(model: nn.Module, micro_batch: MicroBatch) -> Tensor:
-    """The loss of one micro-batch: what gradalign calls, and what a plain loop calls."""
+    """The loss of one micro-batch, which both loops call."""
     x, y = micro_batch
     return nn.functional.mse_loss(model(x), y)
 
 
 def train_plain(model: nn.Module, steps: list[list[MicroBatch]]) -> None:
-    """What you have."""
-    torch.manual_seed(1)  # of the dropout, the same in both loops
+    """The loop without gradalign."""
+    torch.manual_seed(1)  # the same dropout masks in both loops
     loss_fn = functools.partial(mean_squared_error, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for micro_batches in steps:
@@ -56,7 +56,7 @@ def train_plain(model: nn.Module, steps: list[list[MicroBatch]]) -> None:
 
 
 def train_aligned(model: nn.Module, steps: list[list[MicroBatch]], weight: float = 0.03) -> gradalign.GradAlign:
-    """What it becomes."""
+    """The same loop with gradalign."""
     torch.manual_seed(1)
     loss_fn = functools.partial(mean_squared_error, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -69,7 +69,7 @@ def train_aligned(model: nn.Module, steps: list[list[MicroBatch]], weight: float
 
 
 def main() -> None:
-    """Trains both and prints their losses on fresh data, and what the last aligned step knows."""
+    """Trains both and prints their losses on fresh data, and statistics of the last aligned step."""
     plain, aligned = make_model(), make_model()
     train_plain(plain, make_steps(100, seed=2))
     aligner = train_aligned(aligned, make_steps(100, seed=2))

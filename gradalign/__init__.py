@@ -15,10 +15,15 @@ away, so that memory stays O(n) and any model and optimizer will do.
     ...     optimizer.step()
     ...     optimizer.zero_grad()
 
-The rooms, each importing only from those after it: `aligner` and `baselines` (the methods), `method` (a step and its
-promises), `estimators` (schedules of passes), `passes` and `buffers` (one pass; displaced parameters and their way back),
-`space` (all parameters as one vector), `ops` (the kernels' public schemas), `dispatch` (which backend runs them), `backends`.
-`objectives` says what A is, `telemetry` what a step tells.
+Modules, top layer first; each imports from those below it (docs/design.md has the complete order):
+
+    aligner      `GradAlign`; beside it `baselines`, what it is compared with, and `tuning`, which measures radius and weight
+    estimators   which micro-batches are compared with which: one file each, with its options
+    engine       what a step is made of: passes, displaced parameters and their way back, what happens after an exception
+    objectives   what A is; `telemetry` what a step reports; `batches` how a batch is cut
+    optim        optimizers with one fused step
+    ops          the kernels' public schemas
+    backends     which implementation runs an op, and the three: plain torch, C++ and CUDA, Triton (`kernels`)
 """
 
 from gradalign import baselines, estimators, ops, optim, telemetry

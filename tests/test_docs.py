@@ -15,7 +15,7 @@ import pytest
 import gradalign
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -29,10 +29,31 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     assert any("gradalign" in block for block in blocks)
 
 
-def test_commands_of_the_readme_exist():
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_exist(name):
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text())) - {"are"}:
+    targets = set(re.findall(r"(?:`|^)make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE))
+    assert {"demo", "test", "lint"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    "name", ["split m=k/4", "split m=k/4, variance", "leave_one_out", "double backward", "pytorch_optimizer SAM"]
+)
+def test_the_first_screen_quotes_the_measured_table(name):
+    first_screen, _, table = (ROOT / "README.md").read_text().partition("## What it does")
+    found = re.search(rf"^\| {re.escape(name)} +\| +([\d.]+) .*\(\+(\d+) MB\)", table, re.MULTILINE)
+    ratio, megabytes = found[1], int(found[2])
+    memory = f"{megabytes / 1000:.1f} GB" if megabytes >= 500 else f"{megabytes} MB"
+    assert re.search(rf"\b{re.escape(ratio)}\b.*\b{memory}\b", first_screen)
+
+
+def test_files_that_the_recipes_name_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:gradalign|kernels|csrc|tests|benchmarks|docs)/[\w./]+)`", text)
+    assert len(set(paths)) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_relative_links_lead_somewhere():
@@ -53,6 +74,7 @@ def public_names():
         for name in getattr(module, "__all__", gradalign.ops.SCHEMAS):
             if not name.startswith("__"):
                 yield f"{module.__name__}.{name}"
+    yield from (f"gradalign.estimators.{estimator.__name__}" for estimator in gradalign.estimators.ESTIMATORS.values())
 
 
 def test_every_public_name_is_on_the_api_page():

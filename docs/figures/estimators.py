@@ -1,4 +1,4 @@
-"""Error and cost of every estimator, and how momentum's term agrees with the others' on the way of a training run."""
+"""Error and cost of every estimator, and how momentum's term agrees with the others' along a training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES = (0.001, 0.01, 0.1)
 
 
 def errors(draws: int) -> dict[str, tuple[float, float]]:
-    """Passes a micro-batch, and rmse of one estimate of grad A (dot) relative to that of the whole data."""
+    """Passes per micro-batch, and rmse of one estimate of grad A (dot) relative to that of the whole data."""
     problem = Problem()
     everything = torch.arange(len(problem.x))
     truth = 2 * problem.hvp(problem.gradient(everything))
@@ -80,7 +80,7 @@ def agreement(rate: float, steps: int) -> dict[str, float]:
 
 
 def draw(out: Path, effort: int) -> None:
-    """Two panels into estimators.png, and the numbers on standard output."""
+    """Two panels into estimators.png; prints the numbers."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, (cost, error) in errors(effort).items():

@@ -14,7 +14,7 @@ TASKS = ("sum", "sum, noisy", "minus the sum", "a product")
 
 
 class Tasks:
-    """A shared trunk with one head; what is asked of it differs from task to task."""
+    """A shared trunk with one head; the targets differ between tasks."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

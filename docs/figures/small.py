@@ -1,4 +1,4 @@
-"""What the figures are measured on: a small network in float64 on noisy data, where the whole-data gradient is at hand."""
+"""What the figures are measured on: a small network in float64 on noisy data, whose whole-data gradient can be computed."""
 
 from __future__ import annotations
 

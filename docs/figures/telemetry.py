@@ -1,4 +1,4 @@
-"""The gradient noise scale in the course of training, from the statistics of the steps and from the whole data."""
+"""The gradient noise scale during training, from the statistics of the steps and from the whole data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the term is beside the gradient in the course of training, with the starting weights and warm-up."""
+"""How large the term is beside the gradient during training, with the starting weights and warm-up."""
 
 from __future__ import annotations
 
