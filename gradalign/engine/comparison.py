@@ -10,6 +10,7 @@ from torch import Tensor
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Aim, Step
+from gradalign.engine.term import Term
 
 
 def compare(
@@ -18,7 +19,7 @@ def compare(
     reference: Vector,
     reference_scale: Tensor,
     omega: float,
-    term: Vector,
+    term: Term,
     keep: Callable[[Vector, Tensor], None],
 ) -> Tensor:
     """term <- term + omega s H_i w_i, the displacement being a combination of the reference and the own gradient.
@@ -43,7 +44,7 @@ def compare(
     keep(g, sums)
     gain = q * omega * step.num
     if not step.settings.central:
-        step.space.accumulate(term, g, -gain)
+        step.space.accumulate(term.vector, g, -term.ratio(gain))
     g.clear()
     displaced_passes(step, [closure], [start], term, gain)
     step.displacement.restore()
@@ -51,19 +52,31 @@ def compare(
     return loss
 
 
-def displaced_passes(
-    step: Step, closures: list[Closure], starts: list[ReplayState], term: Vector, gain: Tensor
-) -> None:
+def displaced_passes(step: Step, closures: list[Closure], starts: list[ReplayState], term: Term, gain: Tensor) -> None:
     """Displaced passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
 
     Each starts from the random numbers and buffers that its base pass started from.
     """
+    ratio = term.ratio(gain)
     for side in (0.5, -0.5) if step.settings.central else (1.0,):
         if side < 0:
             step.displacement.reflect()
         for closure, start in zip(closures, starts, strict=True):
             start.put_back()
-            step.passes.displaced_pass(closure, term, side * gain)
+            add_displaced(step, closure, term, side * ratio)
+
+
+def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor) -> Tensor:
+    """term <- term + ratio g of one displaced pass; returns its loss.
+
+    Where parameters have hooks, which need not be linear, they see the gradient at ratio 1.
+    """
+    if not step.hooked:
+        return step.passes.displaced_pass(closure, term.vector, ratio)
+    g = step.space.zeros()
+    loss = step.passes.displaced_pass(closure, g, 1.0)
+    step.space.accumulate(term.vector, g, torch.as_tensor(ratio, dtype=torch.float64).to(step.space.home))
+    return loss
 
 
 def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:

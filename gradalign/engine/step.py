@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.passes import Passes
 from gradalign.engine.sketch import Sketch, cosines
 from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.term import Term
 from gradalign.objectives import Dots, Objective
 from gradalign.telemetry import Agreement, AlignmentStats
 
@@ -146,6 +148,11 @@ class Step:
         self._length: float | None = None
         self._cosines: list[Tensor] = []
 
+    @cached_property
+    def hooked(self) -> bool:
+        """Whether a parameter has hooks on its gradient, which need not be linear."""
+        return any(p._backward_hooks for p in self.space.params)
+
     @property
     def radius(self) -> float:
         """Length of the displacement; known once a base pass has shown whether autocast is active."""
@@ -221,17 +228,17 @@ class Step:
         if num_before:
             self.agreement.cosines(cross * unit, num_before)
 
-    def close(self, total: Vector, term: Vector | None) -> dict[str, Tensor]:
+    def close(self, total: Vector, term: Term | None) -> dict[str, Tensor]:
         """.grad <- total - weight term, the term rescaled where the normalisation says so; returns its norm."""
         found: dict[str, Tensor] = {}
         if term is not None:
-            factor = self.space.scalar(1.0)
-            term_norm = self.space.norm_dot(term)[0].sqrt()
+            factor = self.space.scalar(1.0) if term.unit is None else term.unit
+            norm = self.space.norm_dot(term.vector)[0].sqrt()
             if self.settings.normalize == "gradient":
                 total_norm = self.space.norm_dot(total)[0].sqrt()
-                factor = torch.where(term_norm > 0, total_norm / term_norm, 0.0)
-            found["term_norm"] = term_norm * factor / self.loss_scale
-            self.space.combine(total, total, term, self.space.scalar(1.0), -self.weight * factor)
+                factor = torch.where((norm > 0) & (factor != 0), total_norm / norm * factor.sign(), 0.0)
+            found["term_norm"] = norm * factor.abs() / self.loss_scale
+            self.space.combine(total, total, term.vector, self.space.scalar(1.0), -self.weight * factor)
         self.space.set_grads(total)
         return found
 

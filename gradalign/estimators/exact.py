@@ -19,6 +19,7 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.term import Term
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ExactSchedule(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """Differentiate the gradients along their directions and fill `.grad`."""
-        step, term = self.step, self.step.space.zeros()
+        step, term = self.step, Term(self.step.space)
         while self.graphs:
             graph = self.graphs.pop(0)
             g: Vector = [None if t is None else t.detach() for t in graph]
@@ -63,7 +64,7 @@ class ExactSchedule(Schedule):
                 g, *(torch.where(length > 0, scale / length, 0.0) for scale in (aim.scale_x, aim.scale_y))
             )
             step.space.accumulate(
-                term, step.passes.differentiate_again(graph, w), step.space.scalar(1.0 if direction else 2.0)
+                term.vector, step.passes.differentiate_again(graph, w), step.space.scalar(1.0 if direction else 2.0)
             )
         return step.close(self.sums.total, term)
 

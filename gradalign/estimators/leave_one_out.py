@@ -23,6 +23,7 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.term import Term
 from gradalign.engine.validation import one_of
 
 GradientStore = Literal["device", "host", "recompute"]
@@ -58,7 +59,7 @@ class LeaveOneOutSchedule(Schedule):
     def __init__(self, step: Step, total: Vector, gradients: GradientStore) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.term: Vector = step.space.zeros()
+        self.term = Term(step.space)
         self.where = gradients
         self.stored: list[Vector] = []
 
@@ -113,11 +114,12 @@ class LeaveOneOutSchedule(Schedule):
 
     def subtract(self, g: Vector, q: Tensor) -> None:
         """term <- term - q g; the first gradient becomes the term."""
-        if all(t is None for t in self.term):
-            self.step.space.combine(g, g, g, -q, self.step.space.scalar(0.0))
-            self.term = g
+        term, ratio = self.term, self.term.ratio(q)
+        if all(t is None for t in term.vector):
+            self.step.space.combine(g, g, g, -ratio, self.step.space.scalar(0.0))
+            term.vector = g
         else:
-            self.step.space.accumulate(self.term, g, -q)
+            self.step.space.accumulate(term.vector, g, -ratio)
 
 
 def _to_host(t: Tensor) -> Tensor:

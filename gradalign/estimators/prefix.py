@@ -19,6 +19,7 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.term import Term
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PrefixSchedule(Schedule):
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.term: Vector = step.space.zeros()
+        self.term = Term(step.space)
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass; from the second micro-batch on, displaced passes."""

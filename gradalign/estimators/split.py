@@ -19,13 +19,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gradalign.engine.comparison import compare
+from gradalign.engine.comparison import add_displaced, compare
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
+from gradalign.engine.term import Term
 from gradalign.engine.validation import fraction, one_of
 
 ProbeChoice = Literal["last", "rotate"]
@@ -128,13 +129,14 @@ class SharedDirectionSplit(_Split):
     With `q` from the displacement and `gain = q k / m`, passes are differentiated with these ratios to the plain loop's factor:
     displaced -weight gain, base 1 + weight gain (central: -+ weight gain / 2 at the two sides, base 1).
 
-    The term is stored on its own only where its norm, or that of gbar, is needed.
+    The term is stored on its own only where its norm, or that of gbar, is needed, or where parameters have hooks: passes then
+    run at ratios 1 and -1.
     """
 
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step, total, num)
-        stored = step.settings.telemetry or step.settings.normalize == "gradient"
-        self.term: Vector | None = step.space.zeros() if stored else None
+        stored = step.settings.telemetry or step.settings.normalize == "gradient" or step.hooked
+        self.term = Term(step.space) if stored else None
         self.side = 1.0
         self.loss_change = step.space.scalar(0.0)
 
@@ -189,6 +191,8 @@ class SharedDirectionSplit(_Split):
         self.eps, q = step.displace(aim, self.total)
         self.gain = q * step.num / self.m
         self.sides = 2 if step.settings.central else 1
+        if self.term is not None:
+            self.term.unit = self.gain / self.sides
 
     def cross(self) -> None:
         """To the other side of theta."""
@@ -197,12 +201,12 @@ class SharedDirectionSplit(_Split):
 
     def displaced_passes(self, closures: Sequence[Closure]) -> None:
         """Displaced passes."""
-        ratio = self.side / self.sides * self.gain
         for closure in closures:
             if self.term is None:
+                ratio = self.side / self.sides * self.gain
                 loss = self.step.passes.displaced_pass(closure, self.total, -self.step.weight * ratio)
             else:
-                loss = self.step.passes.displaced_pass(closure, self.term, ratio)
+                loss = add_displaced(self.step, closure, self.term, self.side)
             self.note_loss(loss, self.side / self.sides)
 
     def base_pass(self, closure: Closure) -> Tensor:
@@ -214,7 +218,7 @@ class SharedDirectionSplit(_Split):
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g, num_before=self.num_visited)
             if one_sided:
-                step.space.accumulate(self.term, g, -self.gain)
+                step.space.accumulate(self.term.vector, g, step.space.scalar(-1.0))
         if one_sided:
             self.note_loss(loss, -1.0)
         return loss
@@ -234,7 +238,7 @@ class OwnDirectionSplit(_Split):
 
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step, total, num)
-        self.term: Vector = step.space.zeros()
+        self.term = Term(step.space)
         frozen = self.sums.reference is total and num > 1
         self.late: Vector = step.space.zeros() if frozen else total
         self.late_units: Vector | None = None  # of the probes, to compare them with one another

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradalign.engine.comparison import compare
 from gradalign.engine.step import Settings
+from gradalign.engine.term import Term
 from gradalign.objectives import OBJECTIVES
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
@@ -39,8 +40,9 @@ def own_term_norm(differences: Differences, objective: str, radius: float) -> fl
     step.settings = Settings(OBJECTIVES[objective], "direction", central=True, radius=radius, telemetry=False)
     sums = differences.units if OBJECTIVES[objective].unit else differences.anchors
     scale = step.mean_scale(differences.num_anchors)
-    term = step.space.zeros()
+    term = Term(step.space)
     for closure, start in zip(differences.probes, differences.starts, strict=True):
         start.put_back()
         compare(step, closure, sums, scale, 1 / differences.m, term, lambda g, sums: None)
-    return float(step.space.norm_dot(term)[0].sqrt() / step.loss_scale)
+    unit = step.space.scalar(1.0) if term.unit is None else term.unit
+    return float(step.space.norm_dot(term.vector)[0].sqrt() * unit.abs() / step.loss_scale)

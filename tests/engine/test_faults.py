@@ -328,3 +328,58 @@ def test_an_embedding_with_max_norm_is_refused_by_momentum():
     data = [torch.randint(5, (4, 2)) for _ in range(4)]
     with pytest.raises(RuntimeError, match="momentum.*expected a forward that leaves parameters alone"):
         GradAlign(model, 0.03, estimator="momentum").backward(lambda x: model(x).square().mean(), data)
+
+
+def clamped(value):
+    return lambda g: g.clamp(-value, value)
+
+
+@pytest.mark.parametrize("objective", ["dot", "variance", "cosine"])
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out"])
+def test_a_hook_that_the_plain_loop_never_reaches_changes_nothing(objective, estimator):
+    def run(hook):
+        model = perceptron()
+        if hook:
+            for p in model.parameters():
+                p.register_hook(clamped(0.2))
+        return aligned(model, lambda b: cross_entropy(model, *b), batches(), objective=objective, estimator=estimator)
+
+    assert off(run(True), run(False)) < 1e-3
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out", "symmetric"])
+def test_hooks_see_gradients_as_large_as_those_of_the_plain_loop(estimator, difference):
+    def largest(weight):
+        model, seen = perceptron(), []
+        for p in model.parameters():
+            p.register_hook(lambda g: seen.append(float(g.abs().max())))
+        options = {"objective": "dot", "estimator": estimator, "difference": difference}
+        GradAlign(model, weight, **options).backward(lambda b: cross_entropy(model, *b), batches())
+        return max(seen)
+
+    assert largest(0.03) < 1.1 * largest(0.0)
+
+
+def test_half_precision_losses_stay_as_small_as_those_of_the_plain_loop():
+    def settled(weight, objective):
+        model = perceptron()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1000)
+        aligner = GradAlign(model, weight, objective=objective, scaler=scaler)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+        def loss_fn(b):
+            with torch.autocast("cpu", torch.float16):
+                return cross_entropy(model, *b)
+
+        for _ in range(25):
+            aligner.backward(loss_fn, batches())
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        return scaler.get_scale()
+
+    plain = settled(0.0, "variance")
+    assert settled(0.03, "variance") == plain
+    # Lean split multiplies losses by up to 1 + weight k / (m radius) = 5.
+    assert plain / 2**3 <= settled(0.03, "dot") <= plain

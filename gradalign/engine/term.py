@@ -1,0 +1,31 @@
+"""The sum of Hessian-vector products, kept apart from the large factor in front of differences of gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradalign.engine.space import ParamSpace, Vector
+
+
+class Term:
+    """term = unit * vector.
+
+    A difference of gradients is divided by the length of the displacement: a factor of hundreds. In the loss of a displaced
+    pass, whatever is not linear in backward would see it (hooks that clamp, float16). So the first factor is taken out as the
+    unit: passes are differentiated at ratios near 1, and the unit goes into the last sum.
+
+    Attributes:
+        vector: what passes add to.
+        unit: 0-dim tensor; None: 1.
+    """
+
+    def __init__(self, space: ParamSpace, unit: Tensor | None = None) -> None:
+        self.vector: Vector = space.zeros()
+        self.unit = unit
+
+    def ratio(self, gain: Tensor) -> Tensor:
+        """A factor in units of the first one."""
+        if self.unit is None:
+            self.unit = torch.where(gain != 0, gain, 1.0)
+        return gain / self.unit
