@@ -136,8 +136,13 @@ class GradAlign(Method):
         Raises:
             ValueError: a state without the number of steps.
         """
+        before = self._progress
         super().load_state_dict(state)
-        self._estimator_memory.load_state_dict(state)
+        try:
+            self._estimator_memory.load_state_dict(state)
+        except BaseException:
+            self._progress = before
+            raise
 
 
 def _estimator(estimator: EstimatorName | Estimator, probe_fraction: float) -> Estimator:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gradalign.engine.space import ParamSpace, Vector
 
@@ -32,9 +35,15 @@ class Displacement:
     Args:
         space: the parameters.
         masters: the master of each parameter, or None.
+        follow_master: brings the master of a parameter up to date after somebody else wrote the parameter.
     """
 
-    def __init__(self, space: ParamSpace, masters: Vector | None = None) -> None:
+    def __init__(
+        self,
+        space: ParamSpace,
+        masters: Vector | None = None,
+        follow_master: Callable[[Tensor], Any] | None = None,
+    ) -> None:
         self._space = space
         self._masters = space.zeros() if masters is None else masters
         self._backups: Vector = space.zeros()
@@ -42,6 +51,9 @@ class Displacement:
         self._with_backup: list[int] = []  # displaced, with a backup
         self._versions: list[int] = []
         self._theta = Theta.IN_PARAMS
+        self._follow_master = follow_master
+        # Versions of the parameters with masters when they were last known to be the rounding of their masters.
+        self._rounded = {i: space.params[i]._version for i, m in enumerate(self._masters) if m is not None}
 
     @property
     def active(self) -> bool:
@@ -72,6 +84,7 @@ class Displacement:
         self._with_backup = [i for i in moved if masters[i] is None]
         for i in self._with_backup:
             self._backups[i] = torch.empty_like(space.params[i])
+        self._follow_masters()
         self._record_versions()
         self._theta = Theta.LEAVING
         sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup)
@@ -95,6 +108,7 @@ class Displacement:
         self._theta = Theta.RETURNING
         self._space.swap_out(self._backups, self._with_backup)
         self._space.restore(self._masters, self._with_master)
+        self._rounded.update((i, self._space.params[i]._version) for i in self._with_master)
         self._theta = Theta.IN_PARAMS
         self._after_move()
 
@@ -112,9 +126,23 @@ class Displacement:
         if self._theta is not Theta.IN_PARAMS:
             self._space.restore(self._backups, self._in_backups())
             self._space.restore(self._masters, self._with_master)
+            self._rounded.update((i, self._space.params[i]._version) for i in self._with_master)
         self._theta = Theta.IN_PARAMS
         self._backups = self._space.zeros()
         self._after_move()
+
+    def rounded(self) -> list[Parameter]:
+        """The parameters that are the rounding of their masters: those that nobody wrote since."""
+        params = self._space.params
+        return [params[i] for i, version in self._rounded.items() if params[i]._version == version]
+
+    def _follow_masters(self) -> None:
+        """A forward may have written parameters (Embedding's max_norm) since their masters were brought up to date."""
+        params = self._space.params
+        for i in self._with_master:
+            if self._follow_master is not None and params[i]._version != self._rounded[i]:
+                self._follow_master(params[i])
+                self._rounded[i] = params[i]._version
 
     def _in_backups(self) -> list[int]:
         """The parameters whose values of theta are in the backups."""

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from gradalign.engine.memory import Memory
 from gradalign.engine.plain import Plain
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import NORMALIZATIONS, Settings, Step
-
-
-class Memory:
-    """What an estimator carries from one step to the next; by default nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of it."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
 
 
 class Estimator(ABC):

@@ -33,6 +33,7 @@ from gradalign.engine.weight import ONE, Weight
 from gradalign.telemetry import AlignmentStats
 
 Reduction = Literal["mean", "sum"]
+STACK = 3  # from `_commit` to the line of the user
 
 
 class StepRequest(NamedTuple):
@@ -129,7 +130,7 @@ class Method(ABC):
     def _carried(self, space: ParamSpace) -> Carried:
         """What a step takes over from those before it."""
         masters = None if self._optimizer is None else [self._optimizer.master(p) for p in space.params]
-        return Carried(self.num_steps, masters)
+        return Carried(self.num_steps, masters, None if self._optimizer is None else self._optimizer.master)
 
     @property
     def displaced(self) -> bool:
@@ -183,13 +184,18 @@ class Method(ABC):
         batches = validated_micro_batches(micro_batches)
 
         closures = [BatchClosure(loss_fn, batch) for batch in batches]
-        step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
+        grad_enabled, step = torch.is_grad_enabled(), None
         try:
-            outcome = step.complete(step.schedule.run(closures))
-            self._commit(outcome)
-            return (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
-        except BaseException:
-            self._roll_back(step)
+            try:
+                step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
+                outcome = step.complete(step.schedule.run(closures))
+                result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
+                return self._commit(step, outcome, result)
+            except BaseException:
+                self._roll_back(step, grad_enabled)
+                raise
+        except BaseException:  # once more, in case an interrupt came while the step was rolled back
+            self._roll_back(step, grad_enabled)
             raise
 
     def accumulate(
@@ -336,18 +342,35 @@ class Method(ABC):
             )
         return active if weight else self._inactive_schedule(step, total)
 
-    def _commit(self, outcome: Outcome) -> None:
-        """Take in a complete step."""
-        if self._optimizer is not None:
-            self._optimizer.masters_match(outcome.params)
-        self._progress = outcome.progress
-        self._watch.note(outcome.stats.displacement_cosine, outcome.displacement, stacklevel=3)
+    def _commit(self, step: OpenStep, outcome: Outcome, result: Any) -> Any:
+        """Take in a complete step; returns the result.
 
-    def _roll_back(self, step: OpenStep) -> None:
-        """Everything as before the step, `.grad` None."""
-        step.abort()
-        self._progress = step.progress
-        self._displaced = False
+        Nothing runs after its last line, so that an interrupt anywhere before it leaves a step that can be rolled back.
+        """
+        if self._optimizer is not None:
+            self._optimizer.masters_match(outcome.rounded)
+        self._watch.note(outcome.stats.displacement_cosine, outcome.displacement, stacklevel=STACK)
+        self._progress = outcome.progress
+        return step.step.memory.commit() or result  # type: ignore[func-returns-value]
+
+    def _roll_back(self, step: OpenStep | None, grad_enabled: bool) -> None:
+        """Everything as before the step, `.grad` None; an interrupt meanwhile is held until that is done.
+
+        Args:
+            step: None where it had not begun.
+            grad_enabled: whether gradients were enabled before it.
+        """
+        held: KeyboardInterrupt | None = None
+        while step is not None and not step.rolled_back:
+            try:
+                step.abort()
+                self._progress, self._displaced = step.progress, False
+                step.rolled_back = True
+            except KeyboardInterrupt as interrupt:
+                held = interrupt
+        torch.set_grad_enabled(grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
+        if held is not None:
+            raise held
 
     def _weight_on(self, space: ParamSpace, weight: float) -> Tensor:
         """The weight in a tensor that stays where it is; a step that is being captured finds it there at every replay."""

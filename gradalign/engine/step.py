@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from gradalign.engine.displacement import Displacement
 from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Passes
 from gradalign.engine.sketch import Sketch, cosines
 from gradalign.engine.space import ParamSpace, Vector
@@ -89,13 +90,15 @@ class Carried:
     Attributes:
         index: how many steps were completed.
         masters: float32 masters of the parameters, where the optimizer keeps some.
-        memory: what the estimator remembers, if there is an estimator.
+        follow_master: brings the master of a parameter up to date after the parameter was written.
+        memory: what the estimator remembers.
         frozen_low_precision: whether the models have frozen parameters in 16 bits, so that they compute in 16 bits.
     """
 
     index: int
     masters: Vector | None = None
-    memory: Any = None
+    follow_master: Callable[[Tensor], Any] | None = None
+    memory: Memory = field(default_factory=Memory)
     frozen_low_precision: bool = False
 
 
@@ -136,7 +139,7 @@ class Step:
         self._carried = carried
         self.index = carried.index
         self.memory = carried.memory
-        self.displacement = Displacement(space, carried.masters)
+        self.displacement = Displacement(space, carried.masters, carried.follow_master)
         self.agreement = Agreement(self.num, space.scalar(0.0))
         self.own_scale = self.num / self.loss_scale
         self.sketches: list[Tensor] = []

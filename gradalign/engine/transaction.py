@@ -46,13 +46,13 @@ class Outcome(NamedTuple):
         stats: its statistics.
         progress: the method's, this step included.
         displacement: what it displaced.
-        params: the trainable parameters, at theta again.
+        rounded: the parameters that are the rounding of their optimizer's masters again.
     """
 
     stats: AlignmentStats
     progress: Progress
     displacement: DisplacementInfo
-    params: Sequence[Parameter]
+    rounded: Sequence[Parameter]
 
 
 class OpenStep:
@@ -67,11 +67,11 @@ class OpenStep:
 
     def __init__(self, step: Step, schedule: Schedule, buffers: BufferState, progress: Progress) -> None:
         self._buffers = buffers
-        self._grad_enabled = torch.is_grad_enabled()
         self.step = step
         self.schedule = schedule
         self.passes = step.passes
         self.progress = progress
+        self.rolled_back = False
 
     def complete(self, losses: Sequence[Tensor]) -> Outcome:
         """Fill `.grad`.
@@ -85,15 +85,15 @@ class OpenStep:
         stats = step.stats(losses, self.schedule.finish())
         inspected = before.inspected or step.active
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
-        return Outcome(stats, progress, self._displacement(stats), self.step.space.params)
+        return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded())
 
     def abort(self) -> None:
-        """Parameters and buffers as before the step, `.grad` None."""
+        """Parameters and buffers as before the step, `.grad` None; may be called again after an interrupt."""
         self.step.displacement.restore()
+        self.step.memory.roll_back()
         self.step.space.set_grads(None)
         self.passes.forget()
         self._buffers.put_back()
-        torch.set_grad_enabled(self._grad_enabled)  # an interrupt in the exit of a no_grad block leaves it off
 
     def fingerprint(self) -> Fingerprint:
         """`.grad` and parameters as they are now."""
@@ -134,13 +134,14 @@ class Lifecycle:
 
     Attributes:
         begin: checks what can be checked before anything is touched.
-        commit: takes in the outcome of a complete step.
-        roll_back: the method, and all that a step touches, as before it.
+        commit: takes in the outcome of a complete step, and returns its last argument.
+        roll_back: sets the method, and all that the step touched, to what was before it; the second argument is whether
+            gradients were enabled then.
     """
 
     begin: Callable[[], OpenStep]
-    commit: Callable[[Outcome], None]
-    roll_back: Callable[[OpenStep], None]
+    commit: Callable[[OpenStep, Outcome, Any], Any]
+    roll_back: Callable[[OpenStep | None, bool], None]
 
 
 class Accumulation:
@@ -150,14 +151,19 @@ class Accumulation:
         self._lifecycle = lifecycle
         self._k = k
         self._open: OpenStep | None = None
+        self._grad_enabled = True
         self._fingerprint = Fingerprint([], [], [])
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Accumulation:
-        self._open = step = self._lifecycle.begin()
-        self._losses = []
-        self._fingerprint = step.fingerprint()
-        return self
+        self._grad_enabled, self._losses = torch.is_grad_enabled(), []
+        try:
+            self._open = step = self._lifecycle.begin()
+            self._fingerprint = step.fingerprint()
+            return self
+        except BaseException:
+            self._fail(None)
+            raise
 
     def backward(self, closure: Closure) -> Any:
         """All passes of the next micro-batch; the last of the k fills `.grad`.
@@ -181,17 +187,31 @@ class Accumulation:
             raise ValueError(f"expected k = {self._k} calls of step.backward; got one more; begin a step for every k")
         callable_("closure", closure, "lambda: loss_fn(micro_batch)")
         try:
-            self._fingerprint.check(step.fingerprint())
-            loss = step.schedule.visit(closure)
-            self._losses.append(loss)
-            self._fingerprint = step.fingerprint()
-            if len(self._losses) == self._k:
-                self._lifecycle.commit(step.complete(self._losses))
-            return (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
-        except BaseException:
-            self._open = None
-            self._lifecycle.roll_back(step)
+            try:
+                loss = self._visit(step, closure)
+                result = (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
+                if len(self._losses) < self._k:
+                    return result
+                return self._lifecycle.commit(step, step.complete(self._losses), result)
+            except BaseException:
+                self._fail(step)
+                raise
+        except BaseException:  # once more, in case an interrupt came while the step was rolled back
+            self._fail(step)
             raise
+
+    def _visit(self, step: OpenStep, closure: Closure) -> Tensor:
+        """The passes of a micro-batch."""
+        self._fingerprint.check(step.fingerprint())
+        loss = step.schedule.visit(closure)
+        self._losses.append(loss)
+        self._fingerprint = step.fingerprint()
+        return loss
+
+    def _fail(self, step: OpenStep | None) -> None:
+        """Everything as before the step."""
+        self._lifecycle.roll_back(step, self._grad_enabled)
+        self._open = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -199,7 +219,9 @@ class Accumulation:
         step, self._open = self._open, None
         if len(self._losses) == self._k:
             return
-        if step is not None:
-            self._lifecycle.roll_back(step)
+        try:
+            self._lifecycle.roll_back(step, self._grad_enabled)
+        finally:  # once more, in case of an interrupt
+            self._lifecycle.roll_back(step, self._grad_enabled)
         if kind is None:
             raise ValueError(f"expected k = {self._k} calls of step.backward; got {len(self._losses)}; .grad is None")

@@ -10,6 +10,7 @@ as in a base pass, and the loss is that of the displaced point.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradalign.engine.estimator import Estimator, Memory
+from gradalign.engine.estimator import Estimator
+from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Closure
 from gradalign.engine.plain import Plain
 from gradalign.engine.schedule import Schedule
@@ -83,6 +85,7 @@ class PastGradients(Memory):
 def past_gradients(step: Step) -> PastGradients:
     """What the aligner of this step remembers."""
     assert isinstance(step.memory, PastGradients)
+    step.memory.commit()  # where an interrupt kept the last step from it
     return step.memory
 
 
@@ -105,12 +108,17 @@ class FirstMoment(PastGradients):
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Nothing: the optimizer's own step does it."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """No mean of our own."""
+        return {"mean": []}
+
 
 class RunningMean(PastGradients):
     """m <- decay m + (1 - decay) g over the steps, uncorrected: only its direction is used."""
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay = decay
+        self._before: tuple[Vector, Vector, list[Parameter] | None] | None = None  # of a step that is not complete
         self.mean: Vector = []
         self._params: list[Parameter] | None = None  # whose mean it is; None: by position, after a load
 
@@ -126,6 +134,7 @@ class RunningMean(PastGradients):
         else:
             means = {id(p): m for p, m in zip(self._params, self.mean, strict=True)}
             known = [means.get(id(p)) for p in space.params]
+            known = [_of_shape(m, p) for m, p in zip(known, space.params, strict=True)]
         # A checkpoint may have been loaded to the CPU.
         self.mean = [m if m is None else m.to(p.device) for m, p in zip(known, space.params, strict=True)]
         self._params = space.params
@@ -134,6 +143,7 @@ class RunningMean(PastGradients):
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Take in a gradient, unless it is not finite: a step that a scaler skips leaves the mean as it is."""
         mean = self.over(space)
+        self._before = (mean, [None if m is None else m.clone() for m in mean], self._params)
         usable = space.norm_dot(gradient)[0].isfinite()
         keep = torch.where(usable, self._decay, 1.0)
         add = torch.where(usable, (1 - self._decay) / loss_scale, 0.0)
@@ -141,14 +151,51 @@ class RunningMean(PastGradients):
         space.accumulate(mean, gradient, add.double())
         self.mean, self._params = mean, space.params
 
+    def commit(self) -> None:
+        """The mean stays as it is."""
+        self._before = None
+
+    def roll_back(self) -> None:
+        """The mean as before the step."""
+        if self._before is None:
+            return
+        mean, values, params = self._before
+        for i, value in enumerate(values):
+            current = mean[i]
+            mean[i] = value if value is None or current is None else current.copy_(value)
+        self.mean, self._params = mean, params
+        self._before = None
+
     def state_dict(self) -> dict[str, Any]:
         """The mean."""
         return {"mean": list(self.mean)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a saved mean."""
-        self.mean = [None if m is None else m.clone() for m in state.get("mean", [])]
+        """Go on with a saved mean.
+
+        Raises:
+            TypeError: a mean that is no list of tensors.
+        """
+        mean = state.get("mean", [])
+        if not isinstance(mean, (list, tuple)) or not all(m is None or isinstance(m, Tensor) for m in mean):
+            raise TypeError(
+                "load_state_dict: expected mean to be a list of tensors, as state_dict() gives it; got another kind"
+            )
+        self.mean = [None if m is None else m.clone() for m in mean]
         self._params = None
+
+
+def _of_shape(mean: Tensor | None, param: Parameter) -> Tensor | None:
+    """The mean of a parameter that still has its shape."""
+    if mean is None or mean.shape == param.shape:
+        return mean
+    warnings.warn(
+        f"momentum: expected parameters that keep their shape; got {tuple(mean.shape)}, now {tuple(param.shape)}; the mean of "
+        "its past gradients starts anew",
+        UserWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 class InactiveMomentum(Plain):

@@ -1,0 +1,26 @@
+"""What an estimator carries from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Memory:
+    """State of an estimator for one aligner; by default nothing.
+
+    A step that changes it does so for good only in `commit`; `roll_back` undoes what an aborted step did.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+    def commit(self) -> None:
+        """The step is complete."""
+
+    def roll_back(self) -> None:
+        """The step is aborted; may be called again after an interrupt."""
