@@ -26,7 +26,8 @@ def chunk(batch: Any, k: int) -> list[Any]:
         k batches of the same structure, their tensors views of the given ones.
 
     Raises:
-        ValueError: no tensors, fewer than k rows, or tensors with different numbers of rows.
+        ValueError: no tensors, fewer than k rows, tensors with different numbers of rows, or a list of more tensors of one
+            shape than rows, which looks like a list of samples.
 
     Examples:
         >>> import torch
@@ -34,6 +35,7 @@ def chunk(batch: Any, k: int) -> list[Any]:
         [3, 2]
     """
     validation.count("k", k, least=1)
+    _no_list_of_samples(batch)
     rows = {tensor.shape[0] for tensor in _tensors(batch)}
     if len(rows) != 1:
         raise ValueError(f"chunk: expected tensors with one common number of rows; got {sorted(rows) or 'no tensor'}")
@@ -57,6 +59,24 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, (list, tuple)):
         for value in batch:
             yield from _tensors(value)
+
+
+def _no_list_of_samples(batch: Any) -> None:
+    """No list in the batch has its samples as elements: they would be cut instead of the list."""
+    if isinstance(batch, Mapping):
+        for value in batch.values():
+            _no_list_of_samples(value)
+    elif isinstance(batch, (list, tuple)):
+        shapes = {t.shape if isinstance(t, Tensor) else None for t in batch}
+        shape = shapes.pop() if len(shapes) == 1 else None
+        if isinstance(batch, list) and shape and len(batch) > max(1, shape[0]):
+            raise ValueError(
+                f"chunk: expected tensors with the samples along dimension 0; got a list of {len(batch)} tensors of shape "
+                f"{tuple(shape)}, which looks like a list of samples; stack them, chunk(torch.stack(batch), k), or pass a "
+                "tuple if each is to be cut along dimension 0"
+            )
+        for value in batch:
+            _no_list_of_samples(value)
 
 
 def _part(batch: Any, k: int, i: int) -> Any:

@@ -70,3 +70,13 @@ def test_only_mutable_containers_are_copied():
     given = [tensor]
     assert shallow_copy(given) is not given
     assert shallow_copy(given)[0] is tensor
+
+
+def test_a_list_of_samples_is_refused():
+    images = list(torch.randn(8, 3, 5, 5))
+    with pytest.raises(ValueError, match=r"list of 8 tensors of shape \(3, 5, 5\).*torch\.stack\(batch\)"):
+        chunk({"images": images}, 3)
+    assert [len(part) for part in chunk(torch.stack(images), 3)] == [3, 3, 2]
+    columns = chunk(list(torch.randn(2, 8, 5)), 4)
+    assert [t.shape for t in columns[0]] == [(2, 5), (2, 5)]
+    assert len(chunk(tuple(images), 3)[0]) == 8
