@@ -1,74 +1,82 @@
-"""Writes the tables of README.md, docs/kernels.md and docs/optimizers.md between their two markers, from benchmarks/results.
+"""Writes the tables of README.md and docs/ between two markers on each page, from benchmarks/results.
 
-`python benchmarks/readme_table.py [--check]`. With --check nothing is written; the exit code is 1 where a page differs.
-Of results with the same headline on the same device, the one with most rows of it is taken; `quick` is none to publish.
+`python -m benchmarks.pages [--check]`. With --check nothing is written; the exit code is 1 where a page differs. Of results
+with the same headline on the same device, the one with most rows of it is taken; `quick` is not published.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.steps import losses, table
-from benchmarks.steps.record import Row
+from benchmarks import ROOT, record
+from benchmarks.kernels import measurement
+from benchmarks.kernels import tables as kernel_tables
+from benchmarks.record import Fields, Row
+from benchmarks.steps import shortfalls, table
+from benchmarks.tables import as_markdown, place
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import kernel_tables
-
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- bench:start -->", "<!-- bench:end -->"
+ANY = Fields(workload=("name",), figures=())
+MORE = "[Where gradalign is slower or larger, and why](docs/benchmarks.md#where-gradalign-is-slower-or-larger)."
 
 
-def published(folder: Path) -> list[Row]:
-    """The results that the table is made of: one for every headline and device."""
+def steps(folder: Path) -> list[Row]:
+    """The results of steps to publish: one for every headline and device."""
     best: dict[tuple[str, str], Row] = {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        if "headline" not in result or result["suite"] == "quick" or not headline_rows(result):
+        result = record.read_result(path, ANY)
+        rows = headline_rows(result)
+        if not rows or result["suite"] == "quick":
             continue
-        key = result["headline"], result["rows"][0]["device"]
-        if key not in best or len(headline_rows(result)) > len(headline_rows(best[key])):
-            best[key] = result
+        key = result["headline"], rows[0]["device"]
+        if key not in best or len(rows) > len(headline_rows(best[key])):
+            best[key] = record.read_result(path, table.FIELDS)
     return [best[key] for key in sorted(best, key=lambda key: (key[1], key[0]))]
 
 
+def kernels(folder: Path, suite: str) -> list[Row]:
+    """The results of `ops` or `optimizers`, one for every machine."""
+    return [record.read_result(path, measurement.FIELDS) for path in sorted(folder.glob(f"{suite}-*.json"))]
+
+
 def headline_rows(result: Row) -> list[Row]:
-    """The rows that were measured on the headline's work."""
-    return [row for row in result["rows"] if row["work"]["name"] == result["headline"] and row["status"] == "ok"]
+    """The rows that were measured on the headline's workload; none for kernels, which have no headline."""
+    return [row for row in result["rows"] if row["workload"]["name"] == result["headline"] and row["status"] == "ok"]
 
 
-def block(folder: Path = RESULTS) -> str:
-    """What stands between the markers; nothing where nothing was measured."""
-    return "\n\n".join(section(result) for result in published(folder))
+def cost(folder: Path) -> str:
+    """What stands in README.md: a caption and a table for each result, and a link; nothing where nothing was measured."""
+    sections = [f"{caption(result)}\n\n{small_table(headline_rows(result))}" for result in steps(folder)]
+    return "\n\n".join([*sections, MORE] if sections else [])
 
 
-def section(result: Row) -> str:
-    """Caption, table, losses."""
-    rows = headline_rows(result)
-    found = losses.of_work(result["rows"], result["headline"])
-    parts = [caption(result, rows[0]), small_table(rows)]
-    if found:
-        parts.append("Where gradalign is slower or larger:\n\n" + "\n".join(f"- {text}" for text in found))
-    return "\n\n".join(parts)
+def shortfall_list(folder: Path) -> str:
+    """What stands in docs/benchmarks.md: what is faster or smaller than the default, for each result."""
+    sections = []
+    for result in steps(folder):
+        found = shortfalls.of_workload(result["rows"], result["headline"])
+        if found:
+            where = f"On {result['headline']} ({place(headline_rows(result)[0])}):"
+            sections.append(f"{where}\n\n" + "\n".join(f"- {text}" for text in found))
+    return "\n\n".join(sections)
 
 
-def caption(result: Row, row: Row) -> str:
+def caption(result: Row) -> str:
     """What, on which machine, with what, when."""
+    row = headline_rows(result)[0]
     return (
         f"Seconds per optimizer step on {result['headline']} ({row['parameters'] / 1e6:.1f}M parameters, {row['data']}; "
-        f"{kernel_tables.where(row)}): each method in turns with plain AdamW in one "
+        f"{place(row)}): each method in turns with plain AdamW in one "
         "process, median and quartiles of the paired ratios; memory is the peak above plain AdamW's."
     )
 
 
-def small_table(rows: list[Row]) -> str:
+def small_table(rows: Sequence[Row]) -> str:
     """The columns that matter most, fastest first."""
-    lines = table.lines(rows, rows[0]["work"]["name"])
+    lines = table.lines(rows, rows[0]["workload"]["name"])
     body = []
     for line in sorted(lines, key=lambda line: (line.name != "plain", line.row["ratio"])):
         low, high = line.row["ratio_quartiles"]
@@ -76,7 +84,7 @@ def small_table(rows: list[Row]) -> str:
         time = f"{line.row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         memory = "" if copies is None else f"{copies:+.1f} ({(line.extra_bytes or 0) / 1e6:+.0f} MB)"
         body.append([line.name, time, memory, f"{line.row['passes']:g}"])
-    return table.as_markdown(("method", "time / plain", "extra memory in copies of the parameters", "passes"), body)
+    return as_markdown(("method", "time / plain", "extra memory in copies of the parameters", "passes"), body)
 
 
 def with_block(page: str, text: str, name: str = "README.md") -> str:
@@ -93,9 +101,10 @@ def with_block(page: str, text: str, name: str = "README.md") -> str:
 
 
 PAGES: dict[str, Callable[[Path], str]] = {
-    "README.md": block,
-    "docs/kernels.md": kernel_tables.of_kernels,
-    "docs/optimizers.md": kernel_tables.of_steps,
+    "README.md": cost,
+    "docs/benchmarks.md": shortfall_list,
+    "docs/kernels.md": lambda folder: kernel_tables.of_ops(kernels(folder, "ops")),
+    "docs/optimizers.md": lambda folder: kernel_tables.of_optimizers(kernels(folder, "optimizers")),
 }
 
 
@@ -111,7 +120,11 @@ def differing() -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pages",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page differs")
     check = parser.parse_args().check
     found = differing()

@@ -1,96 +1,48 @@
-"""Rows and results as JSON: what was measured, where, with what, when."""
+"""Results as JSON: one row a measurement, whether of a step, a kernel or an optimizer.
+
+A row says what was measured (`workload`, `method`; `op` for kernels), how it ended (`status`, `reason`), when, where and with
+what (see `provenance`), and its figures. A result is all rows of a suite.
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-import gradalign
-from gradalign._version import __version__
-from gradalign.cli import machine
-from gradalign.cli.errors import CommandError
-
-PACKAGES = ("torch", "triton", "transformers", "pytorch_optimizer", "numpy")
+from benchmarks.errors import CommandError
 
 Row = dict[str, Any]
 
-# What a reader of a result looks up.
 RESULT = ("suite", "headline", "complete", "left", "rows")
-EVERY_ROW = ("work", "method", "status", "reason", "date", "device", "machine", "versions", "commit", "seed")
-WORK = ("name", "model", "k", "size")
-MEASURED_ROW = (
-    "parameters",
-    "parameter_bytes",
-    "data",
-    "peak_bytes",
-    "passes",
-    "ratio",
-    "ratio_quartiles",
-    "rounds",
-    "samples_per_second",
-)
+EVERY_ROW = ("workload", "method", "status", "reason", "date", "device", "machine", "versions", "commit", "seed")
 
 
-def provenance(device: str, seed: int) -> Row:
-    """What every row carries: machine, versions, commit, seed."""
-    cpu = machine.cpu()
-    return {
-        "device": device,
-        "machine": {
-            "cpu": cpu["model"],
-            "cores": cpu["cores"],
-            "threads": cpu["threads"],
-            "instruction_set": cpu["instruction_set"],
-            "gpus": machine.gpus() if device == "cuda" else [],
-        },
-        "versions": {"gradalign": __version__, "cuda": torch.version.cuda, **machine.versions(*PACKAGES)},
-        "commit": commit(),
-        "seed": seed,
-    }
+class Fields(NamedTuple):
+    """What a reader looks up beside `EVERY_ROW`: of the workload, and of a row whose status is "ok"."""
 
-
-def commit() -> str | None:
-    """The commit of the source tree, with a + where files differ from it; None outside of one."""
-    root = Path(gradalign.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--", "gradalign", "csrc", "kernels") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *args: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
-
-
-def date() -> str:
-    """Now, in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    workload: tuple[str, ...]
+    figures: tuple[str, ...]
 
 
 def key(row: Row) -> tuple[str, str]:
-    """What tells rows of a suite apart."""
-    return row["work"]["name"], row["method"]
+    """What tells rows of a suite of steps apart."""
+    return row["workload"]["name"], row["method"]
 
 
 def read_rows(path: Path, device: str) -> list[Row]:
-    """The rows of a device written so far, the last of each key; a line cut short by an interruption is left out."""
+    """The rows of a device written so far, the last of each key.
+
+    A line cut short by an interruption and rows in an earlier format are left out: they are measured again.
+    """
     rows: dict[tuple[str, str], Row] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["device"] == device:
+        if row["device"] == device and not _missing(row, EVERY_ROW):
             rows[key(row)] = row
     return list(rows.values())
 
@@ -102,42 +54,49 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def read_result(path: Path) -> Row:
-    """A result that `bench` wrote.
+def result(suite: str, headline: str | None, rows: Sequence[Row], left: Sequence[Any] = ()) -> Row:
+    """The rows of a suite; `headline` is the workload that its first table is about, `left` what is not measured yet."""
+    return {"suite": suite, "headline": headline, "complete": not left, "left": list(left), "rows": list(rows)}
+
+
+def write_result(path: Path, found: Row) -> None:
+    """A line for each row; all of the file or nothing, whenever the process is stopped."""
+    head = json.dumps({name: found[name] for name in RESULT if name != "rows"})
+    rows = ",\n".join(json.dumps(row) for row in found["rows"])
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
+    part.replace(path)
+
+
+def read_result(path: Path, fields: Fields) -> Row:
+    """A result with these fields.
 
     Raises:
         CommandError: no such file, or something else in it.
     """
-    got = f"expected the JSON of a result of `gradalign bench`; got {path}"
+    expected = f"expected a result of the benchmarks as JSON; got {path}"
     try:
-        result = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CommandError(f"{got}: {error}") from error
-    lacking = _lacking(result)
-    if lacking:
-        raise CommandError(f"{got} without {lacking}")
-    return result
+        raise CommandError(f"{expected}: {error}") from error
+    missing = _missing_in_result(found, fields)
+    if missing:
+        raise CommandError(f"{expected} without {missing}")
+    return found
 
 
-def _lacking(result: Any) -> str:
+def _missing_in_result(found: Any, fields: Fields) -> str:
     """What a reader would miss, "" where nothing is missing."""
-    lacking = _missing(result, RESULT)
-    if lacking or not isinstance(result["rows"], list):
-        return lacking or "a list of rows"
-    for number, row in enumerate(result["rows"], start=1):
-        lacking = _missing(row, EVERY_ROW) or _missing(row["work"], WORK)
-        lacking = lacking or (_missing(row, MEASURED_ROW) if row["status"] == "ok" else "")
-        if lacking:
-            return f"{lacking} in row {number}"
+    missing = _missing(found, RESULT)
+    if missing or not isinstance(found["rows"], list):
+        return missing or "a list of rows"
+    for number, row in enumerate(found["rows"], start=1):
+        missing = _missing(row, EVERY_ROW) or _missing(row["workload"], fields.workload)
+        missing = missing or (_missing(row, fields.figures) if row["status"] == "ok" else "")
+        if missing:
+            return f"{missing} in row {number}"
     return ""
 
 
 def _missing(value: Any, names: Sequence[str]) -> str:
     return ", ".join(name for name in names if not isinstance(value, dict) or name not in value)
-
-
-def write_result(path: Path, suite: str, headline: str, rows: list[Row], left: list[tuple[str, str]]) -> Row:
-    """The whole result of a suite, `left` being what is not measured yet."""
-    result = {"suite": suite, "headline": headline, "complete": not left, "left": left, "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return result

@@ -1,45 +1,126 @@
-"""Seconds of a step against plain AdamW's, in turns."""
+"""Seconds of several calls, measured in turns so that whatever else the machine does hits all of them."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
-from benchmarks.steps.task import Stepper
-
-LEAST_ROUNDS, MOST_ROUNDS = 3, 100
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per step of both, one entry a round."""
-
-    plain: list[float]
-    method: list[float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What a row says: medians, the paired ratio with its quartiles, and the ratios themselves."""
-        found = ratios(self.plain, self.method)
-        low, middle, high = quartiles(found)
-        return {
-            "rounds": len(found),
-            "seconds": statistics.median(self.method),
-            "plain_seconds": statistics.median(self.plain),
-            "ratio": middle,
-            "ratio_quartiles": [low, high],
-            "ratio_range": [min(found), max(found)],
-        }
+Call = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
 
 
-def ratios(plain: Sequence[float], method: Sequence[float]) -> list[float]:
-    """Method / plain of every round."""
-    return [m / p for p, m in zip(plain, method, strict=True)]
+class Clock(Protocol):
+    """Measures one call."""
+
+    def start(self, call: Call) -> Callable[[], float]:
+        """Runs the call; the returned function gives its seconds once `wait` has returned."""
+
+    def wait(self) -> None:
+        """Returns when the device has nothing left to do."""
+
+
+class HostClock:
+    """The host's clock, read when the device is idle: includes what the host does before it launches kernels.
+
+    Args:
+        device: waited for before every reading.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def now(self) -> float:
+        """Seconds since some fixed time."""
+        self.wait()
+        return time.perf_counter()
+
+    def start(self, call: Call) -> Callable[[], float]:
+        """Runs the call to its end."""
+        begun = self.now()
+        call()
+        passed = self.now() - begun
+        return lambda: passed
+
+    def wait(self) -> None:
+        """Returns when the device has nothing left to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class EventClock:
+    """Events of a CUDA device: kernel time without the host's."""
+
+    def start(self, call: Call) -> Callable[[], float]:
+        """Puts the call between two events in the device's queue."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        return lambda: begin.elapsed_time(end) / 1e3
+
+    def wait(self) -> None:
+        """Returns when the device has nothing left to do."""
+        torch.cuda.synchronize()
+
+
+class Budget(NamedTuple):
+    """How long to measure: no round begins that would end after `seconds`, unless fewer than `least_rounds` are done."""
+
+    seconds: float
+    least_rounds: int = 3
+    most_rounds: int = 100
+
+
+def interleaved(
+    calls: Mapping[Key, Call], clock: Clock, budget: Budget, before_round: Call | None = None
+) -> dict[Key, list[float]]:
+    """Seconds of every call, one entry a round; the order is reversed every other round.
+
+    Args:
+        calls: what is measured, each once a round.
+        clock: how.
+        budget: how many rounds.
+        before_round: called before each round, not timed.
+    """
+    taken: dict[Key, list[float]] = {key: [] for key in calls}
+    begun, last_round = time.perf_counter(), 0.0
+    with _collector_off():
+        for number in range(budget.most_rounds):
+            start = time.perf_counter()
+            if number >= budget.least_rounds and start - begun + last_round > budget.seconds:
+                break
+            if before_round is not None:
+                before_round()
+            order = list(calls) if number % 2 == 0 else list(reversed(calls))
+            pending = {key: clock.start(calls[key]) for key in order}
+            clock.wait()
+            for key, seconds in pending.items():
+                taken[key].append(seconds())
+            last_round = time.perf_counter() - start
+    return taken
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection during a measurement."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def paired_ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Other / base of every round."""
+    return [o / b for b, o in zip(base, other, strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -48,55 +129,3 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
-
-
-def in_turns(
-    plain: Stepper, method: Stepper, data: Iterator[list[Any]], device: torch.device, seconds: float, period: int = 1
-) -> Timing:
-    """Both do a step on the same micro-batches, the first to go alternates, until the time is up.
-
-    Args:
-        plain: the loop everything is compared with.
-        method: what is measured; may be `plain` itself.
-        data: micro-batches of one step after the other.
-        device: waited for before the clock is read.
-        seconds: how long; at least 3 rounds and at most 100 are done.
-        period: steps of the method in a round, whose mean counts.
-    """
-    timing = Timing([], [])
-    begun = time.perf_counter()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        while len(timing.plain) < LEAST_ROUNDS or (
-            len(timing.plain) < MOST_ROUNDS and _next_fits(timing, begun, seconds, period)
-        ):
-            micro_batches = next(data)
-            for who in ("plain", "method") if len(timing.plain) % 2 == 0 else ("method", "plain"):
-                if who == "plain":
-                    timing.plain.append(_seconds(plain, [micro_batches], device))
-                else:
-                    timing.method.append(_seconds(method, [micro_batches] * period, device))
-    finally:
-        if collecting:
-            gc.enable()
-    return timing
-
-
-def _next_fits(timing: Timing, begun: float, seconds: float, period: int) -> bool:
-    round_takes = timing.plain[-1] + period * timing.method[-1]
-    return time.perf_counter() - begun + round_takes <= seconds
-
-
-def _seconds(stepper: Stepper, steps: list[list[Any]], device: torch.device) -> float:
-    begun = now(device)
-    for micro_batches in steps:
-        stepper.step(micro_batches)
-    return (now(device) - begun) / len(steps)
-
-
-def now(device: torch.device) -> float:
-    """The clock, once the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

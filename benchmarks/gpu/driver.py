@@ -1,6 +1,6 @@
 """A small program for compute-sanitizer: every CUDA kernel once, with awkward sizes, layouts and dtypes.
 
-`compute-sanitizer --tool memcheck python benchmarks/gpu_driver.py`. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is an
+`compute-sanitizer --tool memcheck python -m benchmarks.gpu.driver`. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is an
 allocation of its own, so that an access beside it is seen. Prints how many ops ran; the results are tested elsewhere.
 """
 

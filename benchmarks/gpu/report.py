@@ -1,9 +1,9 @@
-"""One command for a machine with a GPU: build, test, sanitize, measure, and one report of it all, in less than 9 minutes.
+"""Build, test, measure and sanitize on a machine with a GPU, and report it, in less than 9 minutes.
 
-`make gpu` or `python benchmarks/gpu_report.py [--out gpu-report] [--minutes 9] [--skip STAGE ...]`. Uses the Python that runs
-it, with the torch that is there; installs and downloads nothing. Writes report.json, report.md and report.png (where matplotlib
-is there). Exit status: 0 everything passed, 1 a stage failed or found no time, 2 bad arguments, 3 no GPU (after building
-and collecting the tests).
+`make gpu` or `python -m benchmarks.gpu.report [--out gpu-report] [--minutes 9] [--skip STAGE ...]`. Uses the Python that runs
+it, with the torch that is there; installs and downloads nothing. Writes report.json, report.md and report.png (where there is
+matplotlib), and the suite's table to suite/. Exit status: 0 everything passed, 1 a stage failed or found no time, 2 bad
+arguments, 3 no GPU (after building and collecting the tests).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gpu_summary import draw, markdown, targets
+from benchmarks import ROOT
+from benchmarks.gpu.summary import draw, markdown, targets
 
-ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("build", "collect", "tests", "memcheck", "racecheck", "initcheck", "benchmark")
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+STAGES = ("build", "collect", "tests", "benchmark", "suite", *SANITIZERS)
 # Seconds that a stage may take at most, so that all of them end in time on a GPU machine.
-LIMITS = {"build": 130, "collect": 60, "tests": 130, "memcheck": 60, "racecheck": 60, "initcheck": 60, "benchmark": 200}
+LIMITS = {"build": 130, "collect": 60, "tests": 130, "benchmark": 200, "suite": 75, **dict.fromkeys(SANITIZERS, 60)}
 NO_DEVICE = 3
 NO_TIME = "no time left"
 PACKAGE = ROOT / "build" / "gpu"
-# Where tests that need a GPU are: others may import what a bare machine lacks.
-GPU_TESTS = ("tests/cuda", "tests/optim", "tests/kernels/test_on_gpu.py", "tests/test_low_precision.py")
+SUITE_WORKLOAD = "mlp-1e8"  # of the suite `gpu`: the largest that needs no texts and takes a minute
 
 
 @dataclass
 class Stage:
-    """What became of one stage."""
+    """How one stage ended."""
 
     name: str
     status: str  # "passed", "failed", "skipped"
@@ -57,9 +57,9 @@ class Run:
     skip: tuple[str, ...]
     stages: list[Stage] = field(default_factory=list)
 
-    def stage(self, name: str, work: Callable[[float], tuple[bool, str]]) -> Stage:
-        """Runs one stage within its limit and what is left of the time, and tells how it went."""
-        left = min(LIMITS[name], self.deadline - time.monotonic())
+    def stage(self, name: str, work: Callable[[float], tuple[bool, str]], reserve: float = 0.0) -> Stage:
+        """Runs one stage within its limit and what is left of the time, less a reserve for later stages."""
+        left = min(LIMITS[name], self.deadline - time.monotonic() - reserve)
         if name in self.skip or left < 5:
             done = Stage(name, "skipped", summary="asked for" if name in self.skip else NO_TIME)
         else:
@@ -76,9 +76,10 @@ class Run:
 
 
 def make_package(folder: Path) -> None:
-    """The package as it would be installed, by links: `kernels/` and `csrc/` lie beside it in a checkout.
+    """The package as it would be installed, and the benchmarks beside it, by links.
 
-    The repository's root itself must not be on the path: other packages look for a package named `kernels`.
+    In a checkout `kernels/` and `csrc/` are outside of the package. The root itself must not be on the path: other packages
+    look for a package named `kernels`.
     """
     shutil.rmtree(folder, ignore_errors=True)
     package = folder / "gradalign"
@@ -86,13 +87,13 @@ def make_package(folder: Path) -> None:
     inside = [path for path in (ROOT / "gradalign").iterdir() if path.name != "__pycache__"]
     for path in (*inside, ROOT / "kernels", ROOT / "csrc"):
         (package / path.name).symlink_to(path)
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
 
 def execute(command: list[str], seconds: float, **environment: str) -> tuple[int, str]:
     """Exit status and output; 124 where it ran out of time."""
-    # A safe path has no folder of the script, and the benchmarks import one another.
-    path = os.pathsep.join(filter(None, [str(PACKAGE), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")]))
-    settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment}
+    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+    settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment}  # safe: without the root
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, cwd=ROOT, env=settings, text=True, start_new_session=True, **pipes) as process:
         try:
@@ -115,15 +116,21 @@ def build(seconds: float) -> tuple[bool, str]:
     return status == 0, text
 
 
+def gpu_tests() -> list[str]:
+    """The files with tests that need a GPU: others may import what a bare machine lacks."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in files if "pytest.mark.gpu" in path.read_text()]
+
+
 def collect(seconds: float) -> tuple[bool, str]:
     """Which tests would run."""
-    status, text = execute([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", *GPU_TESTS], seconds)
+    status, text = execute([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", *gpu_tests()], seconds)
     return status == 0, text
 
 
 def tests(seconds: float) -> tuple[bool, str]:
     """Every test that needs a GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *GPU_TESTS]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *gpu_tests()]
     command += ["--continue-on-collection-errors"]
     status, text = execute(command, seconds)
     return status == 0, text
@@ -144,7 +151,7 @@ def sanitizer(tool: str) -> Callable[[float], tuple[bool, str]]:
             "9",
             *(["--report-api-errors", "no"] if tool == "memcheck" else []),
         ]
-        command = [found, *options, sys.executable, "benchmarks/gpu_driver.py"]
+        command = [found, *options, sys.executable, "-m", "benchmarks.gpu.driver"]
         status, text = execute(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         errors = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", text)
         clean = status == 0 and "ops ran" in text and all(n == "0" for n in errors)
@@ -154,26 +161,39 @@ def sanitizer(tool: str) -> Callable[[float], tuple[bool, str]]:
 
 
 def benchmark(out: Path, quick: bool) -> Callable[[float], tuple[bool, str]]:
-    """The figures of the kernels and of the steps, into measured.json."""
+    """Ops and optimizer steps beside torch's, into measured.json."""
 
     def work(seconds: float) -> tuple[bool, str]:
-        found: dict[str, object] = {}
         rows, text, status = [], "", 0
         deadline = time.monotonic() + seconds
-        for script in ("bench_kernels", "bench_optim"):
-            path = out / f"{script}.json"
-            command = [sys.executable, f"benchmarks/{script}.py", "--device", "cuda", "--json", str(path)]
+        for name in ("ops", "optimizers"):
+            path = out / f"{name}.json"
+            command = [sys.executable, "-m", f"benchmarks.kernels.{name}", "--device", "cuda", "--json", str(path)]
             command += ["--seconds", str(seconds * 0.25), *(["--quick"] if quick else [])]
-            last = script == "bench_optim"  # the kernels may not take the steps' half
+            last = name == "optimizers"  # the ops may not take the steps' half
             failed, output = execute(command, max(1.0, deadline - time.monotonic() if last else seconds / 2))
             text += output
             status = status or failed
             if path.is_file():
-                found = json.loads(path.read_text())
-                rows += found.pop("rows")
+                rows += json.loads(path.read_text())["rows"]
                 path.unlink()
-        (out / "measured.json").write_text(json.dumps({"machine": found, "rows": rows}))
+        (out / "measured.json").write_text(json.dumps(rows))
         return status == 0, text
+
+    return work
+
+
+def suite(out: Path) -> Callable[[float], tuple[bool, str]]:
+    """Whole steps of gradalign and its alternatives: what of the suite `gpu` needs no texts, into suite/."""
+
+    def work(seconds: float) -> tuple[bool, str]:
+        folder = out / "suite"
+        command = [sys.executable, "-m", "benchmarks", "--suite", "gpu", "--only", SUITE_WORKLOAD, "--fresh"]
+        command += ["--no-figures", "--out", str(folder), "--minutes", str(max(seconds - 15, 1) / 60)]
+        status, text = execute(command, seconds)
+        found = folder / "gpu.json"
+        rows = json.loads(found.read_text())["rows"] if status == 0 and found.is_file() else []
+        return bool(rows) and all(row["status"] == "ok" for row in rows), text
 
     return work
 
@@ -202,11 +222,11 @@ def device_count() -> int:
 def report(run: Run, versions: dict[str, object]) -> None:
     """report.json, report.md and, with matplotlib, report.png."""
     measured = run.out / "measured.json"
-    figures = json.loads(measured.read_text()) if measured.is_file() else {"machine": {}, "rows": []}
-    found = {"environment": versions, "stages": [asdict(s) for s in run.stages], **figures}
-    found["targets"] = [asdict(target) for target in targets(figures["rows"])]
+    rows = json.loads(measured.read_text()) if measured.is_file() else []
+    found = {"environment": versions, "stages": [asdict(s) for s in run.stages], "rows": rows}
+    found["targets"] = [asdict(target) for target in targets(rows)]
     (run.out / "report.json").write_text(json.dumps(found, indent=1))
-    picture = draw(figures["rows"], run.out / "report.png")
+    picture = draw(rows, run.out / "report.png")
     (run.out / "report.md").write_text(markdown(found, picture))
     print(f"report in {run.out}{'' if picture else '; no report.png: matplotlib is missing or nothing was measured'}")
 
@@ -242,9 +262,10 @@ def main(argv: list[str] | None = None) -> int:
         report(run, versions)
         print("no GPU that torch can use: nothing was tested, sanitized or measured", file=sys.stderr)
         return NO_DEVICE if all(stage.status != "failed" for stage in run.stages) else 1
-    run.stage("benchmark", benchmark(out, chosen.quick))  # before the rest: it needs the GPU cool and alone
     run.stage("tests", tests)
-    for tool in ("memcheck", "racecheck", "initcheck"):
+    run.stage("benchmark", benchmark(out, chosen.quick))
+    run.stage("suite", suite(out), reserve=sum(LIMITS[tool] for tool in SANITIZERS))
+    for tool in SANITIZERS:
         run.stage(tool, sanitizer(tool))
     report(run, versions)
     return 1 if any(stage.status == "failed" or stage.summary == NO_TIME for stage in run.stages) else 0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from step_names import CLIP_STEP, COMPOSITE, WITH_UPDATE
+from benchmarks.kernels.step_names import CLIP_STEP, COMPOSITE, WITH_UPDATE
+from benchmarks.tables import as_markdown, place
 
 OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_", "sgd_step_", "lamb_step_")
 Rows = Sequence[dict[str, Any]]
@@ -35,14 +36,14 @@ def targets(rows: Rows) -> list[Target]:
     """Every goal on an H100, also where nothing was measured for it; none where nothing was measured at all."""
     if not rows:
         return []
-    shares = {(r["workload"], r["op"], r["dtype"]): r["of_add"] for r in rows if r["variant"] == "native"}
+    shares = {(*_workload(r), r["op"]): r["of_add"] for r in rows if r["method"] == "native"}
     found = [
-        Target(f"{op} on {workload}, {dtype}: fraction of y += a x", shares.get((workload, op, dtype)), goal)
+        Target(f"{op} on {workload}, {dtype}: fraction of y += a x", shares.get((workload, dtype, op)), goal)
         for workload, goal in (("one tensor of 64M", 0.92), ("one tensor of 256M", 0.92), ("BERT-large", 0.90))
         for op in OPS
         for dtype in ("float32", "bfloat16")
     ]
-    share = shares.get(("BERT-large", WITH_UPDATE, "float32"))
+    share = shares.get(("BERT-large", "float32", WITH_UPDATE))
     what = f"{WITH_UPDATE} on BERT-large: times its floor"
     found.append(Target(what, None if share is None else 1 / share, 1.1, at_most=True))
     found += ratios(rows, "one tensor of 64M", COMPOSITE, {"torch foreach": 1.7, "torch compiled": 1.0})
@@ -54,7 +55,7 @@ def targets(rows: Rows) -> list[Target]:
 
 def ratios(rows: Rows, workload: str, op: str, goals: dict[str, float]) -> list[Target]:
     """How many times faster native is than others."""
-    times = {r["variant"]: r["microseconds"] for r in rows if r["workload"] == workload and r["op"] == op}
+    times = {r["method"]: r["microseconds"] for r in rows if _workload(r)[0] == workload and r["op"] == op}
     return [
         Target(
             f"{op} on {workload}: times faster than {other}",
@@ -67,36 +68,52 @@ def ratios(rows: Rows, workload: str, op: str, goals: dict[str, float]) -> list[
 
 def markdown(found: dict[str, Any], picture: bool) -> str:
     """The report as text."""
-    lines = ["# GPU report", ""]
-    lines += [f"- {name}: {value}" for name, value in {**found["environment"], **found["machine"]}.items()]
-    lines += ["", "| stage | status | seconds | last line |", "|---|---|---|---|"]
-    lines += [f"| {s['name']} | {s['status']} | {s['seconds']:.0f} | {_cell(s['summary'])} |" for s in found["stages"]]
+    rows = found["rows"]
+    lines = [f"- {name}: {value}" for name, value in found["environment"].items()]
+    lines += [f"- measured on {place(rows[0])}, commit {rows[0]['commit']}"] if rows else []
+    parts = ["# GPU report", "\n".join(lines), _stages(found["stages"])]
     goals = [Target(**target) for target in found["targets"]]
-    if goals:
-        lines += ["", "## Targets", "", "| target | measured | goal | met |", "|---|---|---|---|"]
-        lines += [
-            f"| {t.what} | {_figure(t.measured)} | {'<=' if t.at_most else '>='} {t.goal} | {'yes' if t.met else 'no'} |"
-            for t in goals
+    parts += ["## Targets", _targets(goals)] if goals else []
+    parts += ["## Figures", *(["![figures](report.png)"] if picture else []), _figures(rows)] if rows else []
+    parts += [] if rows else ["Nothing was measured."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _stages(stages: Sequence[dict[str, Any]]) -> str:
+    body = [[s["name"], s["status"], f"{s['seconds']:.0f}", s["summary"].replace("|", "/")[:120]] for s in stages]
+    return as_markdown(("stage", "status", "seconds", "last line"), body)
+
+
+def _targets(goals: Sequence[Target]) -> str:
+    body = [
+        [
+            t.what,
+            "not measured" if t.measured is None else f"{t.measured:.3f}",
+            f"{'<=' if t.at_most else '>='} {t.goal}",
+            "yes" if t.met else "no",
         ]
-    if found["rows"]:
-        lines += ["", "## Figures", *(["", "![figures](report.png)"] if picture else []), ""]
-        lines += ["| workload | dtype | op | variant | us | GB/s | of y += a x |", "|---|---|---|---|---|---|---|"]
-        lines += [
-            f"| {r['workload']} | {r['dtype']} | {r['op']} | {r['variant']} | {r['microseconds']:.1f} | "
-            f"{r['gigabytes_per_second']:.0f} | {r['of_add']:.3f} |"
-            for r in found["rows"]
+        for t in goals
+    ]
+    return as_markdown(("target", "measured", "goal", "met"), body)
+
+
+def _figures(rows: Rows) -> str:
+    body = [
+        [
+            *_workload(r),
+            r["op"],
+            r["method"],
+            f"{r['microseconds']:.1f}",
+            f"{r['gigabytes_per_second']:.0f}",
+            f"{r['of_add']:.3f}",
         ]
-    else:
-        lines += ["", "Nothing was measured."]
-    return "\n".join(lines) + "\n"
+        for r in rows
+    ]
+    return as_markdown(("workload", "dtype", "op", "method", "us", "GB/s", "of y += a x"), body, num_text=4)
 
 
-def _figure(measured: float | None) -> str:
-    return "not measured" if measured is None else f"{measured:.3f}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/")[:120]
+def _workload(row: dict[str, Any]) -> tuple[str, str]:
+    return row["workload"]["name"], row["workload"]["dtype"]
 
 
 def draw(rows: Rows, path: Path) -> bool:
@@ -108,13 +125,13 @@ def draw(rows: Rows, path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chosen = [r for r in rows if r["op"] in OPS and r["dtype"] == "float32"]
+    chosen = [r for r in rows if r["op"] in OPS and _workload(r)[1] == "float32"]
     if not chosen:
         return False
-    names = list(dict.fromkeys(r["workload"] for r in chosen))
+    names = list(dict.fromkeys(_workload(r)[0] for r in chosen))
     figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
-        _bars(panel, [r for r in chosen if r["workload"] == name])
+        _bars(panel, [r for r in chosen if _workload(r)[0] == name])
         panel.set_title(f"{name}, fp32")
     panels[0][0].set_ylabel("fraction of the bandwidth of y += a x")
     figure.tight_layout()
@@ -124,12 +141,12 @@ def draw(rows: Rows, path: Path) -> bool:
 
 
 def _bars(panel: Any, rows: Iterable[dict[str, Any]]) -> None:
-    by_variant: dict[str, dict[str, float]] = {}
+    by_method: dict[str, dict[str, float]] = {}
     for r in rows:
-        by_variant.setdefault(r["variant"], {})[r["op"]] = r["of_add"]
-    width = 0.8 / max(1, len(by_variant))
-    for i, (variant, values) in enumerate(by_variant.items()):
-        panel.bar([OPS.index(op) + i * width for op in values], list(values.values()), width, label=variant)
+        by_method.setdefault(r["method"], {})[r["op"]] = r["of_add"]
+    width = 0.8 / max(1, len(by_method))
+    for i, (method, values) in enumerate(by_method.items()):
+        panel.bar([OPS.index(op) + i * width for op in values], list(values.values()), width, label=method)
     panel.axhline(0.92, color="grey", linewidth=0.8)
     panel.set_xticks(range(len(OPS)), OPS, rotation=60, ha="right")
     panel.legend()

@@ -1,20 +1,24 @@
 """Whole optimizer steps against torch's fused, foreach and compiled ones, clip and clearing included, float32.
 
-`python benchmarks/bench_optim.py [--device D] [--quick] [--json FILE] [--threads N] [--seconds N]`. Workloads and method are
-those of bench_kernels.py. Ours is `gradalign.optim.AdamW` as users call it, on each backend; at the end its speed relative to
-torch's is printed.
+`python -m benchmarks.kernels.optimizers [--device D] [--quick] [--json FILE] [--threads N] [--seconds N]`. Workloads and
+timing are those of `benchmarks.kernels.ops`. Ours is `gradalign.optim.AdamW` as users call it, on each backend; at the end its
+speed relative to torch's is printed.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
-from step_names import CLIP_STEP, COMPOSITE, UPDATE, WITH_UPDATE
-from timing import Calls, Row, arguments, backends, compiled, report, rows
-from workloads import Lists, workloads
 
+from benchmarks.kernels.command import Setting, arguments, run
+from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, rows
+from benchmarks.kernels.step_names import CLIP_STEP, COMPOSITE, UPDATE, WITH_UPDATE
+from benchmarks.kernels.workloads import Lists, workloads
+from benchmarks.record import Row
+from benchmarks.tables import as_markdown
 from gradalign.optim import AdamW
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
@@ -64,7 +68,7 @@ class Parameters:
 
 
 def displaced(lists: Lists) -> Callable[[], None]:
-    """perturb_ and restore_ in torch's lists ops."""
+    """perturb_ and restore_ by torch's ops on lists."""
 
     @torch.no_grad()
     def move() -> None:
@@ -80,70 +84,72 @@ def torch_steps(params: Parameters, compile_too: bool) -> Calls:
     move = displaced(params.lists)
     clipped = params.torch_step(clip=True, clear=None, foreach=True)
     calls: Calls = {
-        (COMPOSITE, "torch foreach"): (lambda: (move(), clipped()), 14),
+        (COMPOSITE, "torch foreach"): Counted(lambda: (move(), clipped()), 14),
     }
     for kind in ("fused", "foreach"):
         calls |= {
-            (UPDATE, f"torch {kind}"): (params.torch_step(clip=False, clear=None, **{kind: True}), 7),
-            (CLIP_STEP, f"torch {kind}"): (params.torch_step(clip=True, clear=False, **{kind: True}), 9),
-            (CLIP_STEP, f"torch {kind}, None"): (params.torch_step(clip=True, clear=True, **{kind: True}), 8),
+            (UPDATE, f"torch {kind}"): Counted(params.torch_step(clip=False, clear=None, **{kind: True}), 7),
+            (CLIP_STEP, f"torch {kind}"): Counted(params.torch_step(clip=True, clear=False, **{kind: True}), 9),
+            (CLIP_STEP, f"torch {kind}, None"): Counted(params.torch_step(clip=True, clear=True, **{kind: True}), 8),
         }
     if compile_too:
         whole = compiled(params.torch_step(clip=True, clear=False, foreach=True))
         composite = compiled(lambda: (move(), clipped()))
-        calls |= {(CLIP_STEP, "torch compiled"): (whole, 9)} if whole else {}
-        calls |= {(COMPOSITE, "torch compiled"): (composite, 14)} if composite else {}
+        calls |= {(CLIP_STEP, "torch compiled"): Counted(whole, 9)} if whole else {}
+        calls |= {(COMPOSITE, "torch compiled"): Counted(composite, 14)} if composite else {}
     return calls
 
 
 def our_steps(params: Parameters) -> Calls:
     """The same with the kernels."""
     lists, calls = params.lists, Calls()
-    for kernels in backends(lists.p[0].device, torch.float32):
-        if kernels.NAME == "reference":
-            continue
-
-        def move(kernels=kernels) -> None:
-            kernels.perturb_(lists.p, lists.backup, lists.x, lists.tiny)
-            kernels.restore_(lists.p, lists.backup)
-
-        name = kernels.NAME
-        update, clipped = params.our_step(name, clip=False, clear=None), params.our_step(name, clip=True, clear=None)
-        calls |= {
-            (UPDATE, name): (update, 7),
-            (CLIP_STEP, name): (params.our_step(name, clip=True, clear="zero"), 9),
-            (CLIP_STEP, f"{name}, None"): (params.our_step(name, clip=True, clear="none"), 8),
-            (WITH_UPDATE, name): (lambda move=move, update=update: (move(), update()), 13),
-            (COMPOSITE, name): (lambda move=move, clipped=clipped: (move(), clipped()), 14),
-        }
+    for backend in backends(lists.p[0].device, torch.float32):
+        if backend.NAME != "reference":
+            calls |= steps_on(backend, params)
     return calls
 
 
-def measured(device: torch.device, quick: bool, seconds: float) -> Iterator[list[Row]]:
+def steps_on(backend: ModuleType, params: Parameters) -> Calls:
+    """Ours on one backend."""
+    lists, name = params.lists, backend.NAME
+    update, clipped = params.our_step(name, clip=False, clear=None), params.our_step(name, clip=True, clear=None)
+
+    def move() -> None:
+        backend.perturb_(lists.p, lists.backup, lists.x, lists.tiny)
+        backend.restore_(lists.p, lists.backup)
+
+    return {
+        (UPDATE, name): Counted(update, 7),
+        (CLIP_STEP, name): Counted(params.our_step(name, clip=True, clear="zero"), 9),
+        (CLIP_STEP, f"{name}, None"): Counted(params.our_step(name, clip=True, clear="none"), 8),
+        (WITH_UPDATE, name): Counted(lambda: (move(), update()), 13),
+        (COMPOSITE, name): Counted(lambda: (move(), clipped()), 14),
+    }
+
+
+def measured(setting: Setting) -> Iterator[list[Row]]:
     """Every step, one workload after the other."""
-    lists_of = workloads(device.type, quick)
-    for name, shapes in lists_of.items():
-        params = Parameters(Lists(shapes, torch.float32, device))
+    shapes_of = workloads(setting.device.type, setting.quick)
+    for name, shapes in shapes_of.items():
+        params = Parameters(Lists(shapes, torch.float32, setting.device))
         compile_too = len(shapes) < 100  # a thousand small tensors take minutes to compile
         calls = torch_steps(params, compile_too) | our_steps(params)
-        yield rows(name, params.lists, calls, seconds / len(lists_of))
+        yield rows(name, params.lists, calls, setting.seconds / len(shapes_of), setting.provenance)
 
 
-def speedups(results: list[Row]) -> str:
+def speedups(found: list[Row]) -> str:
     """How many times faster native is than torch."""
-    times = {(r.workload, r.op, r.variant): r.microseconds for r in results}
-    lines = ["", "native, times faster than"]
-    for (workload, op, variant), time in times.items():
-        ours = "native, None" if variant.endswith("None") else "native"
-        if variant.startswith("torch ") and (workload, op, ours) in times:
-            lines.append(f"{workload:<18} {op:<30} {variant:<20} {time / times[workload, op, ours]:.2f}")
-    return "\n".join(lines)
+    times = {(r["workload"]["name"], r["op"], r["method"]): r["microseconds"] for r in found}
+    body = []
+    for (workload, op, method), time in times.items():
+        ours = "native, None" if method.endswith("None") else "native"
+        if method.startswith("torch ") and (workload, op, ours) in times:
+            body.append([workload, op, method, f"{time / times[workload, op, ours]:.2f}"])
+    return as_markdown(("workload", "step", "native against", "times faster"), body, num_text=3)
 
 
 def main(argv: list[str] | None = None) -> int:
-    chosen = arguments(__doc__, argv)
-    results = report(measured(torch.device(chosen.device), chosen.quick, chosen.seconds), chosen.device, chosen.json)
-    print(speedups(results))
+    print(speedups(run("optimizers", measured, arguments(__doc__, argv))))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What whole steps are called in tables; apart, so that a report can be made without torch."""
+"""What whole steps are called in tables; a module of its own, so that a report can be made without torch."""
 
 from __future__ import annotations
 

@@ -1,71 +1,56 @@
-"""The tables of docs/kernels.md and docs/optimizers.md, from the results of bench_kernels.py and bench_optim.py."""
+"""The tables of docs/kernels.md and docs/optimizers.md, from the results of `ops` and `optimizers`."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from benchmarks.steps import table
+from benchmarks.kernels.measurement import YARDSTICK
+from benchmarks.record import Row
+from benchmarks.tables import as_markdown, place
 
-Found = dict[str, Any]
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-YARDSTICK = "y += a x"
 
 
-def of_kernels(folder: Path) -> str:
+def of_ops(results: Sequence[Row]) -> str:
     """Every op's bandwidth as a fraction of the yardstick's, a column for each workload and dtype."""
-    return "\n\n".join(_kernels(found) for found in _results(folder, "kernels-*.json"))
+    return "\n\n".join(f"{place(found['rows'][0])}:\n\n{_ops(found['rows'])}" for found in results)
 
 
-def of_steps(folder: Path) -> str:
+def of_optimizers(results: Sequence[Row]) -> str:
     """How many times faster our steps are than torch's, a column for each workload."""
-    return "\n\n".join(_steps(found) for found in _results(folder, "optim-*.json"))
+    return "\n\n".join(f"{place(found['rows'][0])}:\n\n{_optimizers(found['rows'])}" for found in results)
 
 
-def _results(folder: Path, pattern: str) -> list[Found]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
-
-
-def where(found: Found) -> str:
-    """The machine, torch and the day, of a result or a row."""
-    machine, versions = found["machine"], found["versions"]
-    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{device}, torch {versions['torch']}, {found['date'][:10]}"
-
-
-def _kernels(found: Found) -> str:
-    rows = found["rows"]
-    columns = list(dict.fromkeys((r["workload"], r["dtype"]) for r in rows))
-    cells = {(r["op"], r["variant"], r["workload"], r["dtype"]): r for r in rows}
-    ours = list(dict.fromkeys((r["op"], r["variant"]) for r in rows if r["variant"] in ("native", "triton")))
-    several = len({variant for _, variant in ours}) > 1
+def _ops(rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys((r["workload"]["name"], r["workload"]["dtype"]) for r in rows))
+    cells = {(r["op"], r["method"], r["workload"]["name"], r["workload"]["dtype"]): r for r in rows}
+    ours = list(dict.fromkeys((r["op"], r["method"]) for r in rows if r["method"] in ("native", "triton")))
+    several = len({method for _, method in ours}) > 1
     body = [
         [
-            f"{op}, {variant}" if several else op,
-            *(f"{cells[(op, variant, *column)]['of_add']:.2f}" for column in columns),
+            f"{op}, {method}" if several else op,
+            *(f"{cells[(op, method, *column)]['of_add']:.2f}" for column in columns),
         ]
-        for op, variant in ours
+        for op, method in ours
     ]
-    speeds = [f"{cells[(YARDSTICK, 'torch', *column)]['gigabytes_per_second']:.0f}" for column in columns]
-    body.append([f"{YARDSTICK}, GB/s", *speeds])
-    heads = [f"{workload}, {DTYPES[dtype]}" for workload, dtype in columns]
-    return f"{where(found)}:\n\n{table.as_markdown(('op', *heads), body)}"
+    speeds = [f"{cells[(*YARDSTICK, *column)]['gigabytes_per_second']:.0f}" for column in columns]
+    body.append([f"{YARDSTICK[0]}, GB/s", *speeds])
+    return as_markdown(("op", *(f"{name}, {DTYPES[dtype]}" for name, dtype in columns)), body)
 
 
-def _steps(found: Found) -> str:
-    rows = found["rows"]
-    workloads = list(dict.fromkeys(r["workload"] for r in rows))
-    times = {(r["op"], r["variant"], r["workload"]): r["microseconds"] for r in rows}
+def _optimizers(rows: Sequence[Row]) -> str:
+    workloads = list(dict.fromkeys(r["workload"]["name"] for r in rows))
+    times = {(r["op"], r["method"], r["workload"]["name"]): r["microseconds"] for r in rows}
     body = []
-    for op, variant in dict.fromkeys((r["op"], r["variant"]) for r in rows):
-        ours = "native, None" if variant.endswith(", None") else "native"
-        if not variant.startswith("torch ") or (op, ours, workloads[0]) not in times:
+    for step, method in dict.fromkeys((r["op"], r["method"]) for r in rows):
+        ours = "native, None" if method.endswith(", None") else "native"
+        if not method.startswith("torch ") or (step, ours, workloads[0]) not in times:
             continue
-        cells = []
-        for workload in workloads:
-            theirs = times.get((op, variant, workload))
-            cells.append("" if theirs is None else f"{theirs / times[op, ours, workload]:.2f}")
-        name = variant.removeprefix("torch ").replace(", None", ", gradients set to None")
-        body.append([op, name, *cells])
-    return f"{where(found)}:\n\n{table.as_markdown(('step', 'against torch', *workloads), body)}"
+        name = method.removeprefix("torch ").replace(", None", ", gradients set to None")
+        body.append([step, name, *(_times_faster(times, step, method, ours, workload) for workload in workloads)])
+    return as_markdown(("step", "against torch", *workloads), body)
+
+
+def _times_faster(times: dict[tuple[str, str, str], float], step: str, method: str, ours: str, workload: str) -> str:
+    theirs = times.get((step, method, workload))
+    return "" if theirs is None else f"{theirs / times[step, ours, workload]:.2f}"

@@ -1,43 +1,40 @@
-"""The table of methods: who can do a step, under what name, and what to know about it."""
+"""The table of contenders: every method that can do a step, its name, and what a reader has to know about it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gradalign
+from benchmarks import reference_methods
+from benchmarks.errors import CommandError
 from benchmarks.steps import peers
-from benchmarks.steps.task import Filling, Plain, Stepper, Task
+from benchmarks.steps.task import GradientFiller, Plain, Stepper, Task
 from gradalign import baselines
 from gradalign.backends import dispatch
-from gradalign.cli.errors import CommandError
 
 WEIGHT = 0.001
+INNER_LR = 1e-4
 ALL_PAIRS = "compares every micro-batch with every other; a probe of split sees the anchors only"
 COMPILER = ("torch._inductor.compile_fx", "torch._dynamo")
 PEER = ("pytorch_optimizer",)
-REFERENCES = Path(gradalign.__file__).parents[1] / "benchmarks" / "reference_methods.py"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One method.
+class Contender:
+    """A method as it is measured.
 
     Attributes:
         name: in rows, tables and figures.
-        family: "plain", "gradalign", "same term" (other ways to it) or "other" (methods with another aim).
-        make: the method for a task.
+        family: "plain", "gradalign", "same term" (other ways to compute it) or "other" (methods with another aim).
+        make: makes the method for a task.
         eager: needs attention written out.
         period: steps after which its cost repeats.
-        modules: what it imports, so that this can be done before memory is measured.
-        note: what a reader of the table has to know.
+        modules: imported before memory is measured.
+        note: below the table.
     """
 
     name: str
@@ -49,8 +46,35 @@ class Entry:
     note: str = ""
 
 
+def prepare(contender: Contender) -> None:
+    """Imports what the contender needs; what is missing is reported when it is made."""
+    for module in contender.modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def contender(name: str) -> Contender:
+    """The contender of that name.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if name not in CONTENDERS:
+        raise CommandError(f"method: expected one of {', '.join(CONTENDERS)}; got {name!r}")
+    return CONTENDERS[name]
+
+
 def _aligned(**options: Any) -> Callable[[Task], Stepper]:
-    return lambda task: Filling(task, gradalign.GradAlign(task.model, WEIGHT, **options))
+    return lambda task: GradientFiller(task, gradalign.GradAlign(task.model, WEIGHT, **options))
+
+
+def _baseline(kind: Callable[..., Any], strength: float) -> Callable[[Task], Stepper]:
+    """One of gradalign.baselines with its radius or inner learning rate."""
+    return lambda task: GradientFiller(task, kind(task.model, strength))
+
+
+def _reference(kind: Callable[..., Stepper], *args: Any) -> Callable[[Task], Stepper]:
+    return lambda task: kind(task.model, task.loss_fn, task.adamw(), *args)
 
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -64,93 +88,69 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradalign() -> list[Entry]:
-    entries = [Entry(name, "gradalign", _aligned(**options)) for name, options in ESTIMATORS.items()]
+def _gradalign() -> list[Contender]:
+    """Every estimator on the backend that gradalign chooses, and on each by name."""
+    found = [Contender(name, "gradalign", _aligned(**options)) for name, options in ESTIMATORS.items()]
     for backend in dispatch.ORDER:
-        entries += [
-            Entry(f"{name} @{backend}", "gradalign", _aligned(backend=backend, **options))
+        found += [
+            Contender(f"{name} @{backend}", "gradalign", _aligned(backend=backend, **options))
             for name, options in ESTIMATORS.items()
         ]
-    return entries
+    return found
 
 
-def reference_methods() -> ModuleType:
-    """What is written out in the tests, where the source tree is.
-
-    Raises:
-        CommandError: an installed package without the tests beside it.
-    """
-    name = "gradalign_reference_methods"
-    if name not in sys.modules:
-        if not REFERENCES.is_file():
-            raise CommandError(f"expected the source tree, whose tests have this method; got no {REFERENCES.name}")
-        spec = importlib.util.spec_from_file_location(name, REFERENCES)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def prepare(entry: Entry) -> None:
-    """Imports what the method needs; what is missing shows when it is made."""
-    for module in entry.modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-
-
-def _reference(kind: str, *args: Any) -> Callable[[Task], Stepper]:
-    return lambda task: getattr(reference_methods(), kind)(task.model, task.loss_fn, task.adamw(), *args)
-
-
-ENTRIES: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry("plain", "plain", Plain),
-        Entry("plain, eager attention", "plain", Plain, eager=True, note="what double backward has to run on"),
-        *_gradalign(),
-        Entry("difference, torch", "same term", _reference("FiniteDifference", WEIGHT, "loop")),
-        Entry("difference, foreach", "same term", _reference("FiniteDifference", WEIGHT, "foreach")),
-        Entry("difference, compile", "same term", _reference("FiniteDifference", WEIGHT, "compile"), modules=COMPILER),
-        Entry(
-            "double backward",
-            "same term",
-            lambda task: Filling(task, baselines.DoubleBackward(task.model, WEIGHT)),
-            eager=True,
-            note=ALL_PAIRS,
-        ),
-        Entry(
+def _same_term() -> list[Contender]:
+    """Other ways to compute the term of `split`, or that of all pairs."""
+    difference, naive, hessian = (
+        reference_methods.FiniteDifference,
+        reference_methods.NaiveDoubleBackward,
+        reference_methods.FullHessian,
+    )
+    family = "same term"
+    return [
+        Contender("difference, torch", family, _reference(difference, WEIGHT, "loop")),
+        Contender("difference, foreach", family, _reference(difference, WEIGHT, "foreach")),
+        Contender("difference, compile", family, _reference(difference, WEIGHT, "compile"), modules=COMPILER),
+        Contender("double backward", family, _aligned(estimator="exact"), eager=True, note=ALL_PAIRS),
+        Contender(
             "naive double backward",
-            "same term",
-            _reference("NaiveDoubleBackward", WEIGHT),
+            family,
+            _reference(naive, WEIGHT),
             eager=True,
             note="A of all pairs as one expression for autograd; normalize none",
         ),
-        Entry("full Hessian", "same term", _reference("FullHessian", WEIGHT), eager=True, note=f"{ALL_PAIRS}; O(n^2)"),
-        Entry("pytorch_optimizer SAM", "other", peers.MAKERS["pytorch_optimizer SAM"], modules=PEER),
-        Entry("SAM, davda54's two steps", "other", _reference("TwoStepSAM", peers.RHO)),
-        Entry("gradalign SAM", "other", lambda task: Filling(task, baselines.SAM(task.model, peers.RHO))),
-        Entry("pytorch_optimizer GSAM", "other", peers.MAKERS["pytorch_optimizer GSAM"], modules=PEER),
-        Entry(
+        Contender("full Hessian", family, _reference(hessian, WEIGHT), eager=True, note=f"{ALL_PAIRS}; O(n^2)"),
+    ]
+
+
+def _other_aims() -> list[Contender]:
+    """Methods that train towards something else, for what their steps cost."""
+    makers = peers.MAKERS
+    return [
+        Contender("pytorch_optimizer SAM", "other", makers["pytorch_optimizer SAM"], modules=PEER),
+        Contender("SAM, davda54's two steps", "other", _reference(reference_methods.TwoStepSAM, peers.RHO)),
+        Contender("gradalign SAM", "other", _baseline(baselines.SAM, peers.RHO)),
+        Contender("pytorch_optimizer GSAM", "other", makers["pytorch_optimizer GSAM"], modules=PEER),
+        Contender(
             "pytorch_optimizer LookSAM",
             "other",
-            peers.MAKERS["pytorch_optimizer LookSAM"],
+            makers["pytorch_optimizer LookSAM"],
             period=peers.LOOKSAM_PERIOD,
             modules=PEER,
             note="the mean of 5 steps, one of them a full one; its first closure is left out where nothing is displaced",
         ),
-        Entry("Reptile", "other", lambda task: Filling(task, baselines.Reptile(task.model, 1e-4))),
-        Entry("FOMAML", "other", lambda task: Filling(task, baselines.FOMAML(task.model, 1e-4))),
+        Contender("Reptile", "other", _baseline(baselines.Reptile, INNER_LR)),
+        Contender("FOMAML", "other", _baseline(baselines.FOMAML, INNER_LR)),
+    ]
+
+
+CONTENDERS: dict[str, Contender] = {
+    found.name: found
+    for found in (
+        Contender("plain", "plain", Plain),
+        Contender("plain, eager attention", "plain", Plain, eager=True, note="what double backward has to run on"),
+        *_gradalign(),
+        *_same_term(),
+        *_other_aims(),
     )
 }
-
-
-def entry(name: str) -> Entry:
-    """The method of that name.
-
-    Raises:
-        CommandError: there is none.
-    """
-    if name not in ENTRIES:
-        raise CommandError(f"method: expected one of {', '.join(ENTRIES)}; got {name!r}")
-    return ENTRIES[name]

@@ -1,4 +1,4 @@
-"""What gradalign's kernels do within a step: calls, bytes and seconds of every op, and the bandwidth they are held against."""
+"""What gradalign's kernels do within a step: calls, bytes and seconds of every op, and the bandwidth they are compared with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.steps.measure import now
 from benchmarks.steps.task import Stepper
+from benchmarks.timing import HostClock
 from gradalign.backends import dispatch
 
 Tensors = Sequence[Tensor]
@@ -34,7 +34,7 @@ def _perturb(
     return (size(backups) if from_backups else size(params)) + size(xs) + size(ys) + kept + size(params)
 
 
-# Reads and writes of DESIGN's table, for the arguments of a call.
+# What an op must read and write (the table in docs/kernels.md), from the arguments of a call.
 BYTES: dict[str, Callable[..., int]] = {
     "norm_dot": lambda xs, ys=None: size(xs) + size(ys),
     "perturb_": _perturb,
@@ -45,20 +45,20 @@ BYTES: dict[str, Callable[..., int]] = {
 }
 
 
-class KernelUse:
-    """Counts per op: {"calls", "bytes", "seconds"}.
+class KernelTraffic:
+    """Counts per op, in `ops`: {"calls", "bytes", "seconds"}.
 
     Args:
         device: waited for around every call, so that the seconds are the op's own.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._clock = HostClock(device)
         self.ops: dict[str, dict[str, float]] = {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Counts the calls of every backend that works here."""
+    def recording(self) -> Iterator[None]:
+        """Counts the calls of every backend."""
         replaced = []
         for backend in map(dispatch.load, dispatch.ORDER):
             for name, count in BYTES.items():
@@ -74,10 +74,10 @@ class KernelUse:
 
     def _counted(self, name: str, op: Callable[..., Any], count: Callable[..., int]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            begun = now(self._device)
+            begun = self._clock.now()
             found = op(*args, **kwargs)
             entry = self.ops.setdefault(name, {"calls": 0, "bytes": 0, "seconds": 0.0})
-            entry["seconds"] += now(self._device) - begun
+            entry["seconds"] += self._clock.now() - begun
             entry["calls"] += 1
             entry["bytes"] += count(*args, **kwargs)
             return found
@@ -85,8 +85,8 @@ class KernelUse:
         return call
 
 
-class Watched:
-    """A method whose steps are watched.
+class WithTraffic:
+    """A contender whose steps are recorded.
 
     Args:
         method: has `step(micro_batches)`.
@@ -94,29 +94,29 @@ class Watched:
     """
 
     def __init__(self, method: Stepper, device: torch.device) -> None:
-        self._method, self._use = method, KernelUse(device)
+        self._method, self._traffic = method, KernelTraffic(device)
         self.num_steps = 0
 
     def step(self, micro_batches: list[Any]) -> None:
         """One step."""
-        with self._use.watching():
+        with self._traffic.recording():
             self._method.step(micro_batches)
         self.num_steps += 1
 
     def mean(self) -> dict[str, dict[str, float]]:
         """Calls, bytes and seconds of every op in a step."""
-        ops = self._use.ops.items()
+        ops = self._traffic.ops.items()
         return {name: {key: value / self.num_steps for key, value in entry.items()} for name, entry in ops}
 
 
 def bandwidth(numel: int, dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """Bytes a second of `y += a x` on n elements in place: two reads, one write, the least time any kernel can hope for."""
+    """Bytes a second of in-place `y += a x` on n elements: two reads and one write, as fast as memory allows."""
     y, x = (torch.ones(numel, dtype=dtype, device=device) for _ in range(2))
-    seconds = []
-    loops = max(1, 2**20 // numel)  # a call on few elements is over before the clock has ticked
+    clock, seconds = HostClock(device), []
+    loops = max(1, 2**20 // numel)  # one call on few elements is shorter than the clock can tell
     for _ in range(repeats + 1):
-        begun = now(device)
+        begun = clock.now()
         for _ in range(loops):
             y.add_(x, alpha=1e-3)
-        seconds.append((now(device) - begun) / loops)
+        seconds.append((clock.now() - begun) / loops)
     return 3 * numel * y.element_size() / min(seconds[1:])

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.steps.record import Row
+from benchmarks.record import Row
 from benchmarks.steps.table import Line, lines
 
 DEFAULT = "split m=k/4"
-TIME_BAND = 0.02  # what two medians differ by is not called a loss below this share
-SMALL = 0.1  # of a copy of the parameters
+TIME_BAND = 0.02  # a smaller difference of two medians is taken for noise
+MEMORY_BAND = 0.1  # of a copy of the parameters
 
 
 def markdown(result: Row) -> str:
-    """A section with every loss on the headline's work."""
-    found = of_work(result["rows"], result["headline"])
+    """A section with every shortfall on the headline's workload."""
+    found = of_workload(result["rows"], result["headline"])
     body = "\n".join(f"- {text}" for text in found) if found else f"None on {result['headline']}."
-    return f"## Where gradalign loses\n\nAgainst its default, `{DEFAULT}`, on {result['headline']}:\n\n{body}"
+    return f"## Where gradalign is slower or larger\n\nAgainst its default, `{DEFAULT}`, on {result['headline']}:\n\n{body}"
 
 
-def of_work(rows: Sequence[Row], work: str) -> list[str]:
-    """A sentence for every method that is faster or smaller than the default on this work."""
-    measured = [line for line in lines(rows, work) if line.ok]
+def of_workload(rows: Sequence[Row], workload: str) -> list[str]:
+    """A sentence for every method that is faster or smaller than the default on this workload."""
+    measured = [line for line in lines(rows, workload) if line.ok]
     default = next((line for line in measured if line.name == DEFAULT), None)
     if default is None:
         return []
@@ -49,7 +49,7 @@ def _why(line: Line, default: Line) -> str:
 
 def _memory(line: Line, default: Line) -> str | None:
     theirs, ours = line.extra_copies, default.extra_copies
-    if theirs is None or ours is None or theirs >= ours - SMALL:
+    if theirs is None or ours is None or theirs >= ours - MEMORY_BAND:
         return None
     why = (
         "it keeps no backup of the parameters" if line.family == "plain" else "its backup is smaller, or shorter-lived"

@@ -1,4 +1,4 @@
-"""The work that all methods do: a model, micro-batches, a loss."""
+"""What all contenders train: a model, micro-batches, a loss."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.errors import CommandError
 from benchmarks.steps import models, text
-from gradalign.cli.errors import CommandError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NUM_STEPS = 3  # different batches that are gone through in turns
+NUM_STEPS = 3  # steps with different micro-batches, repeated in this order
 
 
 @dataclass(frozen=True)
-class Work:
-    """One point of the grid.
+class Workload:
+    """A model and the size of its steps.
 
     Attributes:
         model: a key of `MODELS`.
@@ -37,7 +37,7 @@ class Work:
 
     @property
     def name(self) -> str:
-        """A name that tells works apart."""
+        """The name in rows and tables."""
         size = f"{self.size:.0e}".replace("e+0", "e") if self.model == "mlp" else str(self.size)
         return f"{self.model}-{size}, k={self.k}, batch {self.batch}" + (
             f", {self.dtype}" if self.dtype != "fp32" else ""
@@ -49,8 +49,8 @@ class Work:
 
 
 @dataclass
-class Loaded:
-    """A work made real on a device: one set of weights with its micro-batches."""
+class LoadedWorkload:
+    """A workload on a device: a model, its loss, the micro-batches of `NUM_STEPS` steps, and what data they are."""
 
     model: nn.Module
     loss: Callable[[nn.Module, Any], Tensor]
@@ -72,11 +72,11 @@ class Loaded:
         return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
 
 
-def load(work: Work, device: torch.device, seed: int, eager: bool = False) -> Loaded:
+def load(workload: Workload, device: torch.device, seed: int, eager: bool = False) -> LoadedWorkload:
     """The same weights and data for the same seed.
 
     Args:
-        work: what to make.
+        workload: what to make.
         device: where.
         seed: of weights that are not pretrained, and of the data.
         eager: attention written out, since fused attention has no second derivative.
@@ -84,46 +84,49 @@ def load(work: Work, device: torch.device, seed: int, eager: bool = False) -> Lo
     Raises:
         CommandError: no such model, or its weights or texts are not installed.
     """
-    if work.model not in MODELS:
-        raise CommandError(f"work: expected one of {', '.join(MODELS)}; got {work.model!r}")
+    if workload.model not in MODELS:
+        raise CommandError(f"workload: expected one of {', '.join(MODELS)}; got {workload.model!r}")
     torch.manual_seed(seed)
-    loaded = MODELS[work.model](work, seed, eager)
-    loaded.model.to(device, DTYPES[work.dtype]).train()
-    loaded.steps = [[_moved(b, device, DTYPES[work.dtype]) for b in step] for step in loaded.steps]
+    loaded = MODELS[workload.model](workload, seed, eager)
+    loaded.model.to(device, DTYPES[workload.dtype]).train()
+    loaded.steps = [[_moved(b, device, DTYPES[workload.dtype]) for b in step] for step in loaded.steps]
     return loaded
 
 
-def _mlp(work: Work, seed: int, eager: bool) -> Loaded:
-    model = models.mlp(work.size)
-    width = models.mlp_width(work.size)
-    steps = [[torch.randn(work.batch, width) for _ in range(work.k)] for _ in range(NUM_STEPS)]
-    return Loaded(model, lambda net, x: net(x).float().square().mean(), steps, "random numbers")
+def _mlp(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
+    model = models.mlp(workload.size)
+    width = models.mlp_width(workload.size)
+    steps = [[torch.randn(workload.batch, width) for _ in range(workload.k)] for _ in range(NUM_STEPS)]
+    return LoadedWorkload(model, lambda net, x: net(x).float().square().mean(), steps, "random numbers")
 
 
-def _resnet(work: Work, seed: int, eager: bool) -> Loaded:
+def _resnet(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
     steps = [
-        [(torch.randn(work.batch, 3, work.size, work.size), torch.randint(10, (work.batch,))) for _ in range(work.k)]
+        [
+            (torch.randn(workload.batch, 3, workload.size, workload.size), torch.randint(10, (workload.batch,)))
+            for _ in range(workload.k)
+        ]
         for _ in range(NUM_STEPS)
     ]
-    return Loaded(models.resnet(), _classification, steps, "random images")
+    return LoadedWorkload(models.resnet(), _classification, steps, "random images")
 
 
-def _encoder(work: Work, seed: int, eager: bool) -> Loaded:
-    model, tokenizer, what = models.encoder(work.model, eager)
-    windows = text.labelled(tokenizer, work.size, work.k * work.batch * NUM_STEPS, seed)
-    steps = text.micro_batches(windows, work.k, work.batch)
-    return Loaded(model, _text_classification, steps, f"Rotten Tomatoes, {what}")
+def _encoder(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
+    model, tokenizer, what = models.encoder(workload.model, eager)
+    windows = text.labelled(tokenizer, workload.size, workload.k * workload.batch * NUM_STEPS, seed)
+    steps = text.micro_batches(windows, workload.k, workload.batch)
+    return LoadedWorkload(model, _text_classification, steps, f"Rotten Tomatoes, {what}")
 
 
-def _decoder(work: Work, seed: int, eager: bool) -> Loaded:
-    windows = text.labelled(text.tokenizer(), work.size, work.k * work.batch * NUM_STEPS, seed)
-    model = models.decoder(work.model, work.size, eager)
-    return Loaded(
-        model, _next_token, text.micro_batches(windows, work.k, work.batch), "Rotten Tomatoes, random weights"
+def _decoder(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
+    windows = text.labelled(text.tokenizer(), workload.size, workload.k * workload.batch * NUM_STEPS, seed)
+    model = models.decoder(workload.model, workload.size, eager)
+    return LoadedWorkload(
+        model, _next_token, text.micro_batches(windows, workload.k, workload.batch), "Rotten Tomatoes, random weights"
     )
 
 
-MODELS: dict[str, Callable[[Work, int, bool], Loaded]] = {
+MODELS: dict[str, Callable[[Workload, int, bool], LoadedWorkload]] = {
     "mlp": _mlp,
     "resnet": _resnet,
     "bert-tiny": _encoder,

@@ -1,40 +1,42 @@
-"""`gradalign bench` from its options to its files."""
+"""`python -m benchmarks` from its options to its files."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from support.rows import HEADLINE, result, row, split
 
-from benchmarks.steps import commands, record, runner
+from benchmarks import ROOT, provenance, record
+from benchmarks.__main__ import main
+from benchmarks.steps import commands, runner, table
 from benchmarks.steps.suites import Suite
-from benchmarks.steps.works import Work
-from gradalign import cli
+from benchmarks.steps.workloads import Workload
 
-WORK = Work("mlp", 4, 2, 1000)
-RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
+WORKLOAD = Workload("mlp", 4, 2, 1000)
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def toy():
-    suite = Suite("toy", WORK, 1.0, "cpu")
-    suite.add(WORK, ("plain", "split m=k/4"), seconds=0.01, limit=60)
+    suite = Suite("toy", WORKLOAD, 1.0, "cpu")
+    suite.add(WORKLOAD, ("plain", "split m=k/4"), seconds=0.01, limit=60)
     return suite
 
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     monkeypatch.setitem(commands.SUITES, "quick", toy)
-    measured = {"plain": row(work=WORK), "split m=k/4": split(work=WORK)}
+    measured = {"plain": row(workload=WORKLOAD), "split m=k/4": split(workload=WORKLOAD)}
 
     def answer(request, limit):
-        kept = ("work", "method", "date", "device", "machine", "versions", "commit", "seed")
+        kept = ("workload", "method", "date", "device", "machine", "versions", "commit", "seed")
         return {name: value for name, value in measured[request["method"]].items() if name not in kept}
 
     monkeypatch.setattr(runner, "in_process", answer)
-    return lambda *options: cli.main(["bench", "--out", str(tmp_path / "out"), *options])
+    return lambda *options: main(["--out", str(tmp_path / "out"), *options])
 
 
 def test_rows_json_markdown_and_figures_are_written(bench, tmp_path, capsys):
@@ -42,11 +44,16 @@ def test_rows_json_markdown_and_figures_are_written(bench, tmp_path, capsys):
     out = tmp_path / "out"
     assert len((out / "toy.jsonl").read_text().splitlines()) == 2
     written = json.loads((out / "toy.json").read_text())
-    assert (written["suite"], written["headline"], written["complete"], written["left"]) == ("toy", WORK.name, True, [])
+    assert (written["suite"], written["headline"], written["complete"], written["left"]) == (
+        "toy",
+        WORKLOAD.name,
+        True,
+        [],
+    )
     assert [r["method"] for r in written["rows"]] == ["plain", "split m=k/4"]
     text = (out / "toy.md").read_text()
     assert "| split m=k/4 |" in text
-    assert "## Where gradalign loses" in text
+    assert "## Where gradalign is slower or larger" in text
     assert "## Where this was measured" in text
     assert len(list(out.glob("*.svg"))) == len(list(out.glob("*.png"))) == 4
     assert "going on" not in capsys.readouterr().out
@@ -74,19 +81,19 @@ def test_compare_ends_with_1_where_something_became_worse(bench, tmp_path, capsy
     paths = tmp_path / "a.json", tmp_path / "b.json"
     for path, measured in zip(paths, (split(), split(ratio=ratio)), strict=True):
         path.write_text(json.dumps(result(row(), measured)))
-    assert cli.main(["bench", "--compare", *map(str, paths)]) == code
+    assert main(["--compare", *map(str, paths)]) == code
     assert ("worse" in capsys.readouterr().out) == bool(code)
 
 
 def test_compare_says_which_rows_only_one_has(tmp_path, capsys):
     for name, rows in (("a", [row(), split(), row("prefix")]), ("b", [row(), row("momentum")]), ("empty", [])):
         (tmp_path / f"{name}.json").write_text(json.dumps(result(*rows)))
-    assert cli.main(["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     text = capsys.readouterr().out
     assert f"2 rows only in A: {HEADLINE.name}: split m=k/4; {HEADLINE.name}: prefix." in text
     assert f"1 row only in B: {HEADLINE.name}: momentum." in text
     for other in ("a", "empty"):
-        assert cli.main(["bench", "--compare", str(tmp_path / f"{other}.json"), str(tmp_path / "empty.json")]) == 2
+        assert main(["--compare", str(tmp_path / f"{other}.json"), str(tmp_path / "empty.json")]) == 2
         assert "--compare: expected rows that both have; got" in capsys.readouterr().err
 
 
@@ -96,13 +103,46 @@ OTHERS = {
     "cut short": "{",
     "a list": "[]",
     "no rows": '{"rows": 3}',
-    "another script's": '{"seed": 0, "rows": [{"op": "perturb_", "variant": "native"}]}',
+    "another script's": '{"seed": 0, "rows": [{"op": "perturb_", "method": "native"}]}',
     "another script's rows": json.dumps(result({"op": "perturb_"})),
     "rows of numbers": json.dumps(result(1, 2)),
-    "a work that is a name": json.dumps(result({**ROWS[0], "work": "mlp"})),
+    "a workload that is a name": json.dumps(result({**ROWS[0], "workload": "mlp"})),
     "a row without its ratio": json.dumps(result({k: v for k, v in ROWS[0].items() if k != "ratio"})),
     "not text": b"\xff\xfe",
 }
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(bench, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "in_process", interrupt)
+    assert bench("--quick") == 130
+    assert capsys.readouterr().err == "benchmarks: interrupted; the same command goes on\n"
+
+
+def run_from_root(*command):
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_it_runs_from_the_root_of_a_checkout():
+    path = str(RESULTS / "cpu.json")
+    done = run_from_root("-m", "benchmarks", "--compare", path, path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("0 beyond it.\n")
+
+
+def test_an_error_is_one_line():
+    done = run_from_root("-m", "benchmarks", "--compare", "A", "B")
+    assert done.returncode == 2
+    assert done.stderr.startswith("benchmarks: expected a result of the benchmarks as JSON; got A: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_in_the_root_the_folder_of_kernels_is_no_package():
+    found = "print(importlib.util.find_spec('kernels') is not None)"
+    code = f"import importlib.util; {found}; import benchmarks; {found}"
+    assert run_from_root("-c", code).stdout == "True\nFalse\n"
 
 
 @pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS)
@@ -111,24 +151,24 @@ def test_what_is_no_result_is_said(bench, tmp_path, capsys, content):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     for argv in (["--report", str(path), "--out", str(tmp_path / "out")], ["--compare", str(path), str(path)]):
-        assert cli.main(["bench", *argv]) == 2
-        assert "expected the JSON of a result of `gradalign bench`; got " in capsys.readouterr().err
+        assert main(argv) == 2
+        assert "expected a result of the benchmarks as JSON; got " in capsys.readouterr().err
 
 
 def test_what_a_result_of_another_script_lacks_is_named(capsys):
-    assert cli.main(["bench", "--compare", *[str(RESULTS / "kernels-cpu.json")] * 2]) == 2
-    assert "kernels-cpu.json without suite, headline, complete, left" in capsys.readouterr().err
+    assert main(["--compare", *[str(RESULTS / "ops-cpu.json")] * 2]) == 2
+    assert "ops-cpu.json without model, k, size in row 1" in capsys.readouterr().err
 
 
 def test_the_results_of_the_repository_are_results():
-    assert len(record.read_result(RESULTS / "cpu.json")["rows"]) > 100
+    assert len(record.read_result(RESULTS / "cpu.json", table.FIELDS)["rows"]) > 100
 
 
 def test_only_what_there_is_can_be_measured(bench, tmp_path, capsys):
     assert bench("--only", "nothinglikethis") == 2
     error = capsys.readouterr().err
-    assert "--only: expected a part of a work or method of the suite toy; got 'nothinglikethis'" in error
-    assert all(name in error for name in (WORK.name, "plain", "split m=k/4"))
+    assert "--only: expected a part of a workload or method of the suite toy; got 'nothinglikethis'" in error
+    assert all(name in error for name in (WORKLOAD.name, "plain", "split m=k/4"))
     assert not (tmp_path / "out").exists()
 
 
@@ -142,13 +182,13 @@ def test_only_what_there_is_can_be_measured(bench, tmp_path, capsys):
     ],
 )
 def test_options_that_would_do_nothing_are_refused(argv, message, capsys):
-    assert cli.main(["bench", *argv]) == 2
+    assert main(argv) == 2
     assert message in capsys.readouterr().err
 
 
 def test_rows_are_forgotten_or_measured_again_where_they_failed(capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["bench", "--fresh", "--retry"])
+        main(["--fresh", "--retry"])
     assert "argument --retry: not allowed with argument --fresh" in capsys.readouterr().err
 
 
@@ -172,5 +212,5 @@ def test_without_matplotlib_the_message_comes_before_any_time_is_spent(bench, mo
 
 
 def test_outside_of_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(record.gradalign, "__file__", str(tmp_path / "gradalign" / "__init__.py"))
-    assert record.commit() is None
+    monkeypatch.setattr(provenance.gradalign, "__file__", str(tmp_path / "gradalign" / "__init__.py"))
+    assert provenance.commit() is None

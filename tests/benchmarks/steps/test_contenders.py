@@ -1,4 +1,4 @@
-"""Every method of the table does whole steps of the same work."""
+"""Every contender does whole steps on the same workload."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.steps import methods, peers
-from benchmarks.steps.methods import ENTRIES
-from benchmarks.steps.task import LR, Filling, Task
-from benchmarks.steps.works import Loaded
-from gradalign.cli.errors import CommandError
+from benchmarks.errors import CommandError
+from benchmarks.steps import contenders, peers
+from benchmarks.steps.contenders import CONTENDERS
+from benchmarks.steps.task import LR, GradientFiller, Task
+from benchmarks.steps.workloads import LoadedWorkload
 
 K = 8
 LOSSES = {
@@ -43,13 +43,13 @@ LOSSES = {
 def loaded():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     batches = list(torch.randn(K, 3, 4))
-    return Loaded(model, lambda net, x: net(x).square().mean(), [batches], "random")
+    return LoadedWorkload(model, lambda net, x: net(x).square().mean(), [batches], "random")
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_step_moves_every_parameter_by_adamws_length(loaded, name):
     task = Task(loaded)
-    method = ENTRIES[name].make(task)
+    method = CONTENDERS[name].make(task)
     before = [p.detach().clone() for p in loaded.model.parameters()]
     method.step(loaded.steps[0])
     assert task.num_losses == LOSSES[name]
@@ -60,14 +60,20 @@ def test_a_step_moves_every_parameter_by_adamws_length(loaded, name):
 
 def test_looksam_evaluates_twice_in_one_step_of_five(loaded):
     task = Task(loaded)
-    method = ENTRIES["pytorch_optimizer LookSAM"].make(task)
+    method = CONTENDERS["pytorch_optimizer LookSAM"].make(task)
     counts = []
     for _ in range(6):
         before = task.num_losses
         method.step(loaded.steps[0])
         counts.append(task.num_losses - before)
     assert counts == [16, 8, 8, 8, 8, 16]
-    assert ENTRIES["pytorch_optimizer LookSAM"].period == 5
+    assert CONTENDERS["pytorch_optimizer LookSAM"].period == 5
+
+
+def test_double_backward_is_the_estimator_exact(loaded):
+    method = CONTENDERS["double backward"].make(Task(loaded))
+    method.step(loaded.steps[0])
+    assert method.passes == 2 * K
 
 
 def test_both_two_step_sams_agree(loaded):
@@ -75,7 +81,7 @@ def test_both_two_step_sams_agree(loaded):
     start = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     for name in ("pytorch_optimizer SAM", "SAM, davda54's two steps"):
         loaded.model.load_state_dict(start)
-        method = ENTRIES[name].make(Task(loaded))
+        method = CONTENDERS[name].make(Task(loaded))
         method.step(loaded.steps[0])
         states.append(torch.cat([p.detach().flatten() for p in loaded.model.parameters()]))
     torch.testing.assert_close(*states, rtol=0, atol=1e-8)
@@ -86,9 +92,9 @@ def test_gsam_climbs_by_rho(loaded):
 
 
 def test_every_estimator_is_there_on_every_backend():
-    for name in methods.ESTIMATORS:
+    for name in contenders.ESTIMATORS:
         for backend in ("native", "triton", "reference"):
-            assert ENTRIES[f"{name} @{backend}"].family == "gradalign"
+            assert CONTENDERS[f"{name} @{backend}"].family == "gradalign"
 
 
 def test_the_optimizers_state_is_there_before_the_first_step(loaded):
@@ -97,8 +103,8 @@ def test_the_optimizers_state_is_there_before_the_first_step(loaded):
 
 
 def test_a_filling_method_says_its_own_passes(loaded):
-    method = ENTRIES["prefix"].make(Task(loaded))
-    assert isinstance(method, Filling)
+    method = CONTENDERS["prefix"].make(Task(loaded))
+    assert isinstance(method, GradientFiller)
     assert method.passes is None
     method.step(loaded.steps[0])
     assert method.passes == 15
@@ -106,7 +112,7 @@ def test_a_filling_method_says_its_own_passes(loaded):
 
 def test_an_unknown_method_is_named():
     with pytest.raises(CommandError, match="method: expected one of plain, .*; got 'nothing'"):
-        methods.entry("nothing")
+        contenders.contender("nothing")
 
 
 def test_without_the_peer_the_message_says_what_installs_it(loaded, monkeypatch):
@@ -116,10 +122,3 @@ def test_without_the_peer_the_message_says_what_installs_it(loaded, monkeypatch)
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(CommandError, match=r"expected pytorch_optimizer; got .*; pip install 'gradalign\[bench\]'"):
         peers.TwoSteps(Task(loaded), "SAM")
-
-
-def test_without_the_source_tree_the_message_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(methods, "REFERENCES", tmp_path / "reference_methods.py")
-    monkeypatch.delitem(methods.sys.modules, "gradalign_reference_methods", raising=False)
-    with pytest.raises(CommandError, match=r"expected the source tree, .* got no reference_methods\.py"):
-        methods.reference_methods()

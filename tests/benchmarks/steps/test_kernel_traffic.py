@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.steps.kernels import BYTES, KernelUse, Watched, bandwidth
+from benchmarks.steps.kernel_traffic import BYTES, KernelTraffic, WithTraffic, bandwidth
 from gradalign.backends import reference
 
 CPU = torch.device("cpu")
@@ -31,8 +31,8 @@ def arguments():
 @pytest.mark.parametrize("name", BYTES)
 def test_bytes_are_those_of_the_table(name):
     args, kwargs, copies = arguments()[name]
-    use = KernelUse(CPU)
-    with use.watching():
+    use = KernelTraffic(CPU)
+    with use.recording():
         for _ in range(2):
             getattr(reference, name)(*args, **kwargs)
     entry = use.ops[name]
@@ -52,7 +52,7 @@ def test_the_backends_are_put_back_after_an_error():
     before = reference.norm_dot
 
     def fail():
-        with KernelUse(CPU).watching():
+        with KernelTraffic(CPU).recording():
             assert reference.norm_dot is not before
             raise RuntimeError("stop")
 
@@ -66,7 +66,7 @@ def test_a_watched_method_says_what_a_step_uses():
         def step(self, micro_batches):
             reference.restore_(tensors(), tensors())
 
-    watched = Watched(Restoring(), CPU)
+    watched = WithTraffic(Restoring(), CPU)
     for _ in range(4):
         watched.step([])
     use = watched.mean()["restore_"]
