@@ -97,7 +97,7 @@ def interleaved(
                 break
             if before_round is not None:
                 before_round()
-            order = list(calls) if number % 2 == 0 else list(reversed(calls))
+            order = list(calls)[:: 1 if number % 2 == 0 else -1]
             pending = {key: clock.start(calls[key]) for key in order}
             clock.wait()
             for key, seconds in pending.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def steps(dtype: torch.dtype, layout: str, device: str, masters: bool, skipped: 
     seed = torch.full((), 7, dtype=torch.int64, device=device) if dtype == torch.bfloat16 and not masters else None
     own = kept if masters else []
     tail = (counts, one, small, small, skip, seed)
-    adam = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "zero_grads": True}
+    adam: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "zero_grads": True}
     native.adamw_step_(p, g, m, v, [], own, *tail, **adam)
     native.adamw_step_(p, g, m, v, largest, own, *tail, **adam)
     native.sgd_step_(p, g, m, own, *tail, momentum=0.9)

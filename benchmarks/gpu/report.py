@@ -94,8 +94,15 @@ def execute(command: list[str], seconds: float, **environment: str) -> tuple[int
     """Exit status and output; 124 where it ran out of time."""
     path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment}  # safe: without the root
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, cwd=ROOT, env=settings, text=True, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=settings,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -20,23 +23,23 @@ CPU = torch.device("cpu")
 K = 8
 
 
-def loaded(width=64, layers=10):
+def loaded(width: int = 64, layers: int = 10) -> LoadedWorkload:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     batches = list(torch.randn(K, 16, width))
     return LoadedWorkload(model, lambda net, x: net(x).square().mean(), [batches], "random")
 
 
-def aligned(workload, **options):
+def aligned(workload: LoadedWorkload, **options: Any) -> GradientFiller:
     return GradientFiller(Task(workload), gradalign.GradAlign(workload.model, 0.001, **options))
 
 
-def filled(workload, **options):
+def filled(workload: LoadedWorkload, **options: Any) -> Callable[[], None]:
     """Only the filling of `.grad`, without the optimizer."""
     task = Task(workload)
     method = gradalign.GradAlign(workload.model, 0.001, **options)
 
-    def step():
+    def step() -> None:
         method.backward(task.loss_fn, workload.steps[0])
         for p in workload.model.parameters():
             p.grad = None
@@ -57,7 +60,7 @@ def filled(workload, **options):
     ],
     ids=str,
 )
-def test_passes(benchmark, options, passes):
+def test_passes(benchmark: Any, options: dict[str, Any], passes: int) -> None:
     workload = loaded()
     method = aligned(workload, **options)
     task = Task(workload)
@@ -70,13 +73,13 @@ def test_passes(benchmark, options, passes):
 
 
 # Copies of the parameters that a step reads and writes in kernels, by the table of ops in docs/kernels.md.
-# Lean split: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
+# The default split: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
 @pytest.mark.parametrize(
     ("options", "calls", "copies"),
     [({}, 4, 8.0), ({"objective": "norm", "normalize": "none"}, 4, 8.0)],
     ids=str,
 )
-def test_lean_split_moves_eight_copies(benchmark, options, calls, copies):
+def test_split_moves_eight_copies(benchmark: Any, options: dict[str, Any], calls: int, copies: float) -> None:
     workload = loaded()
     step = filled(workload, **options)
     step()
@@ -90,15 +93,15 @@ def test_lean_split_moves_eight_copies(benchmark, options, calls, copies):
     benchmark.pedantic(step, rounds=3)
 
 
-def test_operations_of_a_step_are_one_a_parameter(benchmark):
-    """Beside its passes a step costs a fixed number of operations, since one call takes all parameters, and their backups."""
+def test_a_step_adds_one_operation_per_parameter(benchmark: Any) -> None:
+    """Beside its passes a step is a fixed number of operations, since one call takes all parameters, and one backup for each."""
 
-    def own(layers):
+    def beside_passes(layers: int) -> int:
         workload = loaded(layers=layers)
         step = filled(workload, backend="native")
         task = Task(workload)
 
-        def passes():
+        def passes() -> None:
             for batch in [*workload.steps[0], *workload.steps[0][-2:]]:
                 (task.loss_fn(batch) * 0.125).backward()
             for p in workload.model.parameters():
@@ -106,19 +109,19 @@ def test_operations_of_a_step_are_one_a_parameter(benchmark):
 
         return sum(dispatched(step).values()) - sum(dispatched(passes).values())
 
-    few, many = own(5), own(50)
-    assert many - few <= 90  # parameters more
+    few, many = beside_passes(5), beside_passes(50)
+    assert many - few <= 90  # 45 more layers have 90 more parameters
     assert few <= 200
     benchmark.extra_info["operations"] = few
     benchmark.pedantic(filled(loaded()), rounds=3)
 
 
-def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchmark):
-    def own(layers):
+def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchmark: Any) -> None:
+    def beside_passes(layers: int) -> int:
         workload = loaded(layers=layers)
         task = Task(workload)
 
-        def passes():
+        def passes() -> None:
             for batch in [*workload.steps[0], *workload.steps[0][-2:]]:
                 (task.loss_fn(batch) * 0.125).backward()
             for p in workload.model.parameters():
@@ -126,13 +129,13 @@ def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchm
 
         return python_calls(filled(workload)) - python_calls(passes)
 
-    few, many = own(10), own(110)
-    assert (many - few) / 200 <= 60  # a parameter, of which there are two a layer
+    few, many = beside_passes(10), beside_passes(110)
+    assert (many - few) / 200 <= 60  # per parameter; 100 more layers have 200 more
     benchmark.extra_info["calls"] = few
     benchmark.pedantic(filled(loaded()), rounds=3)
 
 
-def test_the_ratio_to_plain_is_near_that_of_the_passes(benchmark):
+def test_the_ratio_to_plain_is_near_that_of_the_passes(benchmark: Any) -> None:
     """10 passes in place of 8 where passes take the time; the bound leaves 30% for a machine that is busy."""
     workload = loaded(width=512, layers=6)
     plain, method = Plain(Task(workload)), aligned(workload)

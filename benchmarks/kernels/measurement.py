@@ -46,6 +46,11 @@ def yardsticks(lists: Lists) -> Calls:
     }
 
 
+def in_order(*calls: Call) -> Call:
+    """One call that makes all of these."""
+    return lambda: [call() for call in calls]
+
+
 def compiled(call: Call) -> Call | None:
     """torch.compile of a call, compiled; None, with the reason on stderr, where it cannot be."""
     result = torch.compile(call, dynamic=False)

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from benchmarks.kernels.command import Setting, arguments, run
-from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, rows
+from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, rows
 from benchmarks.kernels.workloads import Lists, workloads
 from benchmarks.record import Row
 
@@ -28,11 +28,18 @@ def ops_of(backend: ModuleType, lists: Lists) -> Calls:
     adam = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
     p, backup, x, g, m, v = lists.p, lists.backup, lists.x, lists.g, lists.m, lists.v
     scalars = (lists.steps, lists.one, lists.lr, lists.decay)
+
+    def norm() -> object:
+        return backend.norm_dot(x)
+
+    def perturb() -> object:
+        return backend.perturb_(p, backup, x, lists.tiny)
+
     return {
-        ("norm", name): Counted(lambda: backend.norm_dot(x), 1),
+        ("norm", name): Counted(norm, 1),
         ("norm_dot", name): Counted(lambda: backend.norm_dot(x, g), 2),
-        ("perturb_", name): Counted(lambda: backend.perturb_(p, backup, x, lists.tiny), 4),
-        (NORM_PERTURB, name): Counted(lambda: (backend.norm_dot(x), backend.perturb_(p, backup, x, lists.tiny)), 5),
+        ("perturb_", name): Counted(perturb, 4),
+        (NORM_PERTURB, name): Counted(in_order(norm, perturb), 5),
         ("restore_", name): Counted(lambda: backend.restore_(p, backup), 2),
         ("swap_", name): Counted(lambda: backend.swap_(p, backup), 4),
         ("accumulate_", name): Counted(lambda: backend.accumulate_(backup, x, lists.tiny), 3),
@@ -53,7 +60,7 @@ def foreach_ops(lists: Lists) -> Calls:
     return {
         ("norm", "foreach"): Counted(lambda: torch._foreach_norm(lists.x), 1),
         ("perturb_", "foreach"): Counted(perturb, 4),
-        (NORM_PERTURB, "foreach"): Counted(lambda: (torch._foreach_norm(lists.x), perturb()), 5),
+        (NORM_PERTURB, "foreach"): Counted(in_order(lambda: torch._foreach_norm(lists.x), perturb), 5),
     }
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from benchmarks.kernels.command import Setting, arguments, run
-from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, rows
+from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, rows
 from benchmarks.kernels.step_names import CLIP_STEP, COMPOSITE, UPDATE, WITH_UPDATE
 from benchmarks.kernels.workloads import Lists, workloads
 from benchmarks.record import Row
 from benchmarks.tables import as_markdown
 from gradalign.optim import AdamW
 
-SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
 class Parameters:
@@ -37,7 +38,7 @@ class Parameters:
         for p, g in zip(self.params, self.lists.g, strict=True):
             p.grad = g
 
-    def torch_step(self, clip: bool, clear: bool | None, **kind: bool) -> Callable[[], None]:
+    def torch_step(self, clip: bool, clear: bool | None, **kind: Any) -> Callable[[], None]:
         """clip_grad_norm_, AdamW.step, zero_grad(set_to_none=clear); clear=None leaves the gradients."""
         optimizer = torch.optim.AdamW(self.params, **SETTINGS, **kind)
 
@@ -84,7 +85,7 @@ def torch_steps(params: Parameters, compile_too: bool) -> Calls:
     move = displaced(params.lists)
     clipped = params.torch_step(clip=True, clear=None, foreach=True)
     calls: Calls = {
-        (COMPOSITE, "torch foreach"): Counted(lambda: (move(), clipped()), 14),
+        (COMPOSITE, "torch foreach"): Counted(in_order(move, clipped), 14),
     }
     for kind in ("fused", "foreach"):
         calls |= {
@@ -94,7 +95,7 @@ def torch_steps(params: Parameters, compile_too: bool) -> Calls:
         }
     if compile_too:
         whole = compiled(params.torch_step(clip=True, clear=False, foreach=True))
-        composite = compiled(lambda: (move(), clipped()))
+        composite = compiled(in_order(move, clipped))
         calls |= {(CLIP_STEP, "torch compiled"): Counted(whole, 9)} if whole else {}
         calls |= {(COMPOSITE, "torch compiled"): Counted(composite, 14)} if composite else {}
     return calls
@@ -122,8 +123,8 @@ def steps_on(backend: ModuleType, params: Parameters) -> Calls:
         (UPDATE, name): Counted(update, 7),
         (CLIP_STEP, name): Counted(params.our_step(name, clip=True, clear="zero"), 9),
         (CLIP_STEP, f"{name}, None"): Counted(params.our_step(name, clip=True, clear="none"), 8),
-        (WITH_UPDATE, name): Counted(lambda: (move(), update()), 13),
-        (COMPOSITE, name): Counted(lambda: (move(), clipped()), 14),
+        (WITH_UPDATE, name): Counted(in_order(move, update), 13),
+        (COMPOSITE, name): Counted(in_order(move, clipped), 14),
     }
 
 
