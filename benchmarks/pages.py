@@ -20,7 +20,6 @@ from benchmarks.tables import as_markdown, place
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- bench:start -->", "<!-- bench:end -->"
 ANY = Fields(workload=("name",), figures=())
-MORE = "[Where gradalign is slower or larger, and why](docs/benchmarks.md#where-gradalign-is-slower-or-larger)."
 
 
 def steps(folder: Path) -> list[Row]:
@@ -48,9 +47,8 @@ def headline_rows(result: Row) -> list[Row]:
 
 
 def cost(folder: Path) -> str:
-    """What stands in README.md: a caption and a table for each result, and a link; nothing where nothing was measured."""
-    sections = [f"{caption(result)}\n\n{small_table(headline_rows(result))}" for result in steps(folder)]
-    return "\n\n".join([*sections, MORE] if sections else [])
+    """What stands in README.md: a caption and a table for each result."""
+    return "\n\n".join(f"{caption(result)}\n\n{small_table(headline_rows(result))}" for result in steps(folder))
 
 
 def shortfall_list(folder: Path) -> str:

@@ -54,8 +54,8 @@ class TwoStepSAM(ReferenceMethod):
 
         e = rho g / (||g|| + 1e-12),      .grad = g(theta + e)
 
-    Foret et al. 2021, arXiv:2010.01412, equation 2. A copy of every parameter is kept in the optimizer's state and pointed
-    back to. Dropout masks of the second pass are new ones.
+    Foret et al. 2021, arXiv:2010.01412, equation 2. A copy of every parameter is kept, and becomes the
+    parameter's data again. Dropout masks of the second pass are new ones.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer, rho: float) -> None:

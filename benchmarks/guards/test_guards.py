@@ -73,7 +73,7 @@ def test_passes(benchmark: Any, options: dict[str, Any], passes: int) -> None:
 
 
 # Copies of the parameters that a step reads and writes in kernels, by the table of ops in docs/kernels.md.
-# The default split: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
+# The default: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
 @pytest.mark.parametrize(
     ("options", "calls", "copies"),
     [({}, 4, 8.0), ({"objective": "norm", "normalize": "none"}, 4, 8.0)],
@@ -94,7 +94,7 @@ def test_split_moves_eight_copies(benchmark: Any, options: dict[str, Any], calls
 
 
 def test_a_step_adds_one_operation_per_parameter(benchmark: Any) -> None:
-    """Beside its passes a step is a fixed number of operations, since one call takes all parameters, and one backup for each."""
+    """Beside its passes a step is a fixed number of operations, as one call takes all parameters, and a backup for each."""
 
     def beside_passes(layers: int) -> int:
         workload = loaded(layers=layers)
