@@ -40,17 +40,17 @@ sanitize: $(READY)
 # Goes on from the rows that are there; `make bench SUITE=minilm` for another suite.
 bench: $(DEMO_READY)
 	$(BIN)/python -m benchmarks --suite $(SUITE) --out benchmarks/results
-	$(BIN)/python benchmarks/readme_table.py
+	$(BIN)/python -m benchmarks.pages
 
 bench-guards: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/guards
 
 # On a machine with a GPU: with the Python that has torch there, nothing is installed.
 gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_report.py
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.report
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info demo-out gpu-report
+	rm -rf $(VENV) build dist site *.egg-info bench-out demo-out gpu-report
