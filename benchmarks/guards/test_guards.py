@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from counts import dispatched, python_calls
 from torch import nn
 
 import gradalign
+from benchmarks.guards.counts import dispatched, python_calls
 from benchmarks.steps.kernels import KernelUse
 from benchmarks.steps.measure import in_turns
 from benchmarks.steps.task import Filling, Plain, Task
