@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.comparing import filled, relative, run
-from support.methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
+from support.baseline_comparison import filled, relative, run
+from support.baseline_methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
 from support.networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
 from support.tracing import lines
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import oracle, papers
-from support.comparing import both, filled, mask_of, relative
+from support import baseline_equations as equations
+from support import oracle
+from support.baseline_comparison import both, filled, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make, state
 from torch import nn
 
@@ -20,7 +21,7 @@ def test_it_is_the_gradient_of_A_over_all_pairs(kind, objective, normalize):  # 
     model, loss_fn, batches = make(kind)
     options = {"weight": 0.3, "objective": objective, "normalize": normalize}
     method = DoubleBackward(model, **options)
-    found, expected, loss, losses = both(model, method, loss_fn, batches, papers.aligned, **options)
+    found, expected, loss, losses = both(model, method, loss_fn, batches, equations.aligned, **options)
     assert relative(found, expected) < 1e-10
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
 
@@ -30,7 +31,7 @@ def test_A_is_measured_on_the_chosen_parameters():  # noqa: N802
     subset = [model.head.weight, model.conv.bias]
     options = {"weight": 0.3, "objective": "variance", "normalize": "none"}
     method, mask = DoubleBackward(model, params=subset, **options), mask_of(model, subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.aligned, mask=mask, **options)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.aligned, mask=mask, **options)
     assert relative(found, expected) < 1e-10
 
 

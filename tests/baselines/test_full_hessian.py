@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import papers
-from support.comparing import both, mask_of, relative
+from support import baseline_equations as equations
+from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make
 from torch import nn
 
@@ -18,7 +18,7 @@ def test_it_is_the_gradient_of_A_over_all_pairs(kind, objective, normalize):  # 
     model, loss_fn, batches = make(kind, k=3)
     options = {"weight": 0.3, "objective": objective, "normalize": normalize}
     method = FullHessian(model, **options)
-    found, expected, loss, losses = both(model, method, loss_fn, batches, papers.aligned, **options)
+    found, expected, loss, losses = both(model, method, loss_fn, batches, equations.aligned, **options)
     assert relative(found, expected) < 1e-10
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
 
@@ -28,7 +28,7 @@ def test_A_is_measured_on_the_chosen_parameters():  # noqa: N802
     subset = [model.head.weight, model.conv.bias]
     options = {"weight": 0.3, "objective": "variance", "normalize": "none"}
     method, mask = FullHessian(model, params=subset, **options), mask_of(model, subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.aligned, mask=mask, **options)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.aligned, mask=mask, **options)
     assert relative(found, expected) < 1e-10
 
 
@@ -46,7 +46,7 @@ def test_the_matrix_is_that_of_torch_func(monkeypatch):
         parts = [part.view(s) for part, s in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
         return torch.func.functional_call(model, dict(zip(names, parts, strict=True)), (x,)).square().mean()
 
-    theta = papers.flat_params(model)
+    theta = equations.flat_params(model)
     for hessian, x in zip(formed, batches, strict=True):
         torch.testing.assert_close(hessian, torch.func.hessian(loss_of)(theta, x), rtol=1e-10, atol=1e-12)
     assert method.stats.passes == 2 + 2 * len(theta)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import papers
-from support.comparing import both, mask_of, relative
+from support import baseline_equations as equations
+from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make, state
 from torch import nn
 
@@ -16,7 +16,7 @@ from gradalign.baselines import MAML
 def test_it_is_the_product_of_the_inner_steps_derivatives(kind, k, how):
     model, loss_fn, batches = make(kind, k=k)
     method = MAML(model, inner_lr=0.1)
-    found, expected, loss, losses = both(model, method, loss_fn, batches, papers.maml, how=how, inner_lr=0.1)
+    found, expected, loss, losses = both(model, method, loss_fn, batches, equations.maml, how=how, inner_lr=0.1)
     assert relative(found, expected) < 1e-10
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
     assert method.stats.passes == k
@@ -26,7 +26,7 @@ def test_inner_steps_move_the_chosen_parameters_only():
     model, loss_fn, batches = make(Spectral)
     subset = [model.norm.weight, model.second.bias]
     method, mask = MAML(model, inner_lr=0.5, params=subset), mask_of(model, subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.maml, inner_lr=0.5, mask=mask)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.maml, inner_lr=0.5, mask=mask)
     assert relative(found, expected) < 1e-10
 
 
@@ -43,14 +43,14 @@ class Recurrent(nn.Module):
 
 def test_weights_that_a_module_also_keeps_elsewhere_are_replaced_too():
     model, loss_fn, batches = make(Recurrent)
-    found, expected, _, _ = both(model, MAML(model, inner_lr=0.5), loss_fn, batches, papers.maml, inner_lr=0.5)
+    found, expected, _, _ = both(model, MAML(model, inner_lr=0.5), loss_fn, batches, equations.maml, inner_lr=0.5)
     assert relative(found, expected) < 1e-10
 
 
 def test_two_models_train_together():
     model, loss_fn, batches = make(Spectral)
     method = MAML([model.first, model.second, model.norm], inner_lr=0.1)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.maml, inner_lr=0.1)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.maml, inner_lr=0.1)
     assert relative(found, expected) < 1e-10
 
 

@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 from support import oracle
-from support.comparing import filled, relative
+from support.baseline_comparison import filled, relative
 from support.networks import Awkward, make, trainable
 
 from gradalign.baselines import FOMAML, MAML, Reptile

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 IMPORT_PATH = Path(__file__).parents[1] / "import_path.py"
-PROBE = (
-    "import runpy, sys; runpy.run_path(sys.argv[1]); from support import memory_probe; memory_probe.report(*sys.argv[2:])"
-)
+PROBE = "import runpy, sys; runpy.run_path(sys.argv[1]); from support import memory_probe; memory_probe.report(*sys.argv[2:])"
 
 pytestmark = [
     pytest.mark.slow,
