@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.networks import Counting, make
 from torch import nn
 
+import gradalign
 from gradalign import GradAlign
 
 
@@ -14,3 +16,35 @@ def test_options_that_mean_nothing_to_an_estimator_are_refused():
         GradAlign(model, 0.1, estimator="prefix", probes="rotate")
     with pytest.raises(ValueError, match="gradients: expected 'device' with estimator \"split\""):
         GradAlign(model, 0.1, gradients="host")
+
+
+@pytest.mark.parametrize("options", [{"estimator": "leave_one_out"}, {"estimator": "symmetric"}, {"probes": "rotate"}])
+def test_accumulate_refuses_what_needs_all_micro_batches(options):
+    model, _, _ = make(Counting)
+    with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
+        gradalign.GradAlign(model, 0.1, **options).accumulate(4).__enter__()
+    for resting in ({"weight": lambda step: 0.1 * step}, {"weight": 0.1, "every": 2}):  # in steps without the term too
+        aligner = gradalign.GradAlign(model, **resting, **options)
+        aligner.load_state_dict({"num_steps": 0 if "every" not in resting else 1})
+        with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
+            aligner.accumulate(4).__enter__()
+    gradalign.GradAlign(model, 0.0, **options).accumulate(4).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"estimator": "symmetric", "objective": "variance"},
+            'estimator "symmetric": expected objective "dot" or "norm"',
+        ),
+        ({"estimator": "momentum", "objective": "cosine"}, 'estimator "momentum": expected objective "dot" or "norm"'),
+        ({"estimator": "momentum", "normalize": "none"}, 'estimator "momentum": expected normalize in'),
+        ({"probes": "first"}, "probes: expected one of 'last', 'rotate'"),
+        ({"gradients": "disk"}, "gradients: expected one of 'device', 'host', 'recompute'"),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    model, _, _ = make(Counting)
+    with pytest.raises(ValueError, match=message):
+        gradalign.GradAlign(model, 0.1, **options)
