@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections import UserDict
-from functools import partial
 
 import pytest
 import torch
@@ -108,26 +107,6 @@ def test_zeroed_grads_are_added_to_in_place():
             GradAlign(twin, 0.1, **options).backward(twin_loss, batches)
             assert all(p.grad is g for p, g in zip(trainable(model), given, strict=True))
             assert_close(grads(model), grads(twin), rtol=1e-12)
-
-
-def test_a_custom_backward_and_a_dividing_accelerator():
-    class Accelerator:
-        gradient_accumulation_steps = 3
-        scaler = None
-
-        def backward(self, loss):
-            (loss / self.gradient_accumulation_steps).backward()
-
-    model, loss_fn, batches = make(Counting, k=4)
-    before = state(model)
-    aligner = GradAlign(model, 0.3)
-    aligner.backward(loss_fn, batches)
-    expected = grads(model)
-    for backward in (torch.Tensor.backward, Accelerator().backward, partial(partial(Accelerator().backward))):
-        model.zero_grad()
-        model.load_state_dict(before)
-        aligner.backward(loss_fn, batches, backward=backward)
-        assert_close(grads(model), expected, rtol=1e-12)
 
 
 def test_several_models_and_parameters_counted_once():
