@@ -31,13 +31,12 @@ def test_exact_refuses_a_function_that_can_be_differentiated_once():
         aligner.backward(lambda x: model[1](OnceDifferentiable.apply(model[0](x))).square().mean(), batches)
 
 
-@pytest.mark.parametrize("method", ["exact", "DoubleBackward", "MAML"])
+@pytest.mark.parametrize("method", ["exact", "MAML"])
 def test_a_refusal_at_the_end_of_the_loss_is_seen(method):
     """The gradient that reaches it is a constant, so that torch would differentiate twice without its part."""
     model = torch.nn.Linear(3, 1)
     make_method = {
         "exact": lambda: gradalign.GradAlign(model, 0.1, estimator="exact"),
-        "DoubleBackward": lambda: gradalign.baselines.DoubleBackward(model, 0.1),
         "MAML": lambda: gradalign.baselines.MAML(model, 0.1),
     }[method]
     with pytest.raises(RuntimeError, match="got: trying to differentiate twice OnceDifferentiableBackward"):
