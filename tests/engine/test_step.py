@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from support.begun_step import Bowl, begun_step
 from support.networks import state
 from torch import nn
 
@@ -40,3 +42,43 @@ def test_displacement_cosine_is_reported_for_low_precision():
     aligner.backward(lambda x: model(x).float().square().mean(), batches)
     assert 0 < float(aligner.stats.displacement_cosine) < 0.95
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def vector(*values):
+    return [torch.tensor(values, dtype=torch.float64)]
+
+
+def test_the_displacement_has_the_radius_asked_for_along_the_mean_of_the_reference():
+    """Stored gradients are halved by the 1/k of the plain loop: (3, 4) stands for (6, 8), of length 10."""
+    step = begun_step(Bowl([1.0, 2.0]), radius=0.5)
+    reference = vector(3.0, 4.0)
+    aim = step.aim(step.space.norm_dot(reference), step.mean_scale(1))
+    assert float(aim.norm) == pytest.approx(10)
+    assert float(aim.eps) == pytest.approx(0.5 / 10)
+    eps, q = step.displace(aim, reference)
+    torch.testing.assert_close(step.space.params[0].detach(), vector(1.0 + 0.3, 2.0 + 0.4)[0])
+    assert float(eps) == pytest.approx(0.05)
+    assert float(q) == pytest.approx(1 / 0.5)  # the gradients' difference is divided by the length
+
+
+def test_without_normalisation_the_difference_is_divided_by_eps():
+    step = begun_step(Bowl([1.0, 2.0]), radius=0.5, normalize="none")
+    reference = vector(3.0, 4.0)
+    _, q = step.displace(step.aim(step.space.norm_dot(reference), step.mean_scale(1)), reference)
+    assert float(q) == pytest.approx(2 / 0.05)
+
+
+@pytest.mark.parametrize("reference", [(0.0, 0.0), (float("inf"), 1.0), (float("nan"), 1.0)])
+def test_a_reference_without_a_direction_displaces_nothing(reference):
+    step = begun_step(Bowl([1.0, 2.0]))
+    reference = vector(*reference)
+    aim = step.aim(step.space.norm_dot(reference), step.mean_scale(1))
+    assert (float(aim.scale_x), float(aim.scale_y), float(aim.eps)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("normalize", "factor"), [("none", 1.0), ("direction", 1.0), ("gradient", 10 / 2)])
+def test_the_term_is_subtracted_with_the_weight_and_rescaled_to_the_gradient(normalize, factor):
+    step = begun_step(Bowl([0.0, 0.0]), normalize=normalize)  # the weight is 0.5
+    found = step.close(vector(6.0, 8.0), vector(0.0, 2.0))
+    assert float(found["term_norm"]) == pytest.approx(2 * factor)
+    assert step.space.params[0].grad.tolist() == pytest.approx([6.0, 8.0 - 0.5 * factor * 2])

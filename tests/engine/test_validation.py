@@ -8,6 +8,7 @@ from support.networks import Counting, make
 from torch import nn
 
 from gradalign import GradAlign
+from gradalign.engine.validation import count, finite, flag, fraction, one_of, positive, real
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,45 @@ def test_likely_slips_are_told_what_to_pass():
     for name in ("telemetry", "zeroed_grads"):
         with pytest.raises(TypeError, match=f"{name}: expected True or False; got 'x'"):
             GradAlign(model, 0.1, **{name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "found"),
+    [
+        (lambda v: one_of("kind", v, ("a", "b")), "a", "a"),
+        (lambda v: real("x", v), 3, 3.0),
+        (lambda v: positive("x", v, "a length"), 0.5, 0.5),
+        (lambda v: finite("x", v), -2, -2.0),
+        (lambda v: count("n", v, least=0), 0, 0),
+        (lambda v: fraction("share", v), 1, 1.0),
+        (lambda v: flag("on", v), False, False),
+    ],
+)
+def test_a_valid_value_comes_back(check, given, found):
+    assert (check(given), type(check(given))) == (found, type(found))
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "error", "message"),
+    [
+        (lambda v: one_of("kind", v, ("b", "a")), "c", ValueError, "kind: expected one of 'a', 'b'; got 'c'"),
+        (lambda v: real("x", v), "3", TypeError, r"x: expected a number; got str \('3'\)"),
+        (lambda v: real("x", v), torch.ones(()), TypeError, r"x: expected a number; got Tensor"),
+        (lambda v: real("x", v), True, TypeError, r"x: expected a number; got bool \(True\)"),
+        (
+            lambda v: positive("x", v, "a length"),
+            0.0,
+            ValueError,
+            r"x: expected a finite number above 0 \(a length\); got 0.0",
+        ),
+        (lambda v: finite("x", v), float("inf"), ValueError, "x: expected a finite number; got inf"),
+        (lambda v: count("n", v, least=2), 1, ValueError, "n: expected an integer of at least 2; got 1"),
+        (lambda v: count("n", v, least=2), 2.0, TypeError, "n: expected an integer of at least 2; got 2.0"),
+        (lambda v: count("n", v, least=0), True, TypeError, "n: expected an integer of at least 0; got True"),
+        (lambda v: fraction("share", v), 1.5, ValueError, "share: expected a number above 0 and at most 1; got 1.5"),
+        (lambda v: flag("on", v), 1, TypeError, "on: expected True or False; got 1"),
+    ],
+)
+def test_an_invalid_value_is_named_with_what_was_expected(check, given, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        check(given)

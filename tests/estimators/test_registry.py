@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support.networks import Counting, make
 from torch import nn
 
 import gradalign
 from gradalign import GradAlign
+from gradalign.estimators import ESTIMATORS
 
 
 def test_options_that_mean_nothing_to_an_estimator_are_refused():
@@ -48,3 +50,38 @@ def test_what_does_not_go_together(options, message):
     model, _, _ = make(Counting)
     with pytest.raises(ValueError, match=message):
         gradalign.GradAlign(model, 0.1, **options)
+
+
+# The passes of four micro-batches in the order in which they run; a displaced one is marked.
+ORDERS = {
+    "split": "0 1 2 3* 3",
+    "prefix": "0 1 1* 2 2* 3 3*",
+    "leave_one_out": "0 1 2 3 0* 1* 2* 3*",
+    "symmetric": "0 1 2 3 0* 1* 2* 3*",
+    "momentum": "0 1 2 3",
+    "exact": "0 1 2 3",
+}
+
+
+def order_of_passes(**options):
+    model = nn.Linear(3, 1)
+    aligner, seen = GradAlign(model, 0.1, **options), []
+
+    def loss_fn(batch):
+        number, x = batch
+        seen.append(f"{number}*" if aligner.displaced else f"{number}")
+        return model(x).square().mean()
+
+    aligner.backward(loss_fn, list(enumerate(torch.randn(4, 5, 3))))
+    return " ".join(seen)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_order_of_passes(name):
+    assert order_of_passes(estimator=name) == ORDERS[name]
+
+
+def test_the_order_of_passes_of_other_objectives_and_differences():
+    assert order_of_passes(objective="variance") == "0 1 2 3 3*"  # the displacement contains the probe's own gradient
+    assert order_of_passes(probe_fraction=0.5, difference="central") == "0 1 2* 3* 2* 3* 2 3"
+    assert order_of_passes(estimator="prefix", difference="central") == "0 1 1* 1* 2 2* 2* 3 3* 3*"
