@@ -27,7 +27,7 @@ def coarse(dtype=torch.bfloat16, seed=0):
     return model, loss_fn, batches
 
 
-def steps(aligner, loss_fn, batches, num=1, how="backward"):
+def steps(aligner, model, loss_fn, batches, num=1, how="backward"):
     for _ in range(num):
         if how == "backward":
             aligner.backward(loss_fn, batches)
@@ -35,8 +35,7 @@ def steps(aligner, loss_fn, batches, num=1, how="backward"):
             with aligner.accumulate(len(batches)) as step:
                 for batch in batches:
                     step.backward(lambda batch=batch: loss_fn(batch))
-        for model in aligner._models:
-            model.zero_grad()
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("how", ["backward", "accumulate"])
@@ -47,7 +46,7 @@ def test_a_displacement_that_the_dtype_rounds_away_is_warned_of_once_at_the_call
     model, loss_fn, batches = coarse(dtype)
     aligner = gradalign.GradAlign(model, 0.01, radius=1e-9 if dtype == torch.float32 else 1e-6)
     with pytest.warns(UserWarning, match=f"got {name}, which rounds it to another direction") as caught:
-        steps(aligner, loss_fn, batches, 3, how)
+        steps(aligner, model, loss_fn, batches, 3, how)
     (warning,) = caught
     assert warning.filename == __file__
     assert "use a larger radius" in str(warning.message)
@@ -61,7 +60,7 @@ def test_a_displacement_that_the_dtype_represents_is_not_warned_of(dtype, radius
     aligner = gradalign.GradAlign(model, 0.01, radius=radius)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps(aligner, loss_fn, batches, 2)
+        steps(aligner, model, loss_fn, batches, 2)
     assert float(aligner.stats.displacement_cosine) > 0.7
 
 
@@ -120,12 +119,12 @@ def test_watching_does_not_synchronise_a_device():
     model, loss_fn, batches = coarse()
     model, batches = model.cuda(), [b.cuda() for b in batches]
     aligner = gradalign.GradAlign(model, 0.01, radius=1e-6)
-    steps(aligner, loss_fn, batches, 1)
+    steps(aligner, model, loss_fn, batches, 1)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         with pytest.warns(UserWarning, match="got bfloat16"):
-            steps(aligner, loss_fn, batches, 2)
+            steps(aligner, model, loss_fn, batches, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
