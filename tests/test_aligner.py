@@ -53,6 +53,6 @@ SIMPLE = {"weight": 0.1}
         ({"params": ["head"]}, TypeError, "params: expected parameters of the model; got str"),
     ],
 )
-def test_bad_options_are_told_expected_and_got(options, error, message):
+def test_invalid_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         GradAlign(nn.Linear(2, 1), **(SIMPLE | options))

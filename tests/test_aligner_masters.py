@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.measure import OBJECTIVES
 from support.networks import state
+from support.one_step import run
 from torch import nn
 
 import gradalign
@@ -22,15 +23,6 @@ def low_precision(dtype=torch.bfloat16):
         return model[3](model[:3](x).float()).square().mean() + model[2].weight.float().square().mean()
 
     return model, loss_fn, batches
-
-
-def run(aligner, loss_fn, batches, how):
-    if how == "backward":
-        aligner.backward(loss_fn, batches)
-        return
-    with aligner.accumulate(len(batches)) as step:
-        for batch in batches:
-            step.backward(lambda batch=batch: loss_fn(batch))
 
 
 @pytest.mark.parametrize("how", ["backward", "accumulate"])
@@ -94,7 +86,7 @@ def test_an_exception_leaves_parameters_and_masters(how, number, error):
     before = state(model)
     calls = 0
 
-    def striking(x):
+    def failing(x):
         nonlocal calls
         calls += 1
         if calls == number:
@@ -102,7 +94,7 @@ def test_an_exception_leaves_parameters_and_masters(how, number, error):
         return loss_fn(x)
 
     with pytest.raises(error):
-        run(aligner, striking, batches, how)
+        run(aligner, failing, batches, how)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 

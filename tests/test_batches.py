@@ -61,7 +61,7 @@ def test_parts_are_views():
         (torch.zeros(3), 1.5, TypeError, "k: expected an integer"),
     ],
 )
-def test_what_cannot_be_split(batch, k, error, message):
+def test_batches_that_cannot_be_split_are_refused(batch, k, error, message):
     with pytest.raises(error, match=message):
         chunk(batch, k)
 

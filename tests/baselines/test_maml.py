@@ -54,7 +54,7 @@ def test_two_models_train_together():
     assert relative(found, expected) < 1e-10
 
 
-def test_fused_attention_is_told_what_to_do():
+def test_fused_attention_is_refused_with_the_remedy():
     model = nn.Linear(4, 4)
     before = state(model)
 
@@ -77,11 +77,11 @@ def test_an_interrupt_inside_functional_call_leaves_the_modules_their_parameters
     model, loss_fn, batches = make(Counting)
     own = dict(model.named_parameters())
 
-    def struck(host, named, args):
+    def interrupted(host, named, args):
         model.linear._parameters["weight"] = named["models.0.linear.weight"] * 2  # and never back
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.func, "functional_call", struck)
+    monkeypatch.setattr(torch.func, "functional_call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         MAML(model, inner_lr=0.1).backward(loss_fn, batches)
     assert all(p is own[name] for name, p in model.named_parameters())

@@ -12,7 +12,7 @@ from gradalign.baselines import Reptile
 @pytest.mark.parametrize("how", ["backward", "accumulate"])
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize("kind", [Awkward, Spectral, Counting])
-def test_it_is_the_way_of_sgd_as_a_gradient(kind, k, how):
+def test_it_is_the_path_of_sgd_as_a_gradient(kind, k, how):
     model, loss_fn, batches = make(kind, k=k)
     method = Reptile(model, inner_lr=0.1)
     found, expected, loss, losses = both(model, method, loss_fn, batches, equations.reptile, how=how, inner_lr=0.1)
@@ -43,7 +43,7 @@ def test_bfloat16_gradients_do_not_suffer_from_a_difference_of_parameters():
     assert relative(filled(model).double(), filled(wide)) < 0.02
     literal, _ = equations.reptile(model, loss_fn, batches, 1e-3)
     assert relative(literal.double(), filled(wide)) > 0.2
-    # The way itself is below the resolution of the parameters, and the statistics say so.
+    # The path itself is below the resolution of the parameters, and the statistics say so.
     assert float(method.stats.displacement_cosine) < 0.9
 
 

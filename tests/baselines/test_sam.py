@@ -37,7 +37,7 @@ def test_second_passes_start_from_the_buffers_of_the_first(per_micro_batch):
     assert relative(found, expected) < (1e-12 if per_micro_batch else 1e-3)
 
 
-def test_micro_batches_can_come_one_at_a_time_on_hills_of_their_own():
+def test_per_micro_batch_they_can_come_one_at_a_time():
     model, loss_fn, batches = make(Spectral)
     method = SAM(model, rho=0.1, per_micro_batch=True)
     found, expected, _, _ = both(
@@ -60,7 +60,7 @@ def test_only_the_chosen_parameters_go_uphill():
     assert relative(found, expected) < 1e-12
 
 
-def test_metrics_may_look_away_in_second_passes():
+def test_displaced_is_true_in_second_passes():
     model = torch.nn.Linear(3, 1)
     method, flags = SAM(model), []
 
@@ -72,7 +72,7 @@ def test_metrics_may_look_away_in_second_passes():
     assert flags == [False] * 3 + [True] * 3
 
 
-def test_a_zero_gradient_goes_nowhere():
+def test_a_zero_gradient_displaces_nothing():
     model = torch.nn.Linear(3, 1)
     SAM(model).backward(lambda x: model(x).square().mean() * 0, list(torch.randn(2, 4, 3)))
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())

@@ -31,7 +31,7 @@ def averaged(model, kind, loss_fn, batches, inner_lr):
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize(("kind", "coefficient"), COEFFICIENTS)
-def test_order_inner_lr(kind, coefficient, k):
+def test_the_series_to_first_order_in_inner_lr(kind, coefficient, k):
     model, loss_fn, batches = make(Awkward, k=k, rows=3)
     model.eval()  # no dropout: the same losses in every order
     gbar, term, _, _ = oracle.term(model, loss_fn, batches, "dot", "none", oracle.all_pairs(k))

@@ -67,7 +67,7 @@ def test_a_parameter_that_neither_vector_reaches_stays(space):
     assert values(space.params) == [[1.0, 2.0], [4.0], [4.0]]
 
 
-def test_the_other_side(space):
+def test_reflection_displaces_to_the_other_side(space):
     displacement = Displacement(space)
     displace(displacement)
     displacement.reflect()
@@ -76,7 +76,7 @@ def test_the_other_side(space):
     assert values(space.params) == THETA
 
 
-def test_out_and_in_again(space):
+def test_stepping_out_and_in_again(space):
     displacement = Displacement(space)
     displace(displacement)
     displacement.step_out()

@@ -21,7 +21,7 @@ class OnceDifferentiable(torch.autograd.Function):
         return grad * (1 - x.tanh() ** 2)
 
 
-def test_exact_refuses_a_function_that_can_be_differentiated_once():
+def test_a_function_that_can_be_differentiated_once_is_refused():
     """`autograd.grad` would pass its refusal by and return a Hessian-vector product that lacks a part."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
@@ -32,7 +32,7 @@ def test_exact_refuses_a_function_that_can_be_differentiated_once():
 
 
 @pytest.mark.parametrize("method", ["exact", "MAML"])
-def test_a_refusal_at_the_end_of_the_loss_is_seen(method):
+def test_such_a_function_at_the_end_of_the_loss_is_refused(method):
     """The gradient that reaches it is a constant, so that torch would differentiate twice without its part."""
     model = torch.nn.Linear(3, 1)
     make_method = {

@@ -52,7 +52,7 @@ def test_a_loss_fn_that_calls_backward(retain, number):
     assert grads(model) == [None, None]
 
 
-def test_has_aux_wants_a_pair():
+def test_has_aux_expects_a_pair():
     model, loss_fn, batches = make(Counting)
     with pytest.raises(TypeError, match=r"expected \(loss, aux\) with has_aux=True; got Tensor"):
         GradAlign(model, 0.1).backward(loss_fn, batches, has_aux=True)
@@ -83,5 +83,5 @@ def test_a_loss_that_trains_parameters_of_another_module_is_refused(estimator, w
     GradAlign([encoder, head], weight, estimator=estimator).backward(loss_fn, batches)
     encoder.zero_grad()
     head.requires_grad_(False)
-    inputs = [x.requires_grad_() for x in batches]  # leaves that are no parameters are nobody's business
+    inputs = [x.requires_grad_() for x in batches]  # leaves that are no parameters may be trained
     GradAlign(encoder, weight, estimator=estimator).backward(loss_fn, inputs)

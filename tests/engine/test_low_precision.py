@@ -28,6 +28,7 @@ def coarse(dtype=torch.bfloat16, seed=0):
 
 
 def steps(aligner, model, loss_fn, batches, num=1, how="backward"):
+    """Steps that are called from this file, which a warning then names."""
     for _ in range(num):
         if how == "backward":
             aligner.backward(loss_fn, batches)
@@ -79,7 +80,7 @@ def test_a_warning_that_is_made_an_error_leaves_the_step_undone():
 
 
 class Sent:
-    """A number on its way that arrives when the test says so."""
+    """A transfer that completes when the test says so."""
 
     made: list = []  # noqa: RUF012
 
@@ -91,7 +92,7 @@ class Sent:
         return self.arrived
 
 
-def test_on_a_device_the_number_is_looked_at_once_it_has_arrived(monkeypatch):
+def test_on_a_device_the_cosine_is_judged_in_the_first_step_after_its_transfer(monkeypatch):
     monkeypatch.setattr(low_precision, "AsyncScalar", Sent)
     monkeypatch.setattr(Sent, "made", [])
     watch, cosine = DisplacementWatch(), torch.ones((), device="meta")  # reading a meta tensor would raise
@@ -102,7 +103,7 @@ def test_on_a_device_the_number_is_looked_at_once_it_has_arrived(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         note(0.1)
-        note(0.2)  # the first is on its way: nothing is sent
+        note(0.2)  # the first has not arrived: no other is sent
         assert len(Sent.made) == 1
         Sent.made[0].arrived = 0.9
         note(0.3)

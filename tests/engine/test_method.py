@@ -145,7 +145,7 @@ def test_state_dict_carries_the_step():
         other.load_state_dict({"wrong": 1})
 
 
-def test_a_weight_that_turns_bad_is_an_error_before_anything_happens():
+def test_a_scheduled_weight_that_is_not_finite_is_refused_before_the_first_pass():
     model, loss_fn, batches = make(Counting)
     with pytest.raises(ValueError, match=r"weight\(step\): expected a finite number; got nan"):
         GradAlign(model, lambda step: float("nan")).backward(loss_fn, batches)

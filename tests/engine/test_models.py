@@ -10,7 +10,7 @@ from torch import nn
 from gradalign import GradAlign
 
 
-def test_bad_models_are_told_expected_and_got():
+def test_invalid_models_are_refused():
     with pytest.raises(ValueError, match="expected a model with trainable parameters"):
         GradAlign(nn.Linear(2, 1).requires_grad_(False), 0.1)
     with pytest.raises(TypeError, match="model: expected an nn.Module or several; got int"):

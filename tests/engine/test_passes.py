@@ -82,7 +82,7 @@ def test_an_isolated_pass_has_a_gradient_of_its_own():
     assert (float(loss), loss.requires_grad, g[0].tolist()) == (1, False, [1.0, 0.0])
 
 
-def test_a_displaced_pass_says_so_while_it_runs_even_if_it_fails():
+def test_displaced_is_true_during_a_displaced_pass_even_if_it_fails():
     model = Bowl([1.0, 2.0])
     aligner = GradAlign(model, 0.5)
     seen = []

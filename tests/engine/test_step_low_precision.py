@@ -88,7 +88,7 @@ def test_the_term_is_that_of_the_float64_oracle(dtype, error, masters):
 
 
 @pytest.mark.parametrize(("dtype", "radius"), [(torch.bfloat16, 0.01), (torch.float16, 0.001)])
-def test_the_length_achieved_is_what_the_difference_is_divided_by(dtype, radius):
+def test_the_difference_is_divided_by_the_length_achieved(dtype, radius):
     """Where curvature does not know which elements the dtype lets move, the term keeps its size."""
     model = Bowl(dtype)
     found, term, ratio, _ = term_of(model, lambda model, c: model(c), near(model), radius, weight=1.0)

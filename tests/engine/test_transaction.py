@@ -85,12 +85,12 @@ def foreign_clip(model, optimizer, loss):
     [(foreign_backward, ".grad"), (foreign_step, "parameters"), (foreign_zero, ".grad"), (foreign_clip, ".grad")],
 )
 @pytest.mark.parametrize("at", [1, 3])
-def test_what_is_done_between_the_micro_batches_of_accumulate_is_noticed(foreign, changed, at):
+def test_changes_between_the_micro_batches_of_accumulate_are_refused(foreign, changed, at):
     model, loss_fn, batches = make(Counting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     aligner = GradAlign(model, 0.1)
 
-    def step_with_a_slip():
+    def step_with_a_change():
         with aligner.accumulate(4) as step:
             for i, batch in enumerate(batches):
                 if i == at:
@@ -100,7 +100,7 @@ def test_what_is_done_between_the_micro_batches_of_accumulate_is_noticed(foreign
 
     theta = {}
     with pytest.raises(RuntimeError, match=f"to be left alone between.*got changed {changed};"):
-        step_with_a_slip()
+        step_with_a_change()
     assert grads(model) == [None, None]
     assert all(torch.equal(p, theta[name]) for name, p in model.named_parameters())
     aligner.backward(loss_fn, batches)

@@ -21,13 +21,13 @@ from gradalign.engine.validation import count, finite, flag, fraction, one_of, p
         (3, TypeError, "micro_batches: expected a list"),
     ],
 )
-def test_bad_micro_batches(batches, error, message):
+def test_invalid_micro_batches_are_refused(batches, error, message):
     model = nn.Linear(6, 1)
     with pytest.raises(error, match=message):
         GradAlign(model, 0.1).backward(lambda x: model(x).mean(), batches)
 
 
-def test_likely_slips_are_told_what_to_pass():
+def test_likely_mistakes_are_refused_with_the_remedy():
     model, loss_fn, batches = make(Counting)
     aligner = GradAlign(model, 0.1)
     with pytest.raises(TypeError, match="loss_fn: expected a function that computes the loss; got Tensor"):

@@ -15,7 +15,7 @@ def test_a_number_is_the_weight_of_every_step():
     assert weights(Weight(0.5), 3) == [0.5, 0.5, 0.5]
 
 
-def test_a_function_is_asked_by_the_step():
+def test_a_function_is_called_with_the_step():
     assert weights(Weight(lambda step: 0.5 * step), 3) == [0.0, 0.5, 1.0]
 
 
@@ -30,7 +30,7 @@ def test_only_the_number_0_rules_out_every_step_with_the_term():
     assert Weight(lambda step: 0.0).may_act
 
 
-def test_what_is_no_weight_is_refused():
+def test_an_invalid_weight_is_refused():
     with pytest.raises(ValueError, match="weight: expected a finite number; got inf"):
         Weight(float("inf"))
     with pytest.raises(ValueError, match=r"weight\(step\): expected a finite number; got nan"):

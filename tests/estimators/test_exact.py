@@ -87,7 +87,7 @@ def test_the_weight_may_change_with_the_step():
     assert relative(found[0], found[1]) > 1e-3
 
 
-def test_exact_says_what_to_do_about_fused_attention():
+def test_fused_attention_is_refused_with_the_remedy():
     model = torch.nn.Linear(8, 8)
 
     def loss_fn(x):
@@ -99,7 +99,7 @@ def test_exact_says_what_to_do_about_fused_attention():
     assert model.weight.grad is None
 
 
-def test_exact_refuses_a_backward_it_would_never_call():
+def test_a_backward_that_would_never_be_called_is_refused():
     model, loss_fn, batches = make(Counting)
     aligner = gradalign.GradAlign(model, 0.1, estimator="exact")
     with pytest.raises(ValueError, match="backward: expected None with Exact"):

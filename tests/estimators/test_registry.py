@@ -12,7 +12,7 @@ from gradalign import GradAlign
 from gradalign.estimators import ESTIMATORS
 
 
-def test_options_that_mean_nothing_to_an_estimator_are_refused():
+def test_an_option_of_another_estimator_is_refused():
     model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="probes: expected 'last' with estimator \"prefix\""):
         GradAlign(model, 0.1, estimator="prefix", probes="rotate")
@@ -25,9 +25,9 @@ def test_accumulate_refuses_what_needs_all_micro_batches(options):
     model, _, _ = make(Counting)
     with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
         gradalign.GradAlign(model, 0.1, **options).accumulate(4).__enter__()
-    for resting in ({"weight": lambda step: 0.1 * step}, {"weight": 0.1, "every": 2}):  # in steps without the term too
-        aligner = gradalign.GradAlign(model, **resting, **options)
-        aligner.load_state_dict({"num_steps": 0 if "every" not in resting else 1})
+    for schedule in ({"weight": lambda step: 0.1 * step}, {"weight": 0.1, "every": 2}):  # in steps without the term too
+        aligner = gradalign.GradAlign(model, **schedule, **options)
+        aligner.load_state_dict({"num_steps": 0 if "every" not in schedule else 1})
         with pytest.raises(ValueError, match="accumulate: expected an estimator that sees every micro-batch once"):
             aligner.accumulate(4).__enter__()
     gradalign.GradAlign(model, 0.0, **options).accumulate(4).__enter__()
@@ -46,7 +46,7 @@ def test_accumulate_refuses_what_needs_all_micro_batches(options):
         ({"gradients": "disk"}, "gradients: expected one of 'device', 'host', 'recompute'"),
     ],
 )
-def test_what_does_not_go_together(options, message):
+def test_combinations_that_an_estimator_cannot_do_are_refused(options, message):
     model, _, _ = make(Counting)
     with pytest.raises(ValueError, match=message):
         gradalign.GradAlign(model, 0.1, **options)

@@ -1,21 +1,40 @@
-"""Interrupts at chosen lines of the package."""
+"""Errors in the loss, in its backward pass and at chosen lines of the package."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import torch
+
 import gradalign
 
 PACKAGE = str(Path(gradalign.__file__).parent)
 
 
-def lines(run, strike_at=None, functions=None):
+class InjectedError(Exception):
+    """Raised where a test wants it."""
+
+
+class FailingBackward(torch.autograd.Function):
+    """The identity, whose backward pass raises the given error."""
+
+    @staticmethod
+    def forward(ctx, loss, error):
+        ctx.error = error
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ctx.error
+
+
+def lines(run, interrupt_at=None, functions=None):
     """Count the lines of the package that `run` executes, and interrupt it at one of them.
 
     Args:
         run: called without arguments.
-        strike_at: the line, counted from 1, at which KeyboardInterrupt is raised; None: nowhere.
+        interrupt_at: the line, counted from 1, at which KeyboardInterrupt is raised; None: nowhere.
         functions: names of the functions whose lines count; None: all of the package.
 
     Returns:
@@ -32,7 +51,7 @@ def lines(run, strike_at=None, functions=None):
             return None
         if event == "line":
             count += 1
-            if count == strike_at:
+            if count == interrupt_at:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return trace
