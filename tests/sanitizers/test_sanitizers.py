@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
-from run import run
 
 from gradalign.extension import compiler
+
+run = runpy.run_path(str(Path(__file__).with_name("run.py")))["run"]
 
 pytestmark = [
     pytest.mark.slow,

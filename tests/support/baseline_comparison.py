@@ -6,6 +6,7 @@ import torch
 
 from support import oracle
 from support.networks import state, trainable
+from support.one_step import run
 
 
 def filled(model):
@@ -20,15 +21,6 @@ def mask_of(model, subset):
 
 def relative(a, b):
     return float((a - b).norm() / b.norm())
-
-
-def run(method, loss_fn, batches, how="backward", **options):
-    """One step, in one call or one micro-batch at a time."""
-    if how == "backward":
-        return method.backward(loss_fn, batches, **options)
-    with method.accumulate(len(batches), **options) as step:
-        losses = [step.backward(lambda batch=batch: loss_fn(batch)) for batch in batches]
-    return torch.stack(losses).mean()
 
 
 def both(model, method, loss_fn, batches, equation, *, how="backward", **arguments):

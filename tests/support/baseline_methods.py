@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from gradalign import GradAlign
-from gradalign.baselines import FOMAML, MAML, SAM, DoubleBackward, FullHessian, Reptile
+from gradalign.baselines import FOMAML, MAML, SAM, Reptile
 
+# "exact", double backward over all pairs, is an estimator of GradAlign and the naive way to what the others estimate.
 BASELINES = {
     "Reptile": lambda model, **options: Reptile(model, 0.1, **options),
     "FOMAML": lambda model, **options: FOMAML(model, 0.1, **options),
     "MAML": lambda model, **options: MAML(model, 0.1, **options),
     "SAM": lambda model, **options: SAM(model, 0.1, **options),
     "m-SAM": lambda model, **options: SAM(model, 0.1, per_micro_batch=True, **options),
-    "DoubleBackward": lambda model, **options: DoubleBackward(model, 0.1, **options),
-    "FullHessian": lambda model, **options: FullHessian(model, 0.1, objective="cosine", **options),
+    "exact": lambda model, **options: GradAlign(model, 0.1, estimator="exact", **options),
 }
 METHODS = BASELINES | {"GradAlign": lambda model, **options: GradAlign(model, 0.1, **options)}
 
