@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,23 @@ _import_benchmarks()
 def _deterministic():
     """Every test starts from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def asset():
+    """Locates a pretrained model or a data set. Where it is not installed the test is skipped, or fails in CI."""
+    from gradalign.cli.errors import CommandError
+    from gradalign.cli.workload import assets
+
+    def locate(name):
+        try:
+            return assets.locate(name)
+        except CommandError as error:
+            if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
+                raise
+            pytest.skip(str(error))
+
+    return locate
 
 
 @pytest.fixture
