@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The records of all seeds, and the peak memory of each arm."""
-    from gradalign.cli.demo.bar import Bar
+    from gradalign.cli.demo.progress import Bar
 
     device = places.usable_device(settings.device)
     with console.status(f"loading {settings.model} and {settings.data}") as status:

@@ -13,8 +13,8 @@ from gradalign._version import __version__
 from gradalign.backends import dispatch
 from gradalign.cli import machine
 from gradalign.cli.demo.arm import Arm
+from gradalign.cli.demo.paired import Interval, interval
 from gradalign.cli.demo.train import cost_factor
-from gradalign.cli.paired import Interval, interval
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy")
 ARMS = ("adamw", "gradalign")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gradalign.cli.paired import LEAST_SEEDS, Interval
+from gradalign.cli.demo.paired import LEAST_SEEDS, Interval
 
 Row = tuple[str, str, str, str]
 

@@ -7,7 +7,7 @@ import pytest
 from gradalign.cli.demo import plot as demo_plot
 from gradalign.cli.demo import record as demo_record
 from gradalign.cli.demo import report as demo_report
-from gradalign.cli.paired import Interval
+from gradalign.cli.demo.paired import Interval
 
 SETTINGS = {
     "model": "bert-tiny",
