@@ -29,6 +29,7 @@ def minilm(asset, precision, radii, k):
     """
     asset("minilm")
     asset("rotten-tomatoes")
-    args = {"csv": None, "k": k, "batch": 8, "model": "minilm", "seed": 0, "precision": precision, "train": False}
-    options = argparse.Namespace(**args, radii=radii, reference="double_backward", probe_fraction=1 / k)
+    texts = {"csv": None, "text_column": "text", "label_column": "label", "k": k, "batch": 8, "seed": 0}
+    model = {"model": "minilm", "precision": precision, "train": False}
+    options = argparse.Namespace(**texts, **model, radii=radii, reference="double_backward", probe_fraction=1 / k)
     return options, *tune.load(options, torch.device("cpu"))
