@@ -12,11 +12,12 @@ import gradalign
 from gradalign.cli import options, places
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload import arguments, assets
-from gradalign.cli.workload.data import load_corpus, split_by_group
+from gradalign.cli.workload.data import load_corpus
 from gradalign.cli.workload.model import Batch, Classifier, Collator, load_pretrained
+from gradalign.cli.workload.sampling import split_by_group
+from gradalign.tuning.tuner import REFERENCES
 
 PRECISIONS = ("float32", "bfloat16", "float16", "autocast")
-REFERENCES = ("auto", "double_backward", "richardson")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -15,7 +15,7 @@ from gradalign.tuning.differences import Differences, wide_zeros
 MAX_GRADIENT_ERROR = 0.1  # how far the gradient of the differentiable pass may be from that of the plain pass
 SUSPICIOUS_ERROR = 0.05  # double backward is checked where every central difference is at least this far from it
 TRUSTED_RATIO = (
-    0.2  # an extrapolation is trusted over double backward where its uncertainty is this much below that error
+    0.2  # an extrapolation replaces double backward where its uncertainty is below this fraction of that error
 )
 
 
@@ -42,7 +42,7 @@ def compute_reference(differences: Differences, method: str, radii: Sequence[flo
         return richardson(differences, radii)
     try:
         return double_backward(differences)
-    except RuntimeError as error:  # these passes ran without create_graph, so the second derivative failed
+    except RuntimeError as error:  # the same passes ran without create_graph, so the second derivative failed
         if method == "double_backward":
             raise
         reason = str(error).strip().splitlines()[0]

@@ -16,8 +16,9 @@ from gradalign.cli.demo.record import seed_record
 from gradalign.cli.demo.settings import Settings
 from gradalign.cli.demo.train import Arms, Progress, train_equal_steps, train_equal_time
 from gradalign.cli.errors import CommandError
-from gradalign.cli.workload.data import Corpus, flip_labels, shuffled_batches, split_by_group
+from gradalign.cli.workload.data import Corpus
 from gradalign.cli.workload.model import Batch, Classifier, Collator
+from gradalign.cli.workload.sampling import flip_labels, shuffled_batches, split_by_group
 
 EVALUATION_BATCH = 128
 ALIGNMENT_BATCHES = 32  # with 8 of them the result would depend on a few texts

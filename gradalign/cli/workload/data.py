@@ -1,13 +1,11 @@
-"""Labelled texts: where they are read from, a split that keeps films apart, and the order of the batches."""
+"""Labelled texts, from the Rotten Tomatoes snippets or a CSV file."""
 
 from __future__ import annotations
 
 import bz2
 import csv
 import gzip
-import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -80,56 +78,6 @@ def _check_columns(path: Path, columns: list[str], names: dict[str, str | None])
             raise CommandError(
                 f"{option}: expected one of the columns {', '.join(columns) or '(none)'} of {path}; got {name!r}"
             )
-
-
-def split_by_group(corpus: Corpus, seed: int, train_size: int, test_size: int) -> tuple[list[Snippet], list[Snippet]]:
-    """Training and test snippets with no group in common, the same for the same seed.
-
-    Groups go to the test set in random order until it has `test_size` snippets, all others to the training set. Both sets
-    are then shuffled and cut to size.
-
-    Raises:
-        CommandError: one of the two would have too few snippets.
-    """
-    rng = random.Random(seed)
-    members: dict[str, list[Snippet]] = {}
-    for snippet in corpus.snippets:
-        members.setdefault(snippet.group, []).append(snippet)
-    groups = sorted(members)
-    rng.shuffle(groups)
-    test: list[Snippet] = []
-    train: list[Snippet] = []
-    for group in groups:
-        (test if len(test) < test_size else train).extend(members[group])
-    if len(train) < train_size or len(test) < test_size:
-        raise CommandError(
-            f"expected at least {train_size} snippets for training and {test_size} for the test, of different groups; got "
-            f"{len(train)} and {len(test)} of {len(corpus.snippets)} in {corpus.name}; lower --train-size or --test-size"
-        )
-    rng.shuffle(train)
-    rng.shuffle(test)
-    return train[:train_size], test[:test_size]
-
-
-def flip_labels(snippets: list[Snippet], fraction: float, num_classes: int, seed: int) -> list[Snippet]:
-    """The same snippets with wrong labels for a random `fraction` of them."""
-    rng = random.Random(seed)
-    flipped = set(rng.sample(range(len(snippets)), round(fraction * len(snippets))))
-    return [
-        s._replace(label=(s.label + rng.randrange(1, num_classes)) % num_classes) if i in flipped else s
-        for i, s in enumerate(snippets)
-    ]
-
-
-def shuffled_batches(num_snippets: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of `size` indices; each epoch is a new shuffle, and a batch may extend into the next epoch."""
-    rng = random.Random(seed)
-    pending: list[int] = []
-    while True:
-        while len(pending) < size:
-            pending += rng.sample(range(num_snippets), num_snippets)
-        yield pending[:size]
-        pending = pending[size:]
 
 
 def _corpus(name: str, triples: list[tuple[str, str, str]]) -> Corpus:
