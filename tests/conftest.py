@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -15,6 +16,23 @@ runpy.run_path(str(Path(__file__).with_name("import_path.py")))
 def _deterministic():
     """Every test starts from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def asset():
+    """Locates a pretrained model or a data set. Where it is not installed the test is skipped, or fails in CI."""
+    from gradalign.cli.errors import CommandError
+    from gradalign.cli.workload import assets
+
+    def locate(name):
+        try:
+            return assets.locate(name)
+        except CommandError as error:
+            if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
+                raise
+            pytest.skip(str(error))
+
+    return locate
 
 
 @pytest.fixture

@@ -6,20 +6,8 @@ import torch
 from benchmarks.errors import CommandError
 from benchmarks.steps import models, text, workloads
 from benchmarks.steps.workloads import Workload, load
-from gradalign.cli.workload import assets
 
 CPU = torch.device("cpu")
-
-
-def has(asset):
-    try:
-        assets.locate(asset)
-    except CommandError:
-        return False
-    return True
-
-
-texts = pytest.mark.skipif(not (has("rotten-tomatoes") and has("bert-tiny")), reason="the demo's assets are not here")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +79,9 @@ def test_an_unknown_model_is_named():
         load(Workload("gpt", 2, 2, 2), CPU, seed=0)
 
 
-@texts
-def test_texts_are_real_rows_of_the_exact_length_and_both_classes():
+def test_texts_are_real_rows_of_the_exact_length_and_both_classes(asset):
+    asset("rotten-tomatoes")
+    asset("bert-tiny")
     tokenizer = text.pretrained.load_pretrained("bert-tiny")[1]
     rows = text.labelled(tokenizer, 40, 6, seed=0)
     assert [len(ids) for ids, _ in rows] == [40] * 6
@@ -101,8 +90,9 @@ def test_texts_are_real_rows_of_the_exact_length_and_both_classes():
     assert " the " in " ".join(tokenizer.decode(ids) for ids, _ in rows)
 
 
-@texts
-def test_an_encoder_is_pretrained_and_in_training_mode():
+def test_an_encoder_is_pretrained_and_in_training_mode(asset):
+    asset("rotten-tomatoes")
+    asset("bert-tiny")
     loaded = load(Workload("bert-tiny", 2, 2, 16), CPU, seed=0, eager=True)
     assert loaded.data == "Rotten Tomatoes, pretrained"
     assert loaded.model.training

@@ -1,6 +1,6 @@
 import pytest
 
-from gradalign.cli.paired import Interval, interval, t_quantile
+from gradalign.cli.demo.paired import Interval, interval, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class Bar:
-    """A `demo_train.Watcher` that shows the steps done and to come, and the time they take.
+class ProgressBar:
+    """Shows how many steps are done, how many are left, and the time they take.
 
     Args:
         console: where it is drawn.
-        steps: that are certain to come.
+        steps: how many are known to be needed; `add_steps` adds more.
     """
 
     def __init__(self, console: Console, steps: int) -> None:
@@ -24,7 +24,7 @@ class Bar:
         self._task = self._progress.add_task("", total=steps)
         self._total = steps
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         self._progress.start()
         return self
 
@@ -33,15 +33,15 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def name(self, text: str) -> None:
-        """What is being done, left of the bar."""
+    def describe(self, text: str) -> None:
+        """Sets the text at the left of the bar."""
         self._progress.update(self._task, description=text)
 
-    def expect(self, steps: int) -> None:
-        """So many further steps are to come."""
+    def add_steps(self, steps: int) -> None:
+        """Adds steps to the total."""
         self._total += steps
         self._progress.update(self._task, total=self._total)
 
     def advance(self) -> None:
-        """A step is done."""
+        """One step is done."""
         self._progress.advance(self._task)
