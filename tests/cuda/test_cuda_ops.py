@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.kernel_cases import assert_stored, copies, dot, double, tensors
-from test_ops import (
+from support.op_cases import (
     SCALE,
     magnitudes,
     test_a_thousand_small_tensors,

@@ -15,7 +15,7 @@ import pytest
 
 from gradalign.extension import UnavailableError, cache, compiler, ensure, library, loading
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
 
 TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }\n'

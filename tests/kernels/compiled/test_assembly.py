@@ -10,16 +10,11 @@ import pytest
 import triton
 import triton.language as tl
 from support.triton.assembly import TARGETS, Assembly, Case, compiled, element_bytes
-from support.triton.cases import ROWS, Row, dtype_names
+from support.triton.cases import ROWS, Row, compiled_row, dtype_names
 
 from gradalign.kernels.sweep import read_wide
 
 REGISTERS = 64
-
-
-def compiled_row(place: tuple[int, str]) -> Assembly:
-    row, target = place
-    return compiled(ROWS[row].case, target)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import pytest
-import test_native_steps as cases
 import torch
-from test_native_steps import (  # noqa: F401
+from support.step_cases import (  # noqa: F401
     test_16_bit_state_is_computed_in_float32_and_rounded_once,
     test_a_skipped_step_only_clears_gradients,
     test_a_step_is_that_of_the_reference_in_float64,
@@ -19,7 +19,10 @@ from gradalign.backends import triton
 from gradalign.backends.rounding import RoundingStream
 from gradalign.kernels.sweep import CHUNK
 
-cases.native = triton
+
+@pytest.fixture
+def backend() -> ModuleType:
+    return triton
 
 
 def scalars(grad_scale: float, lr: float, weight_decay: float) -> tuple[torch.Tensor, ...]:

@@ -3,6 +3,6 @@
 
 #include "device.h"
 
-#include "../../../csrc/cuda/register.h"
+#include "../../../../csrc/cuda/register.h"
 
 STABLE_TORCH_LIBRARY_IMPL(gradalign_emulated, CPU, m) { gradalign::register_cuda(m); }
