@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../plan.h"
-#include "operand.h"
+#include "../tensor/operand.h"
 
 namespace gradalign {
 

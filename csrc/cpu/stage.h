@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../math/storage.h"
-#include "operand.h"
+#include "../tensor/operand.h"
 #include "vectors.h"
 
 GRADALIGN_NAMESPACE_BEGIN

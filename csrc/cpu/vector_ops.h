@@ -4,7 +4,7 @@
 #pragma once
 
 #include "launch.h"
-#include "tensors.h"
+#include "../tensor/tensors.h"
 
 namespace gradalign {
 

@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "../cpu/operand.h"
+#include "../tensor/operand.h"
 #include "scalar.cuh"
 
 namespace gradalign::cuda {

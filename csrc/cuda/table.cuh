@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../cpu/operand.h"
+#include "../tensor/operand.h"
 #include "../math/host_device.h"
 
 namespace gradalign::cuda {

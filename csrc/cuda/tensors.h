@@ -1,7 +1,7 @@
 // Tensors of the LibTorch stable ABI on a device, as the kernels' operands.
 #pragma once
 
-#include "../cpu/tensors.h"
+#include "../tensor/tensors.h"
 #include "device.h"
 #include "kernels.h"
 

@@ -34,7 +34,7 @@ def emulated_library() -> Library:
             *(Unit(f"cuda/{name}", f"{name}.o", flags) for name in kernels),
         ),
         link=cpu.link,
-        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
+        inputs=("math", "tensor", "cuda"),
         built_for=f"{cpu.built_for}, emulator {headers}",
     )
 
