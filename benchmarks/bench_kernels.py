@@ -15,6 +15,8 @@ import torch
 from timing import Calls, Row, arguments, backends, compiled, report, rows
 from workloads import Lists, workloads
 
+from gradalign.backends import signatures
+
 BETAS, EPS = (0.9, 0.999), 1e-8
 NORM_PERTURB = "norm_dot + perturb_"
 
@@ -34,9 +36,12 @@ def ops_of(kernels: ModuleType, lists: Lists) -> Calls:
         ("swap_", name): (lambda: kernels.swap_(p, backup), 4),
         ("accumulate_", name): (lambda: kernels.accumulate_(backup, x, lists.tiny), 3),
         ("combine_", name): (lambda: kernels.combine_(backup, x, g, lists.tiny, lists.tiny), 3),
-        ("adamw_step_", name): (lambda: kernels.adamw_step_(p, g, m, v, [], [], *scalars, **adam), 7),
-        ("sgd_step_", name): (lambda: kernels.sgd_step_(p, g, m, [], *scalars, momentum=0.9), 5),
-        ("lamb_step_", name): (lambda: kernels.lamb_step_(p, g, m, v, [], *scalars, **adam), 10),
+        ("adamw_step_", name): (
+            lambda: signatures.call(kernels, "adamw_step_", p, g, m, v, [], [], *scalars, **adam),
+            7,
+        ),
+        ("sgd_step_", name): (lambda: signatures.call(kernels, "sgd_step_", p, g, m, [], *scalars, momentum=0.9), 5),
+        ("lamb_step_", name): (lambda: signatures.call(kernels, "lamb_step_", p, g, m, v, [], *scalars, **adam), 10),
     }
 
 

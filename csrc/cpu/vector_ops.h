@@ -4,7 +4,7 @@
 #pragma once
 
 #include "launch.h"
-#include "../tensor/tensors.h"
+#include "tensors.h"
 
 namespace gradalign {
 

@@ -1,4 +1,4 @@
-// Tensors of the LibTorch stable ABI as the kernels' operands, and what bad input is told.
+// Tensors of the LibTorch stable ABI as the kernels' operands, and how bad input is refused: for the CPU and CUDA.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -42,11 +42,8 @@ inline Dtype dtype_of(const Tensor& tensor, const char* op) {
   return Dtype::f16;
 }
 
+// A tensor that is dense and in memory that the kernels reach, which the caller has made sure of.
 inline Operand operand_of(const Tensor& tensor, const char* op) {
-  int32_t layout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  static const int32_t strided = aoti_torch_layout_strided();
-  expect(tensor.is_cpu() && layout == strided, op, "expected dense tensors in the memory of the CPU; move them there first");
   Operand operand{};
   operand.dtype = dtype_of(tensor, op);
   operand.data = static_cast<char*>(tensor.data_ptr());
@@ -60,28 +57,19 @@ inline Operand operand_of(const Tensor& tensor, const char* op) {
   return operand;
 }
 
-inline Operands operands_of(const Tensors& tensors, const std::vector<int64_t>& numels, const char* op, const char* name) {
-  if (tensors.size() != numels.size()) {
-    refuse(op, "expected " + std::string(name) + " to have " + std::to_string(numels.size()) + " tensors; got " +
-                   std::to_string(tensors.size()));
-  }
-  Operands operands;
-  operands.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (tensors[i].numel() != numels[i]) {
-      refuse(op, "expected " + std::string(name) + "[" + std::to_string(i) + "] to have " + std::to_string(numels[i]) +
-                     " elements; got " + std::to_string(tensors[i].numel()));
-    }
-    operands.push_back(operand_of(tensors[i], op));
-  }
-  return operands;
+inline bool is_strided(const Tensor& tensor) {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  static const int32_t strided = aoti_torch_layout_strided();
+  return layout == strided;
 }
 
-inline std::vector<int64_t> numels_of(const Tensors& tensors) {
-  std::vector<int64_t> numels;
-  numels.reserve(tensors.size());
-  for (const Tensor& tensor : tensors) numels.push_back(tensor.numel());
-  return numels;
+inline std::string wrong_length(const char* name, size_t expected, size_t got) {
+  return "expected " + std::string(name) + " to have " + std::to_string(expected) + " tensors; got " + std::to_string(got);
+}
+
+inline std::string wrong_steps(size_t expected, size_t got) {
+  return "expected one of steps for each of params (" + std::to_string(expected) + "); got " + std::to_string(got);
 }
 
 // Whether the elements fill their stretch of memory, each at its own place.
@@ -119,28 +107,6 @@ inline void flatten_alike(const std::vector<Operands*>& lists) {
       if (!list->empty()) (*list)[i].flat = true;
     }
   }
-}
-
-// Calls visit(a pointer of the tensor's own type) for the types that a scalar can have; false for any other.
-template <class Visit>
-bool visit_scalar(const Tensor& tensor, Visit visit) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  void* data = tensor.data_ptr();
-  if (dtype == aoti_torch_dtype_float32()) return visit(static_cast<float*>(data)), true;
-  if (dtype == aoti_torch_dtype_float64()) return visit(static_cast<double*>(data)), true;
-  if (dtype == aoti_torch_dtype_int64()) return visit(static_cast<int64_t*>(data)), true;
-  if (dtype == aoti_torch_dtype_int32()) return visit(static_cast<int32_t*>(data)), true;
-  if (dtype == aoti_torch_dtype_bool()) return visit(static_cast<uint8_t*>(data)), true;
-  return false;
-}
-
-inline double scalar_of(const Tensor& tensor, const char* op, const char* name) {
-  if (tensor.numel() != 1 || !tensor.is_cpu()) refuse(op, std::string("expected ") + name + " to be a 0-dim tensor on the CPU");
-  double value = 0;
-  if (visit_scalar(tensor, [&](const auto* data) { value = static_cast<double>(*data); })) return value;
-  const void* data = tensor.const_data_ptr();
-  return dtype_of(tensor, op) == Dtype::bf16 ? widen(*static_cast<const bf16*>(data)) : widen(*static_cast<const fp16*>(data));
 }
 
 }  // namespace gradalign

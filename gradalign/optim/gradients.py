@@ -70,6 +70,6 @@ def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str
         by_device[batch.device].extend(batch.grads)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for place, grads in by_device.items():
-        ops = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
-        total = total + moved(ops.norm_dot(grads)[0], device)
+        chosen = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
+        total = total + moved(chosen.norm_dot(grads)[0], device)
     return total

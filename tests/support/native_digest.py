@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from gradalign.backends import native
+from gradalign.backends import native, signatures
 from support.kernel_cases import DTYPES, copies, tensors
 
 SCALE = torch.tensor(0.37, dtype=torch.float64)
@@ -29,8 +29,10 @@ def results_digest(isa: str) -> str:
             m, v, steps = copies(y), [t.abs() for t in y], [torch.zeros(()) for _ in y]
             step = (SCALE, SCALE, SCALE)
             if isa != "portable":
-                native.adamw_step_(p, copies(x), m, v, [], [], steps, *step, beta1=0.9, beta2=0.99, eps=1e-8)
-            native.sgd_step_(b, copies(x), m, [], steps, *step, momentum=0.9)
+                signatures.call(
+                    native, "adamw_step_", p, copies(x), m, v, [], [], steps, *step, beta1=0.9, beta2=0.99, eps=1e-8
+                )
+            signatures.call(native, "sgd_step_", b, copies(x), m, [], steps, *step, momentum=0.9)
             for t in (*p, *b, *x, *m, *v, *sums):
                 total.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

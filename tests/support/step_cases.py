@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 
-from gradalign.backends import reference
+from gradalign.backends import reference, signatures
 from support.kernel_cases import DTYPES, copies, tensors
 
 # A parameter is rounded once at the store; its update is off by a few roundings of float32 (LAMB: and of its norms' sums).
@@ -47,15 +47,17 @@ def run(backend, op, inputs, flag=False, scale=0.5, **options):
     scalars = (torch.tensor(scale), torch.tensor(0.01, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64))
     options = {"maximize": flag, "zero_grads": flag, **options}
     i = inputs
+    adam = {"beta1": 0.9, "beta2": 0.99}
     if op == "adamw":
         lists = (i.params, i.grads, i.m, i.v, i.largest if flag else [], i.masters, i.steps)
-        backend.adamw_step_(*lists, *scalars, beta1=0.9, beta2=0.99, eps=1e-8, decoupled=not flag, **options)
+        options |= {**adam, "eps": 1e-8, "decoupled": not flag}
     elif op == "sgd":
         lists = (i.params, i.grads, i.m, i.masters, i.steps)
-        backend.sgd_step_(*lists, *scalars, momentum=0.9, dampening=0.0 if flag else 0.1, nesterov=flag, **options)
+        options |= {"momentum": 0.9, "dampening": 0.0 if flag else 0.1, "nesterov": flag}
     else:
         lists = (i.params, i.grads, i.m, i.v, i.masters, i.steps)
-        backend.lamb_step_(*lists, *scalars, beta1=0.9, beta2=0.99, eps=1e-6, trust=not flag, **options)
+        options |= {**adam, "eps": 1e-6, "trust": not flag}
+    signatures.call(backend, f"{op}_step_", *lists, *scalars, **options)
 
 
 def assert_near(actual, exact, tolerance):
@@ -132,10 +134,9 @@ def test_stochastic_rounding_draws_the_bits_of_the_reference(backend, masters, l
 def test_stochastic_rounding_is_right_on_average(backend):
     exact = torch.full((65536,), 1 + 2**-10)  # an eighth of the way from 1 to the next bfloat16
     params = [torch.zeros(65536, dtype=torch.bfloat16)]
-    backend.sgd_step_(
-        params, [torch.zeros_like(params[0])], [], [exact.clone()], [torch.zeros(())], *map(torch.tensor, (1.0, 0.0, 0.0)),
-        seed=torch.tensor(3),
-    )  # fmt: skip
+    lists = (params, [torch.zeros_like(params[0])], [], [exact.clone()], [torch.zeros(())])
+    scalars = map(torch.tensor, (1.0, 0.0, 0.0))
+    signatures.call(backend, "sgd_step_", *lists, *scalars, seed=torch.tensor(3))
     assert set(params[0].unique().tolist()) == {1.0, 1 + 2**-7}
     # 65,536 draws of probability 1/8: three standard deviations are 0.004.
     assert abs(float((params[0] > 1).double().mean()) - 1 / 8) < 0.004
