@@ -10,7 +10,7 @@ from gradalign.kernels.advance import Coefficients, advance_steps, double, power
 from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run, run_each
 from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write_params
-from gradalign.kernels.sweep import guarded, lanes, read_wide, write
+from gradalign.kernels.sweep import masked, read_wide, row_sums, write
 
 
 @triton.jit
@@ -43,9 +43,9 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[2], at, v)
         adam = direction(widen(m), widen(v), inverse1, inverse2, eps)
         p = read_wide(ptrs[3], at)
-        u = guarded(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
-        pp += lanes(p * p)
-        uu += lanes(u * u)
+        u = masked(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
+        pp += row_sums(p * p)
+        uu += row_sums(u * u)
     if ZERO:
         clear(ptrs[0], at)
     return pp, uu

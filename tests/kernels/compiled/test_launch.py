@@ -13,8 +13,8 @@ from support.triton import no_gpu
 
 from gradalign.backends import signatures, triton
 from gradalign.kernels import launch
-from gradalign.kernels.columns import column
 from gradalign.kernels.sweep import CHUNK
+from gradalign.kernels.tensor_lists import entry_of
 
 HALF = torch.tensor(0.5)
 
@@ -92,23 +92,23 @@ def test_a_tensor_whose_memory_moved_is_found(launches: list[tuple]) -> None:
 
 def test_an_identity_that_passed_to_another_tensor_is_no_hit() -> None:
     xs = ones(8, 8)
-    first = column(xs)
-    assert column(xs) is first
-    assert column(xs) is first
+    first = entry_of(xs)
+    assert entry_of(xs) is first
+    assert entry_of(xs) is first
     memory = xs[1].data_ptr()
     xs[1] = xs[1].view(torch.bfloat16)  # the same address, another dtype; perhaps the same identity
     gc.collect()
-    second = column(xs)
+    second = entry_of(xs)
     assert second is not first
     assert second.addresses[1] == memory
-    assert second.kinds != first.kinds
+    assert second.formats != first.formats
 
 
 def test_views_of_one_memory_are_told_apart() -> None:
     x = torch.ones(4, 6)
-    kinds = [column([view]).kinds for view in (x, x.t(), x[:, ::2], x)]
-    assert kinds[0] == kinds[3]
-    assert len(set(kinds)) == 3
+    formats = [entry_of([view]).formats for view in (x, x.t(), x[:, ::2], x)]
+    assert formats[0] == formats[3]
+    assert len(set(formats)) == 3
 
 
 def test_permuted_tensors_that_agree_are_not_copied(launches: list[tuple]) -> None:
