@@ -1,4 +1,4 @@
-"""The kernels, for people with their own loops.
+"""The kernels as functions, for training loops of your own.
 
 Every function takes lists of tensors of one device and works on all of them at once. Scalars are 0-dim tensors on that
 device, so that nothing is read back to the host; reductions come back as float64 tensors on that device. Arithmetic is done
@@ -308,22 +308,22 @@ def sgd_step_(
         params: theta; written.
         grads: the gradients; written only with `zero_grads`.
         momentum_buffers: b, or empty for no momentum; written. Where `steps` is 0 their content is not used.
-        masters: as in `adamw_step_`, like all that follows and is not named here.
-        steps: as there; 0 marks the first step.
-        grad_scale: as there.
-        lr: as there.
-        weight_decay: as there.
-        skip: as there.
-        seed: as there.
+        masters: see `adamw_step_`.
+        steps: see `adamw_step_`; 0 marks the first step.
+        grad_scale: see `adamw_step_`.
+        lr: see `adamw_step_`.
+        weight_decay: see `adamw_step_`.
+        skip: see `adamw_step_`.
+        seed: see `adamw_step_`.
         momentum: decay rate of b.
         dampening: how much of the gradient b leaves out.
         nesterov: look ahead along b.
-        maximize: as there.
-        zero_grads: as there.
+        maximize: see `adamw_step_`.
+        zero_grads: see `adamw_step_`.
 
     Raises:
-        ValueError: as there; a momentum without buffers.
-        TypeError: as there.
+        ValueError: as `adamw_step_`; momentum without buffers.
+        TypeError: as `adamw_step_`.
     """
     tensors = StepTensors(params, grads, (momentum_buffers,), masters, steps)
     scalars = StepScalars(grad_scale, lr, weight_decay, skip, seed)
@@ -369,23 +369,23 @@ def lamb_step_(
         grads: the gradients; written only with `zero_grads`.
         exp_avgs: m; written.
         exp_avg_sqs: v; written.
-        masters: as in `adamw_step_`, like all that follows and is not named here.
-        steps: as there.
-        grad_scale: as there.
-        lr: as there.
-        weight_decay: as there.
-        skip: as there.
-        seed: as there.
-        beta1: as there.
-        beta2: as there.
-        eps: as there.
+        masters: see `adamw_step_`.
+        steps: see `adamw_step_`.
+        grad_scale: see `adamw_step_`.
+        lr: see `adamw_step_`.
+        weight_decay: see `adamw_step_`.
+        skip: see `adamw_step_`.
+        seed: see `adamw_step_`.
+        beta1: see `adamw_step_`.
+        beta2: see `adamw_step_`.
+        eps: see `adamw_step_`.
         trust: whether the ratio of the norms is used; else it is 1.
-        maximize: as there.
-        zero_grads: as there.
+        maximize: see `adamw_step_`.
+        zero_grads: see `adamw_step_`.
 
     Raises:
-        ValueError: as there.
-        TypeError: as there.
+        ValueError: as `adamw_step_`.
+        TypeError: as `adamw_step_`.
     """
     tensors = StepTensors(params, grads, (exp_avgs, exp_avg_sqs), masters, steps)
     scalars = StepScalars(grad_scale, lr, weight_decay, skip, seed)

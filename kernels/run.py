@@ -1,4 +1,4 @@
-"""An op: tables, the sweep over every group of tensors, the second stage of the reductions, and the odd tensors."""
+"""An op: tables, the sweep over every group of tensors, the second stage of the reductions, copies where a layout needs one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sweep(NamedTuple):
         block: see `gradalign.kernels.sweep`.
         written: the lists that it writes, in the order in which contiguous copies of theirs are put back.
         scalars: 0-dim tensors.
-        per_tensor: vectors with an entry a tensor.
+        per_tensor: vectors with one entry per tensor.
         floats: numbers.
         options: constants, compiled in.
         num_sums: how many sums it keeps.
@@ -78,7 +78,7 @@ def run_each(work: Sweep, lists: Sequence[Tensors]) -> Tensor:
 
 
 def make_current(device: torch.device) -> AbstractContextManager:
-    """Make the device current; free where it is."""
+    """Make the device current; costs nothing where it is already."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
@@ -120,7 +120,7 @@ def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
 
 
 class _ContiguousCopies:
-    """One tensor of every list, as contiguous copies; tensors that are one another's stay so."""
+    """One tensor of every list as contiguous copies; two that share memory share a copy."""
 
     def __init__(self, lists: Sequence[Tensors], i: int) -> None:
         self._originals = [tensors[i] for tensors in lists]

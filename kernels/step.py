@@ -1,7 +1,7 @@
 """What every optimizer step does to a block: unscale the gradient, write state, master and parameter.
 
-The lists of a step are params, grads, masters where there are any, then its state; per tensor it knows whether the step is
-made (`kept`) and the key of its rounding stream. A step that is skipped reads and writes nothing but zeroed gradients.
+The lists of a step are params, grads, masters where there are any, then its state; per tensor it is given whether the step is
+made (`kept`) and the key of the rounding stream. A step that is skipped reads and writes nothing but zeroed gradients.
 Products are fused into sums where torch's fused optimizers are compiled that way, as in the reference.
 """
 

@@ -8,7 +8,7 @@
     sums     one float32 vector a reduction; `row_sums` folds a block into it
     options  constants
 
-Lists may be one another's where the op says so, and a block of such an op loads all that it reads before it stores.
+Where an op allows two lists to be the same, its block loads all that it reads before it stores.
 
 A block of elements is a matrix with rows of 4. A full block of a chunk whose addresses are all multiples of 16 bytes is
 loaded and stored 16 bytes at a time: a row in 4-byte dtypes, two rows in 2-byte dtypes. Those are addressed as a vector,
@@ -22,7 +22,7 @@ import triton.language as tl
 from gradalign.kernels.rounding import converted, widen
 
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
-TAIL = BLOCK // 8  # elements of a masked block: one a thread, since each of its accesses takes registers of its own
+TAIL = BLOCK // 8  # elements of a masked block: one per thread, since each of its accesses takes registers of its own
 CHUNK = (
     16 * BLOCK
 )  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
@@ -169,7 +169,7 @@ def sweep(
         total: chunks of all groups, the stride of `partials`.
         lists: per list of tensors, int64 addresses.
         scalars: 0-dim tensors.
-        per_tensor: vectors with one entry a tensor.
+        per_tensor: vectors with one entry per tensor.
         floats: numbers; a block sees scalars + per_tensor + floats.
         partials: float32 [NUM_SUMS, total].
         block: the op.

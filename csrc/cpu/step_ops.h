@@ -12,7 +12,7 @@
 
 namespace gradalign {
 
-// The arguments that all steps share, checked and taken apart.
+// The arguments that all steps share, checked and unpacked.
 class Step {
  public:
   Step(const char* op, const StepTensors& tensors, const StepScalars& scalars, const StepFlags& flags)
@@ -30,12 +30,12 @@ class Step {
 
   Operands list(const Tensors& tensors, const char* name) const { return operands_of(tensors, numels_, op_, name); }
 
-  // Empty lists are allowed and mean that there is none of it.
+  // An empty list stands for one that is not used.
   Operands optional_list(const Tensors& tensors, const char* name) const {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }
 
-  // Stochastic rounding counts elements in row-major order, so there the order of memory will not do.
+  // Not with stochastic rounding, which counts elements in row-major order.
   void flatten(std::vector<Operands*> states) {
     if (args_.keys != nullptr) return;
     states.insert(states.begin(), {&params_, &grads_, &masters_});

@@ -87,7 +87,7 @@ class CudaStep {
   // Counts the step; then `update(lists, settings, tensors, place)` with the lists params, grads, states..., masters.
   template <class Update>
   void run(std::vector<Operands*> states, Update update) {
-    // Stochastic rounding counts elements in row-major order, so there the order of memory will not do.
+    // Not with stochastic rounding, which counts elements in row-major order.
     if (!settings_.stochastic) {
       std::vector<Operands*> lists{&params_, &grads_, &masters_};
       lists.insert(lists.end(), states.begin(), states.end());

@@ -7,10 +7,10 @@
 
 namespace gradalign::cuda {
 
-// Which device the call runs on, with the memory that it needs until it returns.
+// The device that the call runs on, and the memory that it needs until it returns.
 class Call {
  public:
-  // An empty list has no device; `scalar`'s is taken then.
+  // If the list is empty, the device is that of `scalar`.
   Call(const char* op, const Tensors& first, const Tensor& scalar)
       : op_(op), device_(device_of(first.empty() ? scalar : first.front(), op)), scope_(device_, op) {
     for (const Tensor& tensor : first) numels_.push_back(tensor.numel());
@@ -33,7 +33,7 @@ class Call {
     return operands;
   }
 
-  // Empty lists are allowed and mean that there is none of it.
+  // An empty list stands for one that is not used.
   Operands optional_list(const Tensors& tensors, const char* name) const {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }

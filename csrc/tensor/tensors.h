@@ -25,7 +25,7 @@ using Operands = std::vector<Operand>;
   throw std::invalid_argument(std::string(op) + ": " + message);
 }
 
-// Only for messages that cost nothing to make; others are made once it is certain that they are needed.
+// For constant messages only: one that has to be put together is made after the check, with `refuse`.
 inline void expect(bool holds, const char* op, const char* message) {
   if (!holds) refuse(op, message);
 }
@@ -42,7 +42,7 @@ inline Dtype dtype_of(const Tensor& tensor, const char* op) {
   return Dtype::f16;
 }
 
-// A tensor that is dense and in memory that the kernels reach, which the caller has made sure of.
+// Of a tensor whose layout and device the caller has checked.
 inline Operand operand_of(const Tensor& tensor, const char* op) {
   Operand operand{};
   operand.dtype = dtype_of(tensor, op);
@@ -72,7 +72,7 @@ inline std::string wrong_steps(size_t expected, size_t got) {
   return "expected one of steps for each of params (" + std::to_string(expected) + "); got " + std::to_string(got);
 }
 
-// Whether the elements fill their stretch of memory, each at its own place.
+// Whether the elements fill one contiguous range of memory, in any order of the dimensions.
 inline bool is_dense(const Operand& operand) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t d = 0; d < operand.ndim; ++d) {
@@ -95,7 +95,7 @@ inline bool same_strides(const Operand& a, const Operand& b) {
   return true;
 }
 
-// Tensors that are dense in one and the same order of dimensions are worked through in the order of memory.
+// Marks as flat the tensors that are dense in the same order of dimensions in every list: they are processed in memory order.
 inline void flatten_alike(const std::vector<Operands*>& lists) {
   Operands& first = *lists.front();
   for (size_t i = 0; i < first.size(); ++i) {

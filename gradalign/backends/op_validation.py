@@ -145,7 +145,7 @@ def step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> No
 
 
 def stochastic_rounding(op: str, params: Tensors, masters: Tensors = ()) -> None:
-    """A seed makes sense: bfloat16 parameters without masters."""
+    """Parameters that a seed can be used with: bfloat16, without masters."""
     if masters:
         raise ValueError(
             f"{op}: expected either masters or stochastic rounding; got both; masters lose nothing to rounding: drop the seed"

@@ -1,6 +1,6 @@
 """Triton kernels for CUDA and ROCm, from `gradalign.kernels`.
 
-Triton is imported when an op is asked for, not before.
+One file per op. Triton is imported at the first use of an op.
 """
 
 from __future__ import annotations
@@ -55,4 +55,4 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module("gradalign.kernels"), name)
+    return getattr(importlib.import_module(f"gradalign.kernels.{name.rstrip('_')}"), name)

@@ -1,6 +1,6 @@
 """`gradalign doctor`: versions, devices, which backends work, why the others do not and what would help, the native build.
 
-Works with torch alone and raises for nothing that is missing or broken.
+Needs only torch. What is missing or broken is reported, not raised.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str
         if reason is None:
             fp32 = frozenset({torch.float32})
             devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if backend.supports(kind, fp32)]
-        elif "; " in reason:  # "reason; remedy", of which the backend knows more than what the machine has
+        elif "; " in reason:  # "reason; remedy"; the backend's own remedy is better than one guessed from the machine
             reason, _, helps = reason.rpartition("; ")
     except Exception as error:  # a broken installation is what doctor is asked about
         reason = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The optimizer that all of them are: one fused step."""
+"""The base class of the optimizers: one fused step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradalign.backends import dispatch
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors
 from gradalign.engine import validation
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch, DeviceScalars, group_by, moved
+from gradalign.optim.batch import Batch, DeviceScalars, group_by, to_device
 from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
 
@@ -38,7 +38,7 @@ class FusedOptimizer(StatefulOptimizer):
             pass (also where the step is skipped).
         skip_nonfinite: leave parameters, state and step counts alone where the global norm of the gradients is inf or NaN
             (a sum of squares beyond the range of float32 counts as inf). Costs a read of the gradients unless they are
-            clipped or a GradScaler has looked already. A GradScaler's verdict is honoured whatever is set here.
+            clipped or a GradScaler has checked them already. Where a GradScaler found inf, the step is skipped in any case.
         backend: "auto", "native", "triton" or "reference".
 
     Attributes:
@@ -88,7 +88,7 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients.
-            ValueError: parameters that were moved to another device than their state.
+            ValueError: parameters that were to_device to another device than their state.
         """
         loss = None
         if closure is not None:
@@ -135,10 +135,10 @@ class FusedOptimizer(StatefulOptimizer):
         dispatch.backend(self.backend, device.type, batch.dtypes).step_(
             StepTensors(batch.params, batch.grads, (*states, *unused), masters, batch.states("step")),
             StepScalars(
-                moved(scale.factor, device),
+                to_device(scale.factor, device),
                 scalars(group["lr"], device),
                 scalars(group["weight_decay"], device),
-                None if scale.skip is None else moved(scale.skip, device),
+                None if scale.skip is None else to_device(scale.skip, device),
                 seed,
             ),
             options,
