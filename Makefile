@@ -36,8 +36,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 sanitize: $(READY)
-	$(BIN)/python tests/sanitizers/run.py address
-	$(BIN)/python tests/sanitizers/run.py thread
+	$(BIN)/python tests/support/sanitizer.py address
+	$(BIN)/python tests/support/sanitizer.py thread
 
 # Goes on from the rows that are there; `make bench SUITE=minilm` for another suite.
 bench: $(DEMO_READY)

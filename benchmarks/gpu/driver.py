@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.backends import native
+from gradalign.backends import native, signatures
 
 SIZES = (1, 3, 255, 1024, 4099, 8192, 8193)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -61,11 +61,11 @@ def steps(dtype: torch.dtype, layout: str, device: str, masters: bool, skipped: 
     own = kept if masters else []
     tail = (counts, one, small, small, skip, seed)
     adam: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "zero_grads": True}
-    native.adamw_step_(p, g, m, v, [], own, *tail, **adam)
-    native.adamw_step_(p, g, m, v, largest, own, *tail, **adam)
-    native.sgd_step_(p, g, m, own, *tail, momentum=0.9)
-    native.sgd_step_(p, g, [], own, *tail)
-    native.lamb_step_(p, g, m, v, own, *tail, **adam)
+    signatures.call(native, "adamw_step_", p, g, m, v, [], own, *tail, **adam)
+    signatures.call(native, "adamw_step_", p, g, m, v, largest, own, *tail, **adam)
+    signatures.call(native, "sgd_step_", p, g, m, own, *tail, momentum=0.9)
+    signatures.call(native, "sgd_step_", p, g, [], own, *tail)
+    signatures.call(native, "lamb_step_", p, g, m, v, own, *tail, **adam)
     return 5
 
 

@@ -17,6 +17,7 @@ from benchmarks.kernels.command import Setting, arguments, run
 from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, rows
 from benchmarks.kernels.workloads import Lists, workloads
 from benchmarks.record import Row
+from gradalign.backends import signatures
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 NORM_PERTURB = "norm_dot + perturb_"
@@ -44,9 +45,15 @@ def ops_of(backend: ModuleType, lists: Lists) -> Calls:
         ("swap_", name): Counted(lambda: backend.swap_(p, backup), 4),
         ("accumulate_", name): Counted(lambda: backend.accumulate_(backup, x, lists.tiny), 3),
         ("combine_", name): Counted(lambda: backend.combine_(backup, x, g, lists.tiny, lists.tiny), 3),
-        ("adamw_step_", name): Counted(lambda: backend.adamw_step_(p, g, m, v, [], [], *scalars, **adam), 7),
-        ("sgd_step_", name): Counted(lambda: backend.sgd_step_(p, g, m, [], *scalars, momentum=0.9), 5),
-        ("lamb_step_", name): Counted(lambda: backend.lamb_step_(p, g, m, v, [], *scalars, **adam), 10),
+        ("adamw_step_", name): Counted(
+            lambda: signatures.call(backend, "adamw_step_", p, g, m, v, [], [], *scalars, **adam), 7
+        ),
+        ("sgd_step_", name): Counted(
+            lambda: signatures.call(backend, "sgd_step_", p, g, m, [], *scalars, momentum=0.9), 5
+        ),
+        ("lamb_step_", name): Counted(
+            lambda: signatures.call(backend, "lamb_step_", p, g, m, v, [], *scalars, **adam), 10
+        ),
     }
 
 

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
+from support.sanitizer import run
 
 from gradalign.extension import compiler
-
-run = runpy.run_path(str(Path(__file__).with_name("run.py")))["run"]
 
 pytestmark = [
     pytest.mark.slow,

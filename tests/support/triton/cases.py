@@ -139,6 +139,6 @@ ROWS = [
 
 
 def compiled_row(place: tuple[int, str]) -> Assembly:
-    """The row of that number for that target; here since a process that is spawned has to find it by its module."""
+    """The row of that number for a target. Here, since processes that are spawned cannot import a test file."""
     row, target = place
     return compiled(ROWS[row].case, target)

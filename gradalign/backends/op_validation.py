@@ -1,4 +1,4 @@
-"""What bad input to the ops is told: expected, got, remedy."""
+"""Input validation of the ops. An error says what was expected, what was got and what to do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.engine.addresses import span
-
-Tensors = Sequence[Tensor]
 
 
 def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
@@ -124,19 +123,14 @@ def _layout(t: Tensor) -> tuple:
     return (t.data_ptr(), tuple(t.stride()), str(t.dtype))
 
 
-def step_lists(
-    op: str,
-    params: Tensors,
-    grads: Tensors,
-    states: dict[str, Tensors],
-    masters: Tensors,
-    steps: Tensors,
-    scalars: dict[str, Tensor | None],
-) -> None:
-    """The lists and scalars of a step op agree, and nothing that is written overlaps."""
-    mutated = {"params": params, "grads": grads, **states}
-    if masters:
-        mutated["masters"] = masters
+def step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """The lists and scalars of an optimizer step agree, and nothing that is written overlaps."""
+    op, params, steps = options.op, tensors.params, tensors.steps
+    states = dict(zip(options.states, tensors.states, strict=True))
+    mutated = {"params": params, "grads": tensors.grads}
+    mutated |= {name: ts for name, ts in states.items() if ts or name in options.required_states}
+    if tensors.masters:
+        mutated["masters"] = tensors.masters
     tensor_lists(op, mutated, {})
     tensor_list(op, "steps", steps)
     if len(steps) != len(params):
@@ -145,13 +139,13 @@ def step_lists(
             "make them with torch.zeros((), device=p.device)"
         )
     device = params[0].device if params else None
-    zero_dim(op, device, {**{f"steps[{i}]": step for i, step in enumerate(steps)}, **scalars})
-    if scalars.get("seed") is not None:
-        stochastic_rounding(op, params, masters)
+    zero_dim(op, device, {**{f"steps[{i}]": count for i, count in enumerate(steps)}, **scalars._asdict()})
+    if scalars.seed is not None:
+        stochastic_rounding(op, params, tensors.masters)
 
 
 def stochastic_rounding(op: str, params: Tensors, masters: Tensors = ()) -> None:
-    """A seed makes sense: bfloat16 parameters without masters."""
+    """Parameters that a seed can be used with: bfloat16, without masters."""
     if masters:
         raise ValueError(
             f"{op}: expected either masters or stochastic rounding; got both; masters lose nothing to rounding: drop the seed"

@@ -1,4 +1,4 @@
-"""Runs the CPU kernels under a sanitizer: `python tests/sanitizers/run.py address|thread [ISA ...]`.
+"""Runs the CPU kernels under a sanitizer: `python tests/support/sanitizer.py address|thread [ISA ...]`.
 
 `address` is AddressSanitizer with UndefinedBehaviorSanitizer, `thread` is ThreadSanitizer. The kernels are compiled for the
 instruction sets named, or for all of them, with the flags that they are shipped with, and run without torch: its own threads
@@ -17,7 +17,7 @@ from pathlib import Path
 from gradalign.extension import compiler, library
 
 SANITIZERS = {"address": "-fsanitize=address,undefined -fno-sanitize-recover=all", "thread": "-fsanitize=thread"}
-DRIVER = Path(__file__).parent / "kernels.cpp"
+DRIVER = Path(__file__).parents[1] / "sanitizers" / "kernels.cpp"
 
 
 def run(sanitizer: str, sets: list[str]) -> str:
