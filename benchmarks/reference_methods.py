@@ -6,42 +6,65 @@ loss and an optimizer, and has `step(micro_batches)`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 RADIUS = 0.01
 
+LossFn = Callable[[Any], Tensor]
+Tensors = list[Tensor]
+Displace = Callable[[Tensors, Tensors], Tensors]
+PutBack = Callable[[Tensors, Tensors], Any]
 
-class _Method:
-    def __init__(self, model, loss_fn, optimizer):
+
+class ReferenceMethod(ABC):
+    """Fills `.grad` in its own way, then steps.
+
+    Args:
+        model: what is trained.
+        loss_fn: the loss of one micro-batch.
+        optimizer: steps on `.grad`.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.params = [p for p in model.parameters() if p.requires_grad]
 
-    def step(self, micro_batches):
+    def step(self, micro_batches: list[Any]) -> None:
+        """One optimizer step."""
         self.fill(micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def accumulate(self, micro_batches, coefficient):
+    @abstractmethod
+    def fill(self, micro_batches: list[Any]) -> None:
+        """Leave the method's gradient in `.grad`."""
+
+    def accumulate(self, micro_batches: list[Any], coefficient: float) -> None:
         for batch in micro_batches:
             (self.loss_fn(batch) * coefficient).backward()
 
 
-class TwoStepSAM(_Method):
+class TwoStepSAM(ReferenceMethod):
     """Sharpness-aware minimization as two calls, the way most code bases have it since davda54/sam.
 
         e = rho g / (||g|| + 1e-12),      .grad = g(theta + e)
 
-    Foret et al. 2021, arXiv:2010.01412, equation 2. A copy of every parameter is kept in the optimizer's state and pointed
-    back to. Dropout masks of the second pass are new ones.
+    Foret et al. 2021, arXiv:2010.01412, equation 2. A copy of every parameter is kept, and becomes the
+    parameter's data again. Dropout masks of the second pass are new ones.
     """
 
-    def __init__(self, model, loss_fn, optimizer, rho):
+    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer, rho: float) -> None:
         super().__init__(model, loss_fn, optimizer)
         self.rho = rho
-        self.kept = {}
+        self.kept: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
-    def first_step(self):
+    def first_step(self) -> None:
         norm = torch.stack([p.grad.norm(p=2) for p in self.params if p.grad is not None]).norm(p=2)
         scale = self.rho / (norm + 1e-12)
         for p in self.params:
@@ -51,19 +74,19 @@ class TwoStepSAM(_Method):
         self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def second_step(self):
+    def second_step(self) -> None:
         for p, value in self.kept.items():
             p.data = value
         self.kept = {}
 
-    def fill(self, micro_batches):
+    def fill(self, micro_batches: list[Any]) -> None:
         self.accumulate(micro_batches, 1 / len(micro_batches))
         self.first_step()
         self.accumulate(micro_batches, 1 / len(micro_batches))
         self.second_step()
 
 
-class FiniteDifference(_Method):
+class FiniteDifference(ReferenceMethod):
     """What gradalign's `split` (dot, direction, forward, m = k/4) computes, by hand.
 
         .grad = gbar - weight / m sum over the last m of (g_i(theta + radius a^) - g_i(theta)) / radius
@@ -73,19 +96,21 @@ class FiniteDifference(_Method):
     torch.compile ("compile"). Random numbers are replayed; buffers are not.
     """
 
-    def __init__(self, model, loss_fn, optimizer, weight, how):
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer, weight: float, how: str
+    ) -> None:
         super().__init__(model, loss_fn, optimizer)
         self.weight = weight
         self.displace, self.put_back = ARITHMETIC[how]()
 
-    def fill(self, micro_batches):
+    def fill(self, micro_batches: list[Any]) -> None:
         k = len(micro_batches)
         m = min(k - 1, max(1, round(k / 4)))
         anchors, probes = micro_batches[:-m], micro_batches[-m:]
         self.accumulate(anchors, 1 / k)
-        moved = [p for p in self.params if p.grad is not None]
+        moved: Tensors = [p for p in self.params if p.grad is not None]
         with torch.no_grad():
-            backups = self.displace(moved, [p.grad for p in moved])
+            backups = self.displace(moved, [p.grad for p in moved if p.grad is not None])
         state = self.random_state()
         c = self.weight / RADIUS
         self.accumulate(probes, -c / m)
@@ -94,57 +119,58 @@ class FiniteDifference(_Method):
         self.set_random_state(state)
         self.accumulate(probes, 1 / k + c / m)
 
-    def random_state(self):
+    def random_state(self) -> tuple[Tensor, Tensor | None]:
         device = self.params[0].device
         return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def set_random_state(self, state):
+    def set_random_state(self, state: tuple[Tensor, Tensor | None]) -> None:
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], self.params[0].device)
 
 
-def _loop():
-    def displace(params, grads):
+def _loop() -> tuple[Displace, PutBack]:
+    def displace(params: Tensors, grads: Tensors) -> Tensors:
         norm = torch.stack([g.norm() for g in grads]).norm()
         backups = [p.clone() for p in params]
         for p, g in zip(params, grads, strict=True):
             p.add_(g * (RADIUS / norm))
         return backups
 
-    def put_back(params, backups):
+    def put_back(params: Tensors, backups: Tensors) -> None:
         for p, backup in zip(params, backups, strict=True):
             p.copy_(backup)
 
     return displace, put_back
 
 
-def _foreach():
-    def displace(params, grads):
+def _foreach() -> tuple[Displace, PutBack]:
+    def displace(params: Tensors, grads: Tensors) -> Tensors:
         norm = torch.stack(torch._foreach_norm(grads)).norm()
         backups = torch._foreach_clone(params) if hasattr(torch, "_foreach_clone") else [p.clone() for p in params]
         torch._foreach_add_(params, torch._foreach_mul(grads, RADIUS / norm))
-        return backups
+        return list(backups)
 
     return displace, torch._foreach_copy_
 
 
-def _compile():
-    return tuple(torch.compile(f) for f in _loop())
+def _compile() -> tuple[Displace, PutBack]:
+    displace, put_back = _loop()
+    return torch.compile(displace), torch.compile(put_back)
 
 
 ARITHMETIC = {"loop": _loop, "foreach": _foreach, "compile": _compile}
 
 
-class NaiveDoubleBackward(_Method):
+class NaiveDoubleBackward(ReferenceMethod):
     """mean_i L_i - weight * mean over i != j of g_i . g_j as one expression, every pair in it, that autograd differentiates."""
 
-    def __init__(self, model, loss_fn, optimizer, weight):
+    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer, weight: float) -> None:
         super().__init__(model, loss_fn, optimizer)
         self.weight = weight
-        self.passes = None  # of a step: k, and k more through their gradients
+        self.passes: int | None = None  # of a step: k, and k more through their gradients
 
-    def fill(self, micro_batches):
+    def fill(self, micro_batches: list[Any]) -> None:
         k = len(micro_batches)
         self.passes = 2 * k
         losses = [self.loss_fn(batch) for batch in micro_batches]
@@ -155,28 +181,29 @@ class NaiveDoubleBackward(_Method):
             for j in range(i)
         ]
         agreement = 2 * sum(dots) / (k * (k - 1))
-        (sum(losses) / k - self.weight * agreement).backward()
+        objective: Any = sum(losses) / k - self.weight * agreement
+        objective.backward()
 
 
-class FullHessian(_Method):
+class FullHessian(ReferenceMethod):
     """The term over all pairs with every n x n Hessian from `torch.func.hessian`.
 
     .grad = gbar - weight / k sum_i H_i a_i^,      a_i the mean gradient of the micro-batches other than i
     """
 
-    def __init__(self, model, loss_fn, optimizer, weight):
+    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer, weight: float) -> None:
         super().__init__(model, loss_fn, optimizer)
         self.weight = weight
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.passes = None  # of a step: k gradients, and k n for the columns of the Hessians
+        self.passes: int | None = None  # of a step: k gradients, and k n for the columns of the Hessians
 
-    def loss_at(self, flat, batch):
+    def loss_at(self, flat: Tensor, batch: Any) -> Tensor:
         pieces = flat.split([p.numel() for p in self.params])
         values = {n: v.view_as(p) for n, v, p in zip(self.names, pieces, self.params, strict=True)}
         swap = torch.func.functional_call
         return swap(_Loss(self.model, self.loss_fn), {f"model.{n}": v for n, v in values.items()}, (batch,))
 
-    def fill(self, micro_batches):
+    def fill(self, micro_batches: list[Any]) -> None:
         k = len(micro_batches)
         theta = torch.cat([p.detach().reshape(-1) for p in self.params])
         self.passes = k + k * len(theta)
@@ -191,9 +218,11 @@ class FullHessian(_Method):
 
 
 class _Loss(torch.nn.Module):
-    def __init__(self, model, loss_fn):
+    """The loss as a module that holds the model, which `functional_call` needs."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> Tensor:
         return self.loss_fn(batch)

@@ -23,7 +23,7 @@ struct Plan {
 };
 
 constexpr int64_t kPageElements = 32768;
-constexpr int64_t kPieceElements = 64;  // what beginning another tensor costs, in elements
+constexpr int64_t kPieceElements = 64;  // the overhead of one more tensor in a page, in elements
 
 inline Plan plan_pages(const int64_t* numels, int64_t num_tensors, int64_t page_elements = kPageElements) {
   Plan plan;

@@ -1,4 +1,4 @@
-"""The kernels, for people with their own loops.
+"""The kernels as functions, for training loops of your own.
 
 Every function takes lists of tensors of one device and works on all of them at once. Scalars are 0-dim tensors on that
 device, so that nothing is read back to the host; reductions come back as float64 tensors on that device. Arithmetic is done
@@ -30,55 +30,31 @@ work under `torch.compile`. Examples:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from gradalign.backends import dispatch, op_arguments
+from gradalign.backends import dispatch, op_validation, signatures
+from gradalign.backends.signatures import (
+    NUM_SUMS,
+    SCHEMAS,
+    AdamWOptions,
+    LAMBOptions,
+    SGDOptions,
+    StepOptions,
+    StepScalars,
+    StepTensors,
+    Tensors,
+)
 
-Tensors = Sequence[Tensor]
-
-# One row an op: its schema, in one place, and how many sums it returns (None: nothing).
-SCHEMAS = {
-    "norm_dot": ("(Tensor[] xs, Tensor[]? ys=None) -> Tensor", 3),
-    "perturb_": (
-        "(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor[] xs, Tensor scale, Tensor[]? ys=None, "
-        "Tensor? scale_y=None, bool from_backups=False) -> Tensor",
-        3,
-    ),
-    "restore_": ("(Tensor(a!)[] params, Tensor[] backups) -> ()", None),
-    "swap_": ("(Tensor(a!)[] params, Tensor(b!)[] backups) -> ()", None),
-    "accumulate_": ("(Tensor(a!)[] accs, Tensor[] grads, Tensor scale) -> Tensor", 2),
-    "combine_": ("(Tensor(a!)[] outs, Tensor[] xs, Tensor[] ys, Tensor a, Tensor b) -> Tensor", 1),
-    # The steps: params <- params - lr update, everything else is state. `skip` != 0 leaves all but zeroed gradients alone.
-    "adamw_step_": (
-        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-        "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] masters, Tensor(g!)[] steps, Tensor grad_scale, Tensor lr, "
-        "Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, float beta1, float beta2, float eps, "
-        "bool decoupled=True, bool maximize=False, bool zero_grads=False) -> ()",
-        None,
-    ),
-    "sgd_step_": (
-        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffers, Tensor(d!)[] masters, "
-        "Tensor(e!)[] steps, Tensor grad_scale, Tensor lr, Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, "
-        "float momentum=0.0, float dampening=0.0, bool nesterov=False, bool maximize=False, bool zero_grads=False) -> ()",
-        None,
-    ),
-    "lamb_step_": (
-        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] masters, "
-        "Tensor(f!)[] steps, Tensor grad_scale, Tensor lr, Tensor weight_decay, Tensor? skip=None, Tensor? seed=None, *, "
-        "float beta1, float beta2, float eps, bool trust=True, bool maximize=False, bool zero_grads=False) -> ()",
-        None,
-    ),
-}
-
-_library = torch.library.Library("gradalign", "FRAGMENT")
+_library = signatures.define("gradalign")
 
 
-def _register(name: str, schema: str, num_sums: int | None) -> None:
-    """The op, its kernel (whatever `dispatch` picks for the tensors at hand) and its fake."""
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+def _implement(op: str) -> None:
+    """Register what runs the op (the backend that `dispatch` chooses for the tensors) and its fake."""
+    num_sums = NUM_SUMS.get(op)
 
     def sums(make: Callable[..., Tensor], first: Tensors) -> Tensor | None:
         device = first[0].device if first else torch.device("cpu")
@@ -88,22 +64,22 @@ def _register(name: str, schema: str, num_sums: int | None) -> None:
         if not first:
             return sums(torch.zeros, first)
         with torch.no_grad():  # parameters are written in place
-            return getattr(_backend(first, *args), name)(first, *args, **kwargs)
+            return signatures.call(_backend(first, *args), op, first, *args, **kwargs)
 
     def fake(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
         return sums(torch.empty, first)
 
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gradalign::{name}", fake, lib=_library)
+    _library.impl(op, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gradalign::{op}", fake, lib=_library)
 
 
-def _backend(first: Tensors, *args: object) -> object:
+def _backend(first: Tensors, *args: object) -> ModuleType:
     lists = [first, *(a for a in args if isinstance(a, (list, tuple)))]
     return dispatch.backend("auto", first[0].device.type, frozenset(t.dtype for ts in lists for t in ts))
 
 
-for _name, (_schema, _num_sums) in SCHEMAS.items():
-    _register(_name, _schema, _num_sums)
+for _op in SCHEMAS:
+    _implement(_op)
 
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
@@ -289,23 +265,9 @@ def adamw_step_(
         ValueError: lists that differ in length, shapes or devices, or share memory; scalars that are not 0-dim.
         TypeError: tensors that are not dense, real and floating-point; a seed for parameters that are not bfloat16.
     """
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    if max_exp_avg_sqs:
-        states["max_exp_avg_sqs"] = max_exp_avg_sqs
-    _check_step("adamw_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
-    torch.ops.gradalign.adamw_step_(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        max_exp_avg_sqs,
-        masters,
-        steps,
-        grad_scale,
-        lr,
-        weight_decay,
-        skip,
-        seed,
+    tensors = StepTensors(params, grads, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), masters, steps)
+    scalars = StepScalars(grad_scale, lr, weight_decay, skip, seed)
+    options = AdamWOptions(
         beta1=beta1,
         beta2=beta2,
         eps=eps,
@@ -313,6 +275,7 @@ def adamw_step_(
         maximize=maximize,
         zero_grads=zero_grads,
     )
+    _step(tensors, scalars, options)
 
 
 def sgd_step_(
@@ -345,42 +308,33 @@ def sgd_step_(
         params: theta; written.
         grads: the gradients; written only with `zero_grads`.
         momentum_buffers: b, or empty for no momentum; written. Where `steps` is 0 their content is not used.
-        masters: as in `adamw_step_`, like all that follows and is not named here.
-        steps: as there; 0 marks the first step.
-        grad_scale: as there.
-        lr: as there.
-        weight_decay: as there.
-        skip: as there.
-        seed: as there.
+        masters: see `adamw_step_`.
+        steps: see `adamw_step_`; 0 marks the first step.
+        grad_scale: see `adamw_step_`.
+        lr: see `adamw_step_`.
+        weight_decay: see `adamw_step_`.
+        skip: see `adamw_step_`.
+        seed: see `adamw_step_`.
         momentum: decay rate of b.
         dampening: how much of the gradient b leaves out.
         nesterov: look ahead along b.
-        maximize: as there.
-        zero_grads: as there.
+        maximize: see `adamw_step_`.
+        zero_grads: see `adamw_step_`.
 
     Raises:
-        ValueError: as there; a momentum without buffers.
-        TypeError: as there.
+        ValueError: as `adamw_step_`; momentum without buffers.
+        TypeError: as `adamw_step_`.
     """
-    states = {"momentum_buffers": momentum_buffers} if momentum_buffers or (params and momentum) else {}
-    _check_step("sgd_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
-    torch.ops.gradalign.sgd_step_(
-        params,
-        grads,
-        momentum_buffers,
-        masters,
-        steps,
-        grad_scale,
-        lr,
-        weight_decay,
-        skip,
-        seed,
+    tensors = StepTensors(params, grads, (momentum_buffers,), masters, steps)
+    scalars = StepScalars(grad_scale, lr, weight_decay, skip, seed)
+    options = SGDOptions(
         momentum=momentum,
         dampening=dampening,
         nesterov=nesterov,
         maximize=maximize,
         zero_grads=zero_grads,
     )
+    _step(tensors, scalars, options)
 
 
 def lamb_step_(
@@ -415,38 +369,27 @@ def lamb_step_(
         grads: the gradients; written only with `zero_grads`.
         exp_avgs: m; written.
         exp_avg_sqs: v; written.
-        masters: as in `adamw_step_`, like all that follows and is not named here.
-        steps: as there.
-        grad_scale: as there.
-        lr: as there.
-        weight_decay: as there.
-        skip: as there.
-        seed: as there.
-        beta1: as there.
-        beta2: as there.
-        eps: as there.
+        masters: see `adamw_step_`.
+        steps: see `adamw_step_`.
+        grad_scale: see `adamw_step_`.
+        lr: see `adamw_step_`.
+        weight_decay: see `adamw_step_`.
+        skip: see `adamw_step_`.
+        seed: see `adamw_step_`.
+        beta1: see `adamw_step_`.
+        beta2: see `adamw_step_`.
+        eps: see `adamw_step_`.
         trust: whether the ratio of the norms is used; else it is 1.
-        maximize: as there.
-        zero_grads: as there.
+        maximize: see `adamw_step_`.
+        zero_grads: see `adamw_step_`.
 
     Raises:
-        ValueError: as there.
-        TypeError: as there.
+        ValueError: as `adamw_step_`.
+        TypeError: as `adamw_step_`.
     """
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    _check_step("lamb_step_", params, grads, states, masters, steps, grad_scale, lr, weight_decay, skip, seed)
-    torch.ops.gradalign.lamb_step_(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        masters,
-        steps,
-        grad_scale,
-        lr,
-        weight_decay,
-        skip,
-        seed,
+    tensors = StepTensors(params, grads, (exp_avgs, exp_avg_sqs), masters, steps)
+    scalars = StepScalars(grad_scale, lr, weight_decay, skip, seed)
+    options = LAMBOptions(
         beta1=beta1,
         beta2=beta2,
         eps=eps,
@@ -454,24 +397,13 @@ def lamb_step_(
         maximize=maximize,
         zero_grads=zero_grads,
     )
+    _step(tensors, scalars, options)
 
 
-def _check_step(
-    op: str,
-    params: Tensors,
-    grads: Tensors,
-    states: dict[str, Tensors],
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None,
-    seed: Tensor | None,
-) -> None:
+def _step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     if not torch.compiler.is_compiling():
-        scalars = {"grad_scale": grad_scale, "lr": lr, "weight_decay": weight_decay, "skip": skip, "seed": seed}
-        op_arguments.step_lists(op, params, grads, states, masters, steps, scalars)
+        op_validation.step(tensors, scalars, options)
+    getattr(torch.ops.gradalign, options.op)(*tensors.in_order(), *scalars, **vars(options))
 
 
 def _check(
@@ -483,8 +415,8 @@ def _check(
 ) -> None:
     """`holds`: which dtypes backups may have to hold params, "same" or "wider" too; None: any."""
     if not torch.compiler.is_compiling():  # the checks read addresses, which a traced program does not have
-        op_arguments.tensor_lists(op, mutated, read)
+        op_validation.tensor_lists(op, mutated, read)
         first = next(iter((mutated or read).values()))
-        op_arguments.zero_dim(op, first[0].device if len(first) else None, scalars)
+        op_validation.zero_dim(op, first[0].device if len(first) else None, scalars)
         if holds is not None:
-            op_arguments.backups_hold(op, mutated["backups"], mutated["params"], wider=holds == "wider")
+            op_validation.backups_hold(op, mutated["backups"], mutated["params"], wider=holds == "wider")

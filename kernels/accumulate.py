@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read_wide, scaled, write
+from gradalign.kernels.sweep import read_wide, row_sums, scaled, write
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def accumulate_block(ptrs, at, scalars, sums, options: tl.constexpr):
     acc = read_wide(ptrs[0], at)
     g = read_wide(ptrs[1], at)
     write(ptrs[0], at, acc + scaled(g, scalars[0]))
-    return sums[0] + lanes(g * g), sums[1] + lanes(g * acc)
+    return sums[0] + row_sums(g * g), sums[1] + row_sums(g * acc)
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gradalign.kernels.advance import advance_steps, double, power
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import AdamWOptions, StepScalars, StepTensors
+from gradalign.kernels.advance import Coefficients, advance_steps, double, power
 from gradalign.kernels.run import Sweep, run
 from gradalign.kernels.step import clear, first_moment, second_moment, step_lists, unscaled, write_params
 from gradalign.kernels.sweep import read_wide, write
@@ -56,38 +55,19 @@ def adamw_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     return sums
 
 
-def adamw_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    max_exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decoupled: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def adamw_step_(tensors: StepTensors, scalars: StepScalars, options: AdamWOptions) -> None:
     """m <- lerp(m, g, 1 - beta1); v <- beta2 v + (1 - beta2) g^2; p <- p - lr/bc1 m / (sqrt(v)/sqrt(bc2) + eps)."""
-    known = advance_steps(steps, adamw_coefficients, 3, (lr, weight_decay), (beta1, beta2), skip, seed)
-    states = (exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if max_exp_avg_sqs else []))
-    lists, written = step_lists(params, grads, masters, *states, zero_grads=zero_grads)
+    beta1, beta2 = options.beta1, options.beta2
+    coefficients = Coefficients(adamw_coefficients, 3, (scalars.lr, scalars.weight_decay), (beta1, beta2))
+    lists, written = step_lists(tensors, options.zero_grads)
+    stochastic = scalars.seed is not None
     work = Sweep(
         adamw_step_block,
         written,
-        scalars=(grad_scale, weight_decay),
-        per_tensor=known,
-        floats=(1 - beta1, beta2, 1 - beta2, eps),
-        options=(bool(masters), seed is not None, maximize, zero_grads, decoupled),
-        row_major=seed is not None,
+        scalars=(scalars.grad_scale, scalars.weight_decay),
+        per_tensor=advance_steps(tensors.steps, coefficients, scalars.skip, scalars.seed),
+        floats=(1 - beta1, beta2, 1 - beta2, options.eps),
+        options=(bool(tensors.masters), stochastic, options.maximize, options.zero_grads, options.decoupled),
+        row_major=stochastic,
     )
     run(work, lists)

@@ -6,19 +6,19 @@ Coefficients are computed in float64 and rounded to float32 once, as in the refe
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors, column
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.launch import launch
 from gradalign.kernels.rounding import stream_key
-from gradalign.kernels.run import near, on
+from gradalign.kernels.run import make_current, to_device
 from gradalign.kernels.tables import current_stream
+from gradalign.kernels.tensor_lists import entry_of
 
 BLOCK = 128
 STEP_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.int64: tl.int64}
@@ -89,51 +89,51 @@ def advance(
         tl.store(coefs + k * num_tensors + tensor, values[k], mask=mask)
 
 
+class Coefficients(NamedTuple):
+    """Numbers per tensor that an update needs and that depend on t.
+
+    Attributes:
+        function: jitted, (t as int64, scalars, parts) -> tuple of float32 vectors.
+        num: how many vectors.
+        scalars: 0-dim tensors that it is given.
+        numbers: floats that it is given, each as two parts; see `double`.
+    """
+
+    function: Any
+    num: int
+    scalars: tuple[Tensor, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+
 def advance_steps(
-    steps: Tensors,
-    coefficients: Any,
-    num_coefs: int,
-    scalars: Sequence[Tensor],
-    numbers: Sequence[float],
-    skip: Tensor | None,
-    seed: Tensor | None,
+    steps: Tensors, coefficients: Coefficients, skip: Tensor | None, seed: Tensor | None
 ) -> tuple[Tensor, ...]:
     """steps (float32, float64 or int64) <- steps + 1 unless `skip` != 0.
 
     Returns:
         vectors over the tensors: kept, key, *coefficients.
     """
-    device, places = steps[0].device, column(steps)
-    dtype, *others = places.dtypes()
+    device, entry = steps[0].device, entry_of(steps)
+    dtype, *others = entry.dtypes()
     if others:
         wide = [s.double() for s in steps]
-        vectors = advance_steps(wide, coefficients, num_coefs, scalars, numbers, skip, seed)
-        torch._foreach_copy_(steps, wide)
+        vectors = advance_steps(wide, coefficients, skip, seed)
+        torch._foreach_copy_(list(steps), wide)
         return vectors
     flags = torch.empty(2, len(steps), dtype=torch.int32, device=device)
-    coefs = torch.empty(num_coefs, len(steps), dtype=torch.float32, device=device)
-    scalars = tuple([near(s, device) for s in scalars])
-    skip, seed = (None if s is None else near(s, device) for s in (skip, seed))
-    parts = tuple(part for number in numbers for part in _parts(number))
+    coefs = torch.empty(coefficients.num, len(steps), dtype=torch.float32, device=device)
+    scalars = tuple([to_device(s, device) for s in coefficients.scalars])
+    skip, seed = (None if s is None else to_device(s, device) for s in (skip, seed))
+    parts = tuple(part for number in coefficients.numbers for part in _parts(number))
+    constants = (coefficients.function, STEP_DTYPES[dtype], BLOCK)
     types = tuple([None if s is None else s.dtype for s in (*scalars, skip, seed)])
-    with on(device):
+    with make_current(device):
+        addresses = entry.table.on(current_stream(device))
         launch(
             advance,
             (-(-len(steps) // BLOCK),),
-            (
-                places.table.on(current_stream(device)),
-                len(steps),
-                scalars,
-                parts,
-                skip,
-                seed,
-                flags,
-                coefs,
-                coefficients,
-                STEP_DTYPES[dtype],
-                BLOCK,
-            ),
-            (coefficients, dtype, types),
+            (addresses, len(steps), scalars, parts, skip, seed, flags, coefs, *constants),
+            (coefficients.function, dtype, types),
             (steps,),
         )
     return (*flags, *coefs)

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import guarded, lanes, read_wide, write
+from gradalign.kernels.sweep import masked, read_wide, row_sums, write
 
 
 @triton.jit
@@ -19,8 +19,8 @@ def combine_block(ptrs, at, scalars, sums, options: tl.constexpr):
     y = read_wide(ptrs[2], at)
     out = narrow(x * scalars[0].to(tl.float32) + y * scalars[1].to(tl.float32), ptrs[0].dtype.element_ty)
     write(ptrs[0], at, out)
-    stored = guarded(widen(out), at)  # a x is NaN where x is 0 and a inf
-    return (sums[0] + lanes(stored * stored),)
+    stored = masked(widen(out), at)  # a x is NaN where x is 0 and a inf
+    return (sums[0] + row_sums(stored * stored),)
 
 
 def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:

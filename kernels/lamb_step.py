@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gradalign.kernels.advance import advance_steps, double, power
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import LAMBOptions, StepScalars, StepTensors
+from gradalign.kernels.advance import Coefficients, advance_steps, double, power
 from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run, run_each
 from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write_params
-from gradalign.kernels.sweep import guarded, lanes, read_wide, write
+from gradalign.kernels.sweep import masked, read_wide, row_sums, write
 
 
 @triton.jit
@@ -44,9 +43,9 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[2], at, v)
         adam = direction(widen(m), widen(v), inverse1, inverse2, eps)
         p = read_wide(ptrs[3], at)
-        u = guarded(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
-        pp += lanes(p * p)
-        uu += lanes(u * u)
+        u = masked(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
+        pp += row_sums(p * p)
+        uu += row_sums(u * u)
     if ZERO:
         clear(ptrs[0], at)
     return pp, uu
@@ -73,47 +72,31 @@ def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
     return sums
 
 
-def lamb_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    trust: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def lamb_step_(tensors: StepTensors, scalars: StepScalars, options: LAMBOptions) -> None:
     """Moments as in Adam; u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps) + wd p; p <- p - lr ||p||/||u|| u."""
-    known = advance_steps(steps, lamb_coefficients, 2, (), (beta1, beta2), skip, seed)
-    squares = run_each(
-        Sweep(
-            lamb_moments_block,
-            written=(1, 2, 0) if zero_grads else (1, 2),
-            scalars=(grad_scale, weight_decay),
-            per_tensor=known,
-            floats=(1 - beta1, beta2, 1 - beta2, eps),
-            options=(maximize, zero_grads),
-            num_sums=2,
-        ),
-        (grads, exp_avgs, exp_avg_sqs, masters or params),
+    params, masters = tensors.params, tensors.masters
+    exp_avgs, exp_avg_sqs = tensors.states
+    beta1, beta2 = options.beta1, options.beta2
+    coefficients = Coefficients(lamb_coefficients, 2, numbers=(beta1, beta2))
+    per_tensor = advance_steps(tensors.steps, coefficients, scalars.skip, scalars.seed)
+    moments = Sweep(
+        lamb_moments_block,
+        written=(1, 2, 0) if options.zero_grads else (1, 2),
+        scalars=(scalars.grad_scale, scalars.weight_decay),
+        per_tensor=per_tensor,
+        floats=(1 - beta1, beta2, 1 - beta2, options.eps),
+        options=(options.maximize, options.zero_grads),
+        num_sums=2,
     )
+    squares = run_each(moments, (tensors.grads, exp_avgs, exp_avg_sqs, masters or params))
+    stochastic = scalars.seed is not None
     update = Sweep(
         lamb_update_block,
         written=(2, 0) if masters else (0,),
-        scalars=(lr, weight_decay),
-        per_tensor=(*known, *squares),
-        floats=(eps,),
-        options=(bool(masters), seed is not None, trust),
-        row_major=seed is not None,
+        scalars=(scalars.lr, scalars.weight_decay),
+        per_tensor=(*per_tensor, *squares),
+        floats=(options.eps,),
+        options=(bool(masters), stochastic, options.trust),
+        row_major=stochastic,
     )
     run(update, (params, exp_avgs, *([masters] if masters else []), exp_avg_sqs))

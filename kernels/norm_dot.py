@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import lanes, read_wide
+from gradalign.kernels.sweep import read_wide, row_sums
 
 
 @triton.jit
@@ -16,10 +16,10 @@ def norm_dot_block(ptrs, at, scalars, sums, options: tl.constexpr):
     """x.x, and where there is a second list x.y and y.y."""
     x = read_wide(ptrs[0], at)
     if len(ptrs) == 1:
-        return (sums[0] + lanes(x * x),)
+        return (sums[0] + row_sums(x * x),)
     else:
         y = read_wide(ptrs[1], at)
-        return sums[0] + lanes(x * x), sums[1] + lanes(x * y), sums[2] + lanes(y * y)
+        return sums[0] + row_sums(x * x), sums[1] + row_sums(x * y), sums[2] + row_sums(y * y)
 
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:

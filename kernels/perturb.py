@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.sweep import guarded, lanes, read, read_wide, scaled, write
+from gradalign.kernels.sweep import masked, read, read_wide, row_sums, scaled, write
 
 
 @triton.jit
@@ -26,9 +26,9 @@ def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     else:
         moved = narrow(old + d, p.dtype)
     write(ptrs[0], at, moved)
-    d = guarded(d, at)  # scale x is NaN where x is 0 and the scale inf
-    delta = guarded(widen(moved) - old, at)
-    sums = sums[0] + lanes(delta * d), sums[1] + lanes(d * d), sums[2] + lanes(delta * delta)
+    d = masked(d, at)  # scale x is NaN where x is 0 and the scale inf
+    delta = masked(widen(moved) - old, at)
+    sums = sums[0] + row_sums(delta * d), sums[1] + row_sums(d * d), sums[2] + row_sums(delta * delta)
     if not FROM_BACKUPS:
         write(ptrs[1], at, p)
     return sums

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from gradalign.kernels.columns import STRIDED, Column, Layout, Tensors, kinds_of, sizes_of
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.sweep import CHUNK
 from gradalign.kernels.tables import Recent, Table, integers
+from gradalign.kernels.tensor_lists import STRIDED, Layout, TensorListEntry, formats_of, sizes_of
 
 _plans: Recent[Plan] = Recent(64)
 
@@ -37,14 +38,14 @@ class Plan:
 
     def __init__(
         self,
-        kinds: Sequence[Sequence[tuple[torch.dtype, Layout]]],
+        formats: Sequence[Sequence[tuple[torch.dtype, Layout]]],
         sizes: Sequence[int],
         row_major: bool,
         device: torch.device,
     ) -> None:
         members: dict[tuple[torch.dtype, ...], list[int]] = {}
         self.irregular: list[int] = []
-        for i, row in enumerate(zip(*kinds, strict=True)):
+        for i, row in enumerate(zip(*formats, strict=True)):
             if _linear({layout for _, layout in row}, row_major):
                 members.setdefault(tuple(dtype for dtype, _ in row), []).append(i)
             else:
@@ -73,21 +74,21 @@ class Plan:
         self.ranges = Table(ranges, device)
 
 
-def plan(columns: Sequence[Column], tensors: Tensors, row_major: bool) -> Plan:
+def plan_of(entries: Sequence[TensorListEntry], tensors: Tensors, row_major: bool) -> Plan:
     """The plan of some lists.
 
     Args:
-        columns: of the lists, whose tensors agree in shape.
+        entries: of the lists, whose tensors agree in shape.
         tensors: the first list.
         row_major: whether the order of the elements matters, so that a permuted layout is irregular.
     """
-    sizes = columns[0].sizes(tensors)
+    sizes = entries[0].sizes(tensors)
     device = tensors[0].device
 
     def make() -> Plan:
-        return Plan([kinds_of(c.kinds, len(tensors)) for c in columns], sizes_of(sizes), row_major, device)
+        return Plan([formats_of(c.formats, len(tensors)) for c in entries], sizes_of(sizes), row_major, device)
 
-    return _plans.get((device, row_major, sizes, *[c.kinds for c in columns]), make)
+    return _plans.get((device, row_major, sizes, *[c.formats for c in entries]), make)
 
 
 def _linear(layouts: set[Layout], row_major: bool) -> bool:

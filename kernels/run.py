@@ -1,4 +1,4 @@
-"""An op: tables, the sweep over every group of tensors, the second stage of the reductions, and the odd tensors."""
+"""An op: tables, the sweep over every group of tensors, the second stage of the reductions, copies where a layout needs one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from gradalign.kernels.columns import Tensors, column
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.launch import launch
-from gradalign.kernels.plan import Plan, plan
+from gradalign.kernels.plan import Plan, plan_of
 from gradalign.kernels.sums import sum_all, sum_each
 from gradalign.kernels.sweep import BLOCK, CHUNK, TAIL, sweep
 from gradalign.kernels.tables import current_stream
+from gradalign.kernels.tensor_lists import entry_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -27,7 +28,7 @@ class Sweep(NamedTuple):
         block: see `gradalign.kernels.sweep`.
         written: the lists that it writes, in the order in which contiguous copies of theirs are put back.
         scalars: 0-dim tensors.
-        per_tensor: vectors with an entry a tensor.
+        per_tensor: vectors with one entry per tensor.
         floats: numbers.
         options: constants, compiled in.
         num_sums: how many sums it keeps.
@@ -45,45 +46,45 @@ class Sweep(NamedTuple):
     num_results: int = 0
     row_major: bool = False
 
-    def at(self, i: int) -> Sweep:
+    def for_tensor(self, i: int) -> Sweep:
         """The same for tensor i alone."""
         return self._replace(per_tensor=tuple(v[i : i + 1] for v in self.per_tensor))
 
 
 def run(work: Sweep, lists: Sequence[Tensors]) -> Tensor:
     """Sweep over all elements of some lists of tensors that agree in shape; float64 [num_results]."""
-    with on(lists[0][0].device):
-        cut, partials = _sweep(work, lists)
-        total = sum_all(partials, cut.num_chunks, work.num_sums, work.num_results) if work.num_results else partials
-        for i in cut.irregular:
-            row = _Row(lists, i)
-            part = run(work.at(i), row.lists)
+    with make_current(lists[0][0].device):
+        plan, partials = _sweep(work, lists)
+        total = sum_all(partials, plan.num_chunks, work.num_sums, work.num_results) if work.num_results else partials
+        for i in plan.irregular:
+            row = _ContiguousCopies(lists, i)
+            part = run(work.for_tensor(i), row.lists)
             total = total + part if work.num_results else total
-            row.put_back(work.written)
+            row.copy_back(work.written)
         return total
 
 
 def run_each(work: Sweep, lists: Sequence[Tensors]) -> Tensor:
     """The same with the sums of the tensors kept apart; float64 [num_sums, tensors]."""
-    with on(lists[0][0].device):
-        cut, partials = _sweep(work, lists)
+    with make_current(lists[0][0].device):
+        plan, partials = _sweep(work, lists)
         stream = current_stream(lists[0][0].device)
-        totals = sum_each(partials, cut.ranges.on(stream), cut.num_chunks, work.num_sums)
-        for i in cut.irregular:
-            row = _Row(lists, i)
-            totals[:, i : i + 1] = run_each(work.at(i), row.lists)
-            row.put_back(work.written)
+        totals = sum_each(partials, plan.ranges.on(stream), plan.num_chunks, work.num_sums)
+        for i in plan.irregular:
+            row = _ContiguousCopies(lists, i)
+            totals[:, i : i + 1] = run_each(work.for_tensor(i), row.lists)
+            row.copy_back(work.written)
         return totals
 
 
-def on(device: torch.device) -> AbstractContextManager:
-    """Make the device current; free where it is."""
+def make_current(device: torch.device) -> AbstractContextManager:
+    """Make the device current; costs nothing where it is already."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
 
 
-def near(scalar: Tensor, device: torch.device) -> Tensor:
+def to_device(scalar: Tensor, device: torch.device) -> Tensor:
     """The scalar, on the device."""
     return scalar if scalar.device == device else scalar.to(device, non_blocking=True)
 
@@ -91,28 +92,35 @@ def near(scalar: Tensor, device: torch.device) -> Tensor:
 def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
     device = lists[0][0].device
     stream = current_stream(device)
-    columns = [column(tensors) for tensors in lists]
-    cut = plan(columns, lists[0], work.row_major)
-    partials = torch.empty(work.num_sums * cut.num_chunks, dtype=torch.float32, device=device)
-    scalars = tuple([near(s, device) for s in work.scalars])
-    given = (tuple([c.table.on(stream) for c in columns]), scalars, work.per_tensor, work.floats, partials)
+    entries = [entry_of(tensors) for tensors in lists]
+    plan = plan_of(entries, lists[0], work.row_major)
+    partials = torch.empty(work.num_sums * plan.num_chunks, dtype=torch.float32, device=device)
+    scalars = tuple([to_device(s, device) for s in work.scalars])
+    given = (tuple([c.table.on(stream) for c in entries]), scalars, work.per_tensor, work.floats, partials)
     types = tuple([v.dtype for v in (*scalars, *work.per_tensor)])
-    for group in cut.groups:
+    for group in plan.groups:
         dtypes = tuple([TRITON_DTYPES[d] for d in group.dtypes])
         constants = (work.block, dtypes, work.options, work.num_sums, CHUNK, BLOCK, TAIL)
         written = [lists[k] if group.tensors is None else [lists[k][i] for i in group.tensors] for k in work.written]
         launch(
             sweep,
             (group.num_chunks,),
-            (cut.chunks.on(stream), cut.numels.on(stream), group.first, cut.num_chunks, *given, *constants),
+            (
+                plan.chunks.on(stream),
+                plan.numels.on(stream),
+                group.first,
+                plan.num_chunks,
+                *given,
+                *constants,
+            ),
             (work.block, group.dtypes, work.options, types),
             written,
         )
-    return cut, partials
+    return plan, partials
 
 
-class _Row:
-    """One tensor of every list, as contiguous copies; tensors that are one another's stay so."""
+class _ContiguousCopies:
+    """One tensor of every list as contiguous copies; two that share memory share a copy."""
 
     def __init__(self, lists: Sequence[Tensors], i: int) -> None:
         self._originals = [tensors[i] for tensors in lists]
@@ -125,7 +133,7 @@ class _Row:
             self.lists.append([copies[place]])
 
     @torch.no_grad()
-    def put_back(self, written: Sequence[int]) -> None:
+    def copy_back(self, written: Sequence[int]) -> None:
         """The copies of the lists that were written, into their tensors."""
         for k in written:
             if self._originals[k] is not self.lists[k][0]:

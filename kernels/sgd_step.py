@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from gradalign.kernels.advance import advance_steps
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import SGDOptions, StepScalars, StepTensors
+from gradalign.kernels.advance import Coefficients, advance_steps
 from gradalign.kernels.run import Sweep, run
 from gradalign.kernels.step import clear, step_lists, unscaled, write_params
 from gradalign.kernels.sweep import read_wide, write
@@ -43,35 +42,17 @@ def sgd_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     return sums
 
 
-def sgd_step_(
-    params: Tensors,
-    grads: Tensors,
-    momentum_buffers: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def sgd_step_(tensors: StepTensors, scalars: StepScalars, options: SGDOptions) -> None:
     """g <- g + wd p; b <- momentum b + (1 - dampening) g, at the first step b <- g; p <- p - lr (b, or g + momentum b)."""
-    known = advance_steps(steps, sgd_coefficients, 1, (), (), skip, seed)
-    states = [momentum_buffers] if momentum_buffers else []
-    lists, written = step_lists(params, grads, masters, *states, zero_grads=zero_grads)
+    lists, written = step_lists(tensors, options.zero_grads)
+    stochastic = scalars.seed is not None
     work = Sweep(
         sgd_step_block,
         written,
-        scalars=(grad_scale, lr, weight_decay),
-        per_tensor=known,
-        floats=(momentum, 1 - dampening),
-        options=(bool(masters), seed is not None, maximize, zero_grads, nesterov),
-        row_major=seed is not None,
+        scalars=(scalars.grad_scale, scalars.lr, scalars.weight_decay),
+        per_tensor=advance_steps(tensors.steps, Coefficients(sgd_coefficients, 1), scalars.skip, scalars.seed),
+        floats=(options.momentum, 1 - options.dampening),
+        options=(bool(tensors.masters), stochastic, options.maximize, options.zero_grads, options.nesterov),
+        row_major=stochastic,
     )
     run(work, lists)

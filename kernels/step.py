@@ -1,7 +1,7 @@
 """What every optimizer step does to a block: unscale the gradient, write state, master and parameter.
 
-The lists of a step are params, grads, masters where there are any, then its state; per tensor it knows whether the step is
-made (`kept`) and the key of its rounding stream. A step that is skipped reads and writes nothing but zeroed gradients.
+The lists of a step are params, grads, masters where there are any, then its state; per tensor it is given whether the step is
+made (`kept`) and the key of the rounding stream. A step that is skipped reads and writes nothing but zeroed gradients.
 Products are fused into sums where torch's fused optimizers are compiled that way, as in the reference.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import StepTensors, Tensors
 from gradalign.kernels.rounding import narrow_stochastically
 from gradalign.kernels.sweep import elements, read_wide, write
 
@@ -51,9 +51,8 @@ def clear(ptr, at):
     write(ptr, at, tl.zeros(at[1].shape, ptr.dtype.element_ty))
 
 
-def step_lists(
-    params: Tensors, grads: Tensors, masters: Tensors, *states: Tensors, zero_grads: bool
-) -> tuple[tuple[Tensors, ...], tuple[int, ...]]:
-    """The lists of a step, and which it writes, params last."""
-    lists = (params, grads, *([masters] if masters else []), *states)
+def step_lists(tensors: StepTensors, zero_grads: bool) -> tuple[tuple[Tensors, ...], tuple[int, ...]]:
+    """The lists that are not empty, and the places of those that the step writes, params last."""
+    masters = [tensors.masters] if tensors.masters else []
+    lists = (tensors.params, tensors.grads, *masters, *filter(len, tensors.states))
     return lists, (*range(2, len(lists)), *([1] if zero_grads else []), 0)

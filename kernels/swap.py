@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gradalign.kernels.columns import Tensors
+from gradalign.backends.signatures import Tensors
 from gradalign.kernels.run import Sweep, run
 from gradalign.kernels.sweep import read, write
 

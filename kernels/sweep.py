@@ -3,12 +3,12 @@
     block(ptrs, at, scalars, sums, options) -> sums
 
     ptrs     one pointer a list of tensors, at the chunk's first element
-    at       which of the chunk's elements; for `read`, `write`, `guarded` and `elements`
+    at       which of the chunk's elements; for `read`, `write`, `masked` and `elements`
     scalars  what does not change within a tensor, as float32 or float64
-    sums     one float32 vector a reduction; `lanes` folds a block into it
+    sums     one float32 vector a reduction; `row_sums` folds a block into it
     options  constants
 
-Lists may be one another's where the op says so, and a block of such an op loads all that it reads before it stores.
+Where an op allows two lists to be the same, its block loads all that it reads before it stores.
 
 A block of elements is a matrix with rows of 4. A full block of a chunk whose addresses are all multiples of 16 bytes is
 loaded and stored 16 bytes at a time: a row in 4-byte dtypes, two rows in 2-byte dtypes. Those are addressed as a vector,
@@ -22,7 +22,7 @@ import triton.language as tl
 from gradalign.kernels.rounding import converted, widen
 
 BLOCK = 1024  # elements: 8 a thread, which is 16 bytes of the narrowest dtype
-TAIL = BLOCK // 8  # elements of a masked block: one a thread, since each of its accesses takes registers of its own
+TAIL = BLOCK // 8  # elements of a masked block: one per thread, since each of its accesses takes registers of its own
 CHUNK = (
     16 * BLOCK
 )  # elements a program: few enough to balance, enough for the second stage of the reductions to be short
@@ -80,7 +80,7 @@ def scaled(x, scale):
 
 
 @triton.jit
-def guarded(x, at):
+def masked(x, at):
     """`x`, 0 beyond the tensor's end."""
     if len(at) == 3:
         return x
@@ -95,16 +95,16 @@ def elements(at):
 
 
 @triton.jit
-def lanes(x):
+def row_sums(x):
     """A block's sum, folded as far as a thread goes alone; `x` must be 0 beyond the tensor's end."""
     return tl.sum(x, axis=1)
 
 
 @triton.jit
-def _addresses(columns, dtypes: tl.constexpr, tensor, start):
+def _addresses(lists, dtypes: tl.constexpr, tensor, start):
     addresses = ()
     for k in tl.static_range(len(dtypes)):
-        addresses = addresses + (tl.load(columns[k] + tensor) + start * (dtypes[k].primitive_bitwidth // 8),)
+        addresses = addresses + (tl.load(lists[k] + tensor) + start * (dtypes[k].primitive_bitwidth // 8),)  # type: ignore[assignment]
     return addresses
 
 
@@ -117,7 +117,7 @@ def _pointers(addresses, dtypes: tl.constexpr, ALIGNED: tl.constexpr):
             # On the pointer and before any offset: the hint is lost when additions are folded, and it would hold for
             # the masked loop too if the two shared one value.
             ptr = tl.multiple_of(ptr, 16)
-        ptrs = ptrs + (ptr,)
+        ptrs = ptrs + (ptr,)  # type: ignore[assignment]
     return ptrs
 
 
@@ -133,7 +133,7 @@ def _loaded(ptrs, offset):
 def _zeros(num: tl.constexpr, length: tl.constexpr):
     sums = ()
     for _ in tl.static_range(num):
-        sums = sums + (tl.zeros([length], tl.float32),)
+        sums = sums + (tl.zeros([length], tl.float32),)  # type: ignore[assignment]
     return sums
 
 
@@ -147,7 +147,7 @@ def sweep(
     numels,
     first,
     total,
-    columns,
+    lists,
     scalars,
     per_tensor,
     floats,
@@ -167,9 +167,9 @@ def sweep(
         numels: int64 per tensor.
         first: the group's first chunk.
         total: chunks of all groups, the stride of `partials`.
-        columns: per list, int64 addresses.
+        lists: per list of tensors, int64 addresses.
         scalars: 0-dim tensors.
-        per_tensor: vectors with one entry a tensor.
+        per_tensor: vectors with one entry per tensor.
         floats: numbers; a block sees scalars + per_tensor + floats.
         partials: float32 [NUM_SUMS, total].
         block: the op.
@@ -185,8 +185,8 @@ def sweep(
     tensor = packed >> 32
     start = (packed & 0xFFFFFFFF) * CHUNK
     n = tl.minimum(tl.load(numels + tensor) - start, CHUNK).to(tl.int32)
-    addresses = _addresses(columns, dtypes, tensor, start)
-    known = _loaded(scalars, 0) + _loaded(per_tensor, tensor) + floats
+    addresses = _addresses(lists, dtypes, tensor, start)
+    values = _loaded(scalars, 0) + _loaded(per_tensor, tensor) + floats
 
     bits = addresses[0]
     for k in tl.static_range(1, len(dtypes)):
@@ -195,11 +195,11 @@ def sweep(
     sums = _zeros(NUM_SUMS, BLOCK // ROW)
     ptrs = _pointers(addresses, dtypes, True)
     for i in range(0, full, BLOCK):
-        sums = block(ptrs, _at(i, n, start, BLOCK, False), known, sums, variant)
+        sums = block(ptrs, _at(i, n, start, BLOCK, False), values, sums, variant)
     tail_sums = _zeros(NUM_SUMS, TAIL // ROW)
     ptrs = _pointers(addresses, dtypes, False)
     for i in range(full, n, TAIL):
-        tail_sums = block(ptrs, _at(i, n, start, TAIL, True), known, tail_sums, variant)
+        tail_sums = block(ptrs, _at(i, n, start, TAIL, True), values, tail_sums, variant)
 
     for k in tl.static_range(NUM_SUMS):
         tl.store(partials + k * total + chunk, tl.sum(sums[k]) + tl.sum(tail_sums[k]))

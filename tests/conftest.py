@@ -1,25 +1,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _import_benchmarks() -> None:
-    """Make `benchmarks` importable without the root on the path, where the folder `kernels` would pass for a package."""
-    spec = importlib.util.spec_from_file_location("benchmarks", ROOT / "benchmarks" / "__init__.py")
-    sys.modules["benchmarks"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
-_import_benchmarks()
+runpy.run_path(str(Path(__file__).with_name("import_path.py")))
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +18,26 @@ def _deterministic():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def asset():
+    """Locates a pretrained model or a data set. Where it is not installed the test is skipped, or fails in CI."""
+    from gradalign.cli.errors import CommandError
+    from gradalign.cli.workload import assets
+
+    def locate(name):
+        try:
+            return assets.locate(name)
+        except CommandError as error:
+            if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
+                raise
+            pytest.skip(str(error))
+
+    return locate
+
+
 @pytest.fixture
 def scripts(monkeypatch):
-    """Makes an importer of the scripts in a folder, which import one another; they are forgotten after the test."""
+    """An importer of the scripts in a folder, which import one another; they are forgotten after the test."""
     folders = []
 
     def importer(folder):
@@ -46,7 +53,7 @@ def scripts(monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """A bare `pytest` on a machine without a GPU says so instead of failing."""
+    """On a machine without a GPU the tests that need one are skipped with this reason."""
     if torch.cuda.is_available():
         return
     for item in items:

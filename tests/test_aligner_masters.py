@@ -6,10 +6,11 @@ import pytest
 import torch
 from support.measure import OBJECTIVES
 from support.networks import state
+from support.one_step import run
 from torch import nn
 
 import gradalign
-from gradalign.optim import SGD, AdamW
+from gradalign.optim import AdamW
 
 
 def low_precision(dtype=torch.bfloat16):
@@ -22,15 +23,6 @@ def low_precision(dtype=torch.bfloat16):
         return model[3](model[:3](x).float()).square().mean() + model[2].weight.float().square().mean()
 
     return model, loss_fn, batches
-
-
-def run(aligner, loss_fn, batches, how):
-    if how == "backward":
-        aligner.backward(loss_fn, batches)
-        return
-    with aligner.accumulate(len(batches)) as step:
-        for batch in batches:
-            step.backward(lambda batch=batch: loss_fn(batch))
 
 
 @pytest.mark.parametrize("how", ["backward", "accumulate"])
@@ -94,7 +86,7 @@ def test_an_exception_leaves_parameters_and_masters(how, number, error):
     before = state(model)
     calls = 0
 
-    def striking(x):
+    def failing(x):
         nonlocal calls
         calls += 1
         if calls == number:
@@ -102,55 +94,12 @@ def test_an_exception_leaves_parameters_and_masters(how, number, error):
         return loss_fn(x)
 
     with pytest.raises(error):
-        run(aligner, striking, batches, how)
+        run(aligner, failing, batches, how)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize(("kind", "key"), [(AdamW, "exp_avg"), (SGD, "momentum_buffer")])
-def test_momentum_takes_the_first_moment_of_the_optimizer(kind, key):
-    torch.manual_seed(0)
-    model = nn.Linear(6, 3).double()
-    batches = list(torch.randn(4, 5, 6, dtype=torch.float64))
-    optimizer = kind(model.parameters(), lr=1e-2, **({"momentum": 0.9} if kind is SGD else {}))
-    aligner = gradalign.GradAlign(model, 0.05, estimator="momentum", optimizer=optimizer)
-
-    def loss_fn(x):
-        if optimizer.state:
-            seen.append([p.detach().clone() for p in model.parameters()])
-        return model(x).tanh().square().mean()
-
-    for _ in range(2):
-        seen = []
-        theta = [p.detach().clone() for p in model.parameters()]
-        moments = [optimizer.first_moment(p) for p in model.parameters()]
-        aligner.backward(loss_fn, batches)
-        if moments[0] is not None:
-            norm = sum(float(m.square().sum()) for m in moments) ** 0.5
-            for p, t, m in zip(seen[0], theta, moments, strict=True):
-                torch.testing.assert_close(p, t - 0.05 * m / norm, rtol=1e-9, atol=1e-12)
-        optimizer.step()
-        optimizer.zero_grad()
-    assert len(seen) == 4
-    assert key in optimizer.state[model.weight]
-    assert aligner.state_dict()["mean"] == []
 
 
 def test_an_optimizer_of_another_library_is_refused():
     model, _, _ = low_precision()
     with pytest.raises(TypeError, match=r"optimizer: expected an optimizer of gradalign.optim; got Adam"):
         gradalign.GradAlign(model, 0.1, optimizer=torch.optim.Adam(model.parameters()))
-
-
-def test_an_optimizer_that_cannot_serve_is_refused():
-    model = torch.nn.Linear(3, 1)
-    without = gradalign.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="expected one with a first moment.*got SGD without momentum"):
-        gradalign.GradAlign(model, 0.1, estimator="momentum", optimizer=without)
-    gradalign.GradAlign(model, 0.1, optimizer=without)
-    gradalign.GradAlign(
-        model, 0.1, estimator="momentum", optimizer=gradalign.optim.SGD(model.parameters(), momentum=0.9)
-    )
-    other = gradalign.optim.AdamW(torch.nn.Linear(3, 1).parameters())
-    with pytest.raises(ValueError, match="expected the optimizer of the model's parameters; got one that steps none"):
-        gradalign.GradAlign(model, 0.1, optimizer=other)

@@ -5,8 +5,11 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from support.gradients import assert_close, grads
+from torch import nn
 
-from gradalign import chunk
+import gradalign
+from gradalign import GradAlign, chunk
 from gradalign.batches import shallow_copy
 
 Pair = namedtuple("Pair", "x y")
@@ -58,7 +61,7 @@ def test_parts_are_views():
         (torch.zeros(3), 1.5, TypeError, "k: expected an integer"),
     ],
 )
-def test_what_cannot_be_split(batch, k, error, message):
+def test_batches_that_cannot_be_split_are_refused(batch, k, error, message):
     with pytest.raises(error, match=message):
         chunk(batch, k)
 
@@ -80,3 +83,14 @@ def test_a_list_of_samples_is_refused():
     columns = chunk(list(torch.randn(2, 8, 5)), 4)
     assert [t.shape for t in columns[0]] == [(2, 5), (2, 5)]
     assert len(chunk(tuple(images), 3)[0]) == 8
+
+
+def test_a_chunked_batch_trains_like_its_micro_batches():
+    model = nn.Linear(6, 1).double()
+    x = torch.randn(16, 6, dtype=torch.float64)
+    aligner = GradAlign(model, 0.1)
+    aligner.backward(lambda part: model(part["x"]).square().mean(), gradalign.chunk({"x": x}, 8))
+    expected = grads(model)
+    model.zero_grad()
+    aligner.backward(lambda part: model(part).square().mean(), list(x.view(8, 2, 6)))
+    assert_close(grads(model), expected, rtol=0)

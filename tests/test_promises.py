@@ -1,4 +1,4 @@
-"""The promises of DESIGN section 2, in their order; each test would fail without the promise."""
+"""The promises of DESIGN section 2, numbered as there; each test would fail without the promise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support.networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
-from support.tracing import lines
+from support.fault_injection import FailingBackward, InjectedError, lines
+from support.networks import Awkward, Counting, Spectral, make, plain_loop, same_state, state, trainable
+from support.one_step import run
 from torch import nn
 
 import gradalign
@@ -20,25 +21,19 @@ KINDS = (Awkward, Spectral, Counting)
 OBJECTIVES = ("dot", "variance", "cosine", "norm")
 
 
-def same_state(model, expected):
-    return all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
-
-
 def same_grads(a, b):
     pairs = [(p.grad, q.grad) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
     return all((g is None and h is None) or (g is not None and torch.equal(g, h)) for g, h in pairs)
 
 
-def run(aligner, model, loss_fn, batches, how):
-    if how == "backward":
-        return aligner.backward(loss_fn, batches)
+def run_at_theta(aligner, model, loss_fn, batches, how):
+    """One step; between the micro-batches of `accumulate` the parameters are as before."""
     theta = [p.detach().clone() for p in model.parameters()]
-    with aligner.accumulate(len(batches)) as step:
-        losses = []
-        for batch in batches:
-            losses.append(step.backward(lambda batch=batch: loss_fn(batch)))
-            assert all(torch.equal(p, t) for p, t in zip(model.parameters(), theta, strict=True))
-    return torch.stack(losses).mean()
+
+    def check():
+        assert all(torch.equal(p, t) for p, t in zip(model.parameters(), theta, strict=True))
+
+    return run(aligner, loss_fn, batches, how, check)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,13 +49,13 @@ def test_1_weight_0_is_the_plain_loop_bit_for_bit(kind, how, telemetry, dtype, k
     expected_stream = torch.rand(3)
     torch.manual_seed(5)
     aligner = gradalign.GradAlign(model, weight=0, telemetry=telemetry)
-    run(aligner, model, loss_fn, batches, how)
+    run_at_theta(aligner, model, loss_fn, batches, how)
     assert torch.equal(torch.rand(3), expected_stream)
     assert same_grads(model, twin)
     assert same_state(model, state(twin))
 
 
-def test_1_a_scheduled_weight_of_0_and_resting_steps_too():
+def test_1_steps_with_a_scheduled_weight_of_0_and_steps_between_every_nth_run_no_displaced_pass():
     model, loss_fn, batches = make(Awkward)
     aligner = gradalign.GradAlign(model, weight=lambda step: 0.0 if step == 1 else 1.0, every=3)
     passes = []
@@ -87,7 +82,7 @@ def test_2_and_4_after_a_step_parameters_buffers_and_stream_are_those_of_the_pla
         np.random.seed(5)
         if step is None:
             aligner = gradalign.GradAlign(model, 0.3, objective=objective, difference=difference)
-            run(aligner, model, loss_fn, batches, how)
+            run_at_theta(aligner, model, loss_fn, batches, how)
         else:
             step()
         streams.append((torch.rand(3).tolist(), random.random(), np.random.rand()))
@@ -96,16 +91,12 @@ def test_2_and_4_after_a_step_parameters_buffers_and_stream_are_those_of_the_pla
     assert not same_grads(model, twin)
 
 
-class StrikeError(Exception):
-    """Raised where a test wants it."""
-
-
-def struck(model, loss_fn, batches, options, how, strike_at, error=KeyboardInterrupt):
-    """Run a step whose `strike_at`-th pass raises from the place asked for; returns (raised, before, aligner)."""
+def run_failing(model, loss_fn, batches, options, how, place, error=KeyboardInterrupt):
+    """Run a step that fails in the given place of its pass of the given number; returns the state before, and the aligner."""
     calls = 0
-    where, number = strike_at
+    where, number = place
 
-    def striking(batch):
+    def failing(batch):
         nonlocal calls
         calls += 1
         if calls != number:
@@ -115,7 +106,7 @@ def struck(model, loss_fn, batches, options, how, strike_at, error=KeyboardInter
             raise error
         loss = loss_fn(batch)
         if where == "backward":
-            return Bomb.apply(loss, error)
+            return FailingBackward.apply(loss, error)
         raise AssertionError(where)
 
     hook = None
@@ -133,21 +124,10 @@ def struck(model, loss_fn, batches, options, how, strike_at, error=KeyboardInter
     before = state(model)
     aligner = gradalign.GradAlign(model, 0.3, **options)
     with pytest.raises(error):
-        run(aligner, model, loss_fn if hook else striking, batches, how)
+        run_at_theta(aligner, model, loss_fn if hook else failing, batches, how)
     if hook:
         hook.remove()
     return before, aligner
-
-
-class Bomb(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, loss, error):
-        ctx.error = error
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise ctx.error
 
 
 @pytest.mark.parametrize("how", ["backward", "accumulate"])
@@ -155,13 +135,13 @@ class Bomb(torch.autograd.Function):
 @pytest.mark.parametrize("where", ["loss_fn", "backward", "hook"])
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(1, StrikeError), (4, KeyboardInterrupt), (7, KeyboardInterrupt), (8, StrikeError), (10, KeyboardInterrupt)],
+    [(1, InjectedError), (4, KeyboardInterrupt), (7, KeyboardInterrupt), (8, InjectedError), (10, KeyboardInterrupt)],
 )
 def test_2_after_any_exception_all_is_as_before_the_call(number, where, objective, how, error):
     for kind in (Awkward, Counting):
         model, loss_fn, batches = make(kind, k=8, dtype=torch.float32)
         options = {"objective": objective, "telemetry": number % 2 == 0}
-        before, aligner = struck(model, loss_fn, batches, options, how, (where, number), error)
+        before, aligner = run_failing(model, loss_fn, batches, options, how, (where, number), error)
         assert same_state(model, before)
         assert all(p.grad is None for p in model.parameters())
         assert not aligner.displaced
@@ -178,15 +158,15 @@ def test_2_an_exception_leaves_the_random_stream_where_it_found_it():
     model, loss_fn, batches = make(Awkward, k=8)
     seen = []
 
-    def striking(batch):
+    def failing(batch):
         loss = loss_fn(batch)
         seen.append(torch.get_rng_state())
         if len(seen) == 8:
-            raise StrikeError
+            raise InjectedError
         return loss
 
-    with pytest.raises(StrikeError):
-        gradalign.GradAlign(model, 0.3).backward(striking, batches)
+    with pytest.raises(InjectedError):
+        gradalign.GradAlign(model, 0.3).backward(failing, batches)
     assert torch.equal(torch.get_rng_state(), seen[-1])
 
 
@@ -209,20 +189,20 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
     before = state(model)
 
     def step():
-        run_untraced(aligner, loss_fn, batches, how)
+        run(aligner, loss_fn, batches, how)
 
     for _ in range(2):  # the first step makes what later ones find, in lines of its own: the second is counted
         total = lines(step)
         model.zero_grad()
         model.load_state_dict(before)
     assert total > 300
-    for strike_at in range(1, total + 1, max(1, total // 400)):
+    for interrupt_at in range(1, total + 1, max(1, total // 400)):
         done = aligner.num_steps
         with pytest.raises(KeyboardInterrupt):
-            lines(step, strike_at)
-        assert same_state(model, before) or aligner.num_steps > done, strike_at
-        complete = aligner.num_steps == done + 1  # struck on the way out of the `with`: the step is whole
-        assert all(p.grad is None for p in trainable(model)) != complete, strike_at
+            lines(step, interrupt_at)
+        assert same_state(model, before) or aligner.num_steps > done, interrupt_at
+        complete = aligner.num_steps == done + 1  # interrupted on the way out of the `with`: the step is whole
+        assert all(p.grad is None for p in trainable(model)) != complete, interrupt_at
         assert not complete or how == "accumulate"
         model.zero_grad()
         model.load_state_dict(before)
@@ -239,20 +219,11 @@ def test_2_an_interrupt_where_hooks_come_and_go_leaves_none():
 
     total = lines(step, functions=functions)
     assert total > 10
-    for strike_at in range(1, total + 1):
+    for interrupt_at in range(1, total + 1):
         model.zero_grad()
         with pytest.raises(KeyboardInterrupt):
-            lines(step, strike_at, functions)
-        assert not model._forward_pre_hooks, strike_at
-
-
-def run_untraced(aligner, loss_fn, batches, how):
-    if how == "backward":
-        aligner.backward(loss_fn, batches)
-        return
-    with aligner.accumulate(len(batches)) as step:
-        for batch in batches:
-            step.backward(lambda batch=batch: loss_fn(batch))
+            lines(step, interrupt_at, functions)
+        assert not model._forward_pre_hooks, interrupt_at
 
 
 def test_2_a_real_signal_while_steps_run():
@@ -263,11 +234,11 @@ def test_2_a_real_signal_while_steps_run():
     for delay in range(1, 40):
         timer = threading.Timer(delay * 4e-4, signal.raise_signal, [signal.SIGINT])
         with pytest.raises(KeyboardInterrupt):
-            steps_until_struck(timer, aligner, model, loss_fn, batches)
+            steps_until_interrupted(timer, aligner, model, loss_fn, batches)
         assert same_state(model, before)
 
 
-def steps_until_struck(timer, aligner, model, loss_fn, batches):
+def steps_until_interrupted(timer, aligner, model, loss_fn, batches):
     timer.start()
     while True:
         model.zero_grad()

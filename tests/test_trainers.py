@@ -159,7 +159,7 @@ def accelerator():
     AcceleratorState._reset_state(True)
 
 
-def test_what_is_said_of_accelerate(accelerator):
+def test_the_documented_behaviour_with_accelerate(accelerator):
     net = make_net()
     own = gradalign.optim.AdamW(net.parameters(), master_weights=True)
     model, prepared = accelerator.prepare(net, own)

@@ -1,44 +1,47 @@
-"""Guards against slow creep: passes, kernel calls, bytes, host work, and one ratio. No absolute time decides.
+"""What a step may cost at most: passes, kernel calls, bytes, operations of the host, and one ratio. No absolute time decides.
 
 `make bench-guards`. Counts repeat exactly; the ratio is the median of interleaved rounds and has a wide bound.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from counts import dispatched, python_calls
 from torch import nn
 
 import gradalign
-from benchmarks.steps.kernels import KernelUse
-from benchmarks.steps.measure import in_turns
-from benchmarks.steps.task import Filling, Plain, Task
-from benchmarks.steps.works import Loaded
+from benchmarks.guards.counts import dispatched, python_calls
+from benchmarks.steps.against_plain import in_turns
+from benchmarks.steps.kernel_traffic import KernelTraffic
+from benchmarks.steps.task import GradientFiller, Plain, Task
+from benchmarks.steps.workloads import LoadedWorkload
 
 CPU = torch.device("cpu")
 K = 8
 
 
-def loaded(width=64, layers=10):
+def loaded(width: int = 64, layers: int = 10) -> LoadedWorkload:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     batches = list(torch.randn(K, 16, width))
-    return Loaded(model, lambda net, x: net(x).square().mean(), [batches], "random")
+    return LoadedWorkload(model, lambda net, x: net(x).square().mean(), [batches], "random")
 
 
-def aligned(work, **options):
-    return Filling(Task(work), gradalign.GradAlign(work.model, 0.001, **options))
+def aligned(workload: LoadedWorkload, **options: Any) -> GradientFiller:
+    return GradientFiller(Task(workload), gradalign.GradAlign(workload.model, 0.001, **options))
 
 
-def filled(work, **options):
+def filled(workload: LoadedWorkload, **options: Any) -> Callable[[], None]:
     """Only the filling of `.grad`, without the optimizer."""
-    task = Task(work)
-    method = gradalign.GradAlign(work.model, 0.001, **options)
+    task = Task(workload)
+    method = gradalign.GradAlign(workload.model, 0.001, **options)
 
-    def step():
-        method.backward(task.loss_fn, work.steps[0])
-        for p in work.model.parameters():
+    def step() -> None:
+        method.backward(task.loss_fn, workload.steps[0])
+        for p in workload.model.parameters():
             p.grad = None
 
     return step
@@ -57,88 +60,88 @@ def filled(work, **options):
     ],
     ids=str,
 )
-def test_passes(benchmark, options, passes):
-    work = loaded()
-    method = aligned(work, **options)
-    task = Task(work)
-    method._method.backward(task.loss_fn, work.steps[0])
-    for p in work.model.parameters():
+def test_passes(benchmark: Any, options: dict[str, Any], passes: int) -> None:
+    workload = loaded()
+    method = aligned(workload, **options)
+    task = Task(workload)
+    method._method.backward(task.loss_fn, workload.steps[0])
+    for p in workload.model.parameters():
         p.grad = None
     assert task.num_losses == passes
     benchmark.extra_info["passes"] = task.num_losses
-    benchmark.pedantic(method.step, (work.steps[0],), rounds=3)
+    benchmark.pedantic(method.step, (workload.steps[0],), rounds=3)
 
 
-# Copies of the parameters that a step reads and writes in kernels: DESIGN's table of ops times the calls of the schedule.
-# Lean split: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
+# Copies of the parameters that a step reads and writes in kernels, by the table of ops in docs/kernels.md.
+# The default: norm_dot of the anchors' gradient (1), perturb_ (2 + 2), restore_ (1 + 1), norm of .grad for the statistics (1).
 @pytest.mark.parametrize(
     ("options", "calls", "copies"),
     [({}, 4, 8.0), ({"objective": "norm", "normalize": "none"}, 4, 8.0)],
     ids=str,
 )
-def test_lean_split_moves_eight_copies(benchmark, options, calls, copies):
-    work = loaded()
-    step = filled(work, **options)
+def test_split_moves_eight_copies(benchmark: Any, options: dict[str, Any], calls: int, copies: float) -> None:
+    workload = loaded()
+    step = filled(workload, **options)
     step()
-    use = KernelUse(CPU)
-    with use.watching():
+    traffic = KernelTraffic(CPU)
+    with traffic.recording():
         step()
-    moved = sum(op["bytes"] for op in use.ops.values()) / work.parameter_bytes
-    assert sum(op["calls"] for op in use.ops.values()) <= calls
+    moved = sum(op["bytes"] for op in traffic.ops.values()) / workload.parameter_bytes
+    assert sum(op["calls"] for op in traffic.ops.values()) <= calls
     assert moved == pytest.approx(copies)
     benchmark.extra_info["copies"] = moved
     benchmark.pedantic(step, rounds=3)
 
 
-def test_operations_of_a_step_are_one_a_parameter(benchmark):
-    """Beside its passes a step costs a fixed number of operations, since one call takes all parameters, and their backups."""
+def test_a_step_adds_one_operation_per_parameter(benchmark: Any) -> None:
+    """Beside its passes a step is a fixed number of operations, as one call takes all parameters, and a backup for each."""
 
-    def own(layers):
-        work = loaded(layers=layers)
-        step = filled(work, backend="native")
-        task = Task(work)
+    def beside_passes(layers: int) -> int:
+        workload = loaded(layers=layers)
+        step = filled(workload, backend="native")
+        task = Task(workload)
 
-        def passes():
-            for batch in [*work.steps[0], *work.steps[0][-2:]]:
+        def passes() -> None:
+            for batch in [*workload.steps[0], *workload.steps[0][-2:]]:
                 (task.loss_fn(batch) * 0.125).backward()
-            for p in work.model.parameters():
+            for p in workload.model.parameters():
                 p.grad = None
 
         return sum(dispatched(step).values()) - sum(dispatched(passes).values())
 
-    few, many = own(5), own(50)
-    assert many - few <= 90  # parameters more
+    few, many = beside_passes(5), beside_passes(50)
+    assert many - few <= 90  # 45 more layers have 90 more parameters
     assert few <= 200
     benchmark.extra_info["operations"] = few
     benchmark.pedantic(filled(loaded()), rounds=3)
 
 
-def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchmark):
-    def own(layers):
-        work = loaded(layers=layers)
-        task = Task(work)
+def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchmark: Any) -> None:
+    def beside_passes(layers: int) -> int:
+        workload = loaded(layers=layers)
+        task = Task(workload)
 
-        def passes():
-            for batch in [*work.steps[0], *work.steps[0][-2:]]:
+        def passes() -> None:
+            for batch in [*workload.steps[0], *workload.steps[0][-2:]]:
                 (task.loss_fn(batch) * 0.125).backward()
-            for p in work.model.parameters():
+            for p in workload.model.parameters():
                 p.grad = None
 
-        return python_calls(filled(work)) - python_calls(passes)
+        return python_calls(filled(workload)) - python_calls(passes)
 
-    few, many = own(10), own(110)
-    assert (many - few) / 200 <= 60  # a parameter, of which there are two a layer
+    few, many = beside_passes(10), beside_passes(110)
+    assert (many - few) / 200 <= 60  # per parameter; 100 more layers have 200 more
     benchmark.extra_info["calls"] = few
     benchmark.pedantic(filled(loaded()), rounds=3)
 
 
-def test_the_ratio_to_plain_is_near_that_of_the_passes(benchmark):
+def test_the_ratio_to_plain_is_near_that_of_the_passes(benchmark: Any) -> None:
     """10 passes in place of 8 where passes take the time; the bound leaves 30% for a machine that is busy."""
-    work = loaded(width=512, layers=6)
-    plain, method = Plain(Task(work)), aligned(work)
+    workload = loaded(width=512, layers=6)
+    plain, method = Plain(Task(workload)), aligned(workload)
     for stepper in (plain, method):
-        stepper.step(work.steps[0])
-    timing = in_turns(plain, method, work.forever(), CPU, seconds=5).as_dict()
+        stepper.step(workload.steps[0])
+    timing = in_turns(plain, method, workload.forever(), CPU, seconds=5)
     benchmark.extra_info |= {"ratio": timing["ratio"], "quartiles": timing["ratio_quartiles"]}
-    benchmark.pedantic(method.step, (work.steps[0],), rounds=3)
+    benchmark.pedantic(method.step, (workload.steps[0],), rounds=3)
     assert timing["ratio"] <= 1.25 * 1.3

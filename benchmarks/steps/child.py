@@ -5,86 +5,105 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.errors import CommandError
+from benchmarks.steps import contenders, kernel_traffic, memory
 from benchmarks.steps import device as gpu
-from benchmarks.steps import kernels, memory, methods
-from benchmarks.steps.kernels import Watched
-from benchmarks.steps.measure import in_turns, now
-from benchmarks.steps.methods import Entry
-from benchmarks.steps.task import Plain, Task
-from benchmarks.steps.works import Loaded, Work, load
-from gradalign.cli.errors import CommandError
+from benchmarks.steps.against_plain import in_turns
+from benchmarks.steps.contenders import Contender
+from benchmarks.steps.kernel_traffic import WithTraffic
+from benchmarks.steps.task import Plain, Stepper, Task
+from benchmarks.steps.workloads import LoadedWorkload, Workload, load
+from benchmarks.timing import HostClock
 
 MARK = "gradalign-bench-row "
-WATCHED_IN_ROUNDS = 0.1  # seconds of a step beside which counting a few calls is nothing
+RECORDED_IN_ROUNDS = (
+    0.1  # seconds; in a step that takes longer, counting a few kernel calls takes no time worth telling
+)
 
 
-def measure(work: Work, entry: Entry, device: torch.device, seed: int, seconds: float) -> dict[str, Any]:
-    """Everything about one method on one work.
+class Setting(NamedTuple):
+    """What every measurement depends on beside its contender; `seconds` is how long it takes turns with plain."""
 
-    Memory comes first, while the process holds nothing but the method; then plain is made beside it and the two take turns.
+    workload: Workload
+    device: torch.device
+    seed: int
+    seconds: float
+
+
+def measure(setting: Setting, contender: Contender) -> dict[str, Any]:
+    """Everything about one contender on one workload.
+
+    Memory comes first, while the process holds nothing but the contender; then plain is made beside it and the two take turns.
     """
-    methods.prepare(entry)
+    device = setting.device
+    contenders.prepare(contender)
     _warm_up(device)
     peak = memory.PeakMemory(device)
-    loaded = load(work, device, seed, entry.eager)
+    loaded = load(setting.workload, device, setting.seed, contender.eager)
     task = Task(loaded)
-    method = entry.make(task)
-    data = loaded.forever()
+    method, data = contender.make(task), loaded.forever()
     method.step(next(data)[:2])  # warms up: state is made, what is compiled is compiled
-    before, begun = task.num_losses, now(device)
-    peaks = [peak.of(lambda: method.step(next(data))) for _ in range(entry.period)]
-    step_seconds, losses = (now(device) - begun) / entry.period, (task.num_losses - before) / entry.period
-    row: dict[str, Any] = {
-        "parameters": loaded.numel,
-        "parameter_bytes": loaded.parameter_bytes,
-        "data": loaded.data,
-        "peak_bytes": None if None in peaks else max(p for p in peaks if p is not None),
-        "losses": losses,
-        "passes": _passes(method, losses),
-    }
+    row, step_seconds = _step(method, task, data, contender.period, peak, device)
+    row |= {"parameters": loaded.numel, "parameter_bytes": loaded.parameter_bytes, "data": loaded.data}
     row |= gpu.observe(lambda: method.step(next(data)), device)
-    watched = Watched(method, device)
-    in_rounds = entry.family == "gradalign" and device.type == "cpu" and step_seconds > WATCHED_IN_ROUNDS
-    row |= _time(work, loaded, entry, watched if in_rounds else method, device, seed, seconds)
-    if entry.family == "gradalign":
-        row |= _kernels(loaded, watched, device)
-    return row
+    recorded = WithTraffic(method, device)
+    ours = contender.family == "gradalign"
+    in_rounds = ours and device.type == "cpu" and step_seconds > RECORDED_IN_ROUNDS
+    row |= _time(setting, loaded, recorded if in_rounds else method, contender.period)
+    return row | _kernels(loaded, recorded, device) if ours else row
 
 
-def _kernels(loaded: Loaded, watched: Watched, device: torch.device) -> dict[str, Any]:
-    """Calls, bytes and seconds of every op in a step, and the bandwidth to hold them against."""
-    for _ in range(0 if watched.num_steps else 3):
-        watched.step(loaded.steps[0])
-    dtype = next(loaded.model.parameters()).dtype
-    return {"kernels": watched.mean(), "bandwidth": kernels.bandwidth(loaded.numel, dtype, device)}
+def _step(
+    method: Stepper, task: Task, data: Iterator[list[Any]], period: int, peak: memory.PeakMemory, device: torch.device
+) -> tuple[dict[str, Any], float]:
+    """Peak memory and passes of a period of steps, and the seconds of a step."""
+    clock = HostClock(device)
+    before, begun = task.num_losses, clock.now()
+    peaks = [peak.of(lambda: method.step(next(data))) for _ in range(period)]
+    seconds, evaluations = (clock.now() - begun) / period, (task.num_losses - before) / period
+    known = [p for p in peaks if p is not None]
+    row = {
+        "peak_bytes": max(known) if len(known) == period else None,
+        "loss_evaluations": evaluations,
+        "passes": _passes(method, evaluations),
+    }
+    return row, seconds
 
 
-def _time(
-    work: Work, loaded: Loaded, entry: Entry, method: Any, device: torch.device, seed: int, seconds: float
-) -> dict[str, Any]:
-    """The method and plain in turns; plain's own row has plain against a second plain: what noise looks like."""
-    beside = load(work, device, seed)
-    plain = Plain(Task(beside))
-    plain.step(beside.steps[0][:1])
-    timing = in_turns(plain, method, loaded.forever(), device, seconds, entry.period).as_dict()
-    return {**timing, "samples_per_second": work.k * work.batch / timing["seconds"]}
-
-
-def _passes(method: Any, losses: float) -> float:
+def _passes(method: Stepper, evaluations: float) -> float:
     """Passes of a step by the method's own count, else its loss evaluations."""
     own = getattr(method, "passes", None)
-    return losses if own is None else own
+    return evaluations if own is None else own
+
+
+def _time(setting: Setting, loaded: LoadedWorkload, method: Stepper, period: int) -> dict[str, Any]:
+    """The method and plain in turns; in plain's own row two plain loops, whose ratio differs from 1 by noise."""
+    workload, device, seed, seconds = setting
+    other = load(workload, device, seed)
+    plain = Plain(Task(other))
+    plain.step(other.steps[0][:1])
+    figures = in_turns(plain, method, loaded.forever(), device, seconds, period)
+    return {**figures, "samples_per_second": workload.k * workload.batch / figures["seconds"]}
+
+
+def _kernels(loaded: LoadedWorkload, recorded: WithTraffic, device: torch.device) -> dict[str, Any]:
+    """Calls, bytes and seconds of every op in a step, and the bandwidth to compare them with."""
+    for _ in range(0 if recorded.num_steps else 3):
+        recorded.step(loaded.steps[0])
+    dtype = next(loaded.model.parameters()).dtype
+    return {"kernels": recorded.mean(), "bandwidth": kernel_traffic.bandwidth(loaded.numel, dtype, device)}
 
 
 def _warm_up(device: torch.device) -> None:
-    """What a first backward and a first AdamW bring with them (threads, libraries, modules) is not the method's."""
+    """A first backward and AdamW step start threads and load libraries, which are not to count as the contender's memory."""
     layer = torch.nn.Linear(8, 8, device=device)
     step = torch.randn(2, 4, 8, device=device)
-    Plain(Task(Loaded(layer, lambda net, x: net(x).square().mean(), [], ""))).step(list(step))
+    Plain(Task(LoadedWorkload(layer, lambda net, x: net(x).square().mean(), [], ""))).step(list(step))
 
 
 def _failure(error: BaseException) -> str:
@@ -103,16 +122,17 @@ def main(request: str) -> dict[str, Any]:
     if device.type == "cpu":
         memory.limit()
     try:
-        work, entry = Work(**asked["work"]), methods.entry(asked["method"])
+        setting = Setting(Workload(**asked["workload"]), device, asked["seed"], asked["seconds"])
+        contender = contenders.contender(asked["method"])
         torch.manual_seed(asked["seed"])
-        return {"status": "ok", "reason": None, **measure(work, entry, device, asked["seed"], asked["seconds"])}
+        return {"status": "ok", "reason": None, **measure(setting, contender)}
     except CommandError as error:
         return {"status": "failed", "reason": str(error)}
-    except Exception as error:  # whatever a method does, the others are to be measured
+    except Exception as error:  # the other contenders are measured whatever this one raises
         return {"status": "failed", "reason": _failure(error)}
 
 
 if __name__ == "__main__":
     found = main(sys.argv[1])
     print(MARK + json.dumps(found), flush=True)
-    os._exit(0)  # without the destructors of models that are gone anyway
+    os._exit(0)  # skips the destructors of large models

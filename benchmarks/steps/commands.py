@@ -1,4 +1,4 @@
-"""What `gradalign bench` does with its options."""
+"""What `python -m benchmarks` does with its options."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from benchmarks import record
+from benchmarks.errors import CommandError
+from benchmarks.record import Row
 from benchmarks.steps import compare as comparison
-from benchmarks.steps import losses, record, table
-from benchmarks.steps.record import Row
-from benchmarks.steps.runner import Runner
+from benchmarks.steps import shortfalls, table
+from benchmarks.steps.runner import Request, Runner
 from benchmarks.steps.suites import SUITES
 from gradalign.cli import places
-from gradalign.cli.errors import CommandError
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -26,11 +27,10 @@ def measure(args: argparse.Namespace) -> int:
     rows_path = args.out / f"{suite.name}.jsonl"
     if args.fresh:
         rows_path.unlink(missing_ok=True)
-    runner = Runner(
-        suite, rows_path, device, args.seed, lambda line: print(line, flush=True), args.minutes or suite.minutes
-    )
-    rows, left = runner.run(args.only, args.retry)
-    result = record.write_result(args.out / f"{suite.name}.json", suite.name, suite.headline.name, rows, left)
+    runner = Runner(suite, rows_path, device, args.seed, _say)
+    rows, left = runner.run(Request(args.minutes or suite.minutes, args.only, args.retry))
+    result = record.result(suite.name, suite.headline.name, rows, left)
+    record.write_result(args.out / f"{suite.name}.json", result)
     _write(result, args.out, not args.no_figures, [f"{suite.name}.json"])
     return 0
 
@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> int:
 def report(path: Path, out: Path, with_figures: bool) -> int:
     """Table and figures of a result."""
     _check_figures(with_figures)
-    result = record.read_result(path)
+    result = record.read_result(path, table.FIELDS)
     places.make_directory(out)
     _write(result, out, with_figures, [])
     return 0
@@ -46,19 +46,23 @@ def report(path: Path, out: Path, with_figures: bool) -> int:
 
 def compare(before: Path, after: Path) -> int:
     """Prints the differences; 1 where something became worse by more than noise."""
-    old, new = (record.read_result(path)["rows"] for path in (before, after))
+    old, new = (record.read_result(path, table.FIELDS)["rows"] for path in (before, after))
     missing, found = comparison.one_sided(old, new), comparison.compare(old, new)
     print("\n".join([comparison.as_text(found), *missing]))
     return 1 if any(change.verdict == "worse" for change in found) else 0
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _write(result: Row, out: Path, with_figures: bool, written: list[str]) -> None:
-    text = "\n\n".join([table.markdown(result), losses.markdown(result), table.provenance(result)])
-    (out / f"{result['suite']}.md").write_text(f"# gradalign bench: {result['suite']}\n\n{text}\n")
+    text = "\n\n".join([table.markdown(result), shortfalls.markdown(result), table.provenance(result)])
+    (out / f"{result['suite']}.md").write_text(f"# Benchmarks: {result['suite']}\n\n{text}\n")
     print(f"\n{text}\n")
     written = [f"{result['suite']}.md", *written]
     if with_figures:
-        from benchmarks.steps import figures  # with matplotlib, which is known to be there by now
+        from benchmarks.steps import figures  # loads matplotlib, which --no-figures does without
 
         written += figures.save(result, out)
     print(f"{', '.join(written)} written to {out}")

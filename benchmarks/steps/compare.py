@@ -6,22 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.steps.record import Row, key
-from benchmarks.steps.table import as_markdown
-from gradalign.cli.errors import CommandError
+from benchmarks.errors import CommandError
+from benchmarks.record import Row, key
+from benchmarks.tables import as_markdown
 
 LEAST_BAND = 0.03  # two runs of the same code on an idle machine stay within 3%
 SIGMAS = 3.0
 MEMORY_BAND = 0.15  # of a copy of the parameters
-NAMED = 4  # rows that only one result has, by name; of more, their number
-LEAST_MEMORY = 16e6  # bytes: what allocators and libraries move by
+NAMED = 4  # of the rows that only one result has, so many are listed by name
+LEAST_MEMORY = 16e6  # bytes: by so much, allocators and libraries differ from run to run
 
 
 @dataclass(frozen=True)
 class Change:
     """One quantity of one row, before and after; verdict: "worse", "better" or "same"."""
 
-    work: str
+    workload: str
     method: str
     quantity: str
     before: str
@@ -117,7 +117,7 @@ def _verdict(difference: float, band: float) -> str:
 def as_text(changes: Sequence[Change]) -> str:
     """What changed, as a table; and how many quantities did not."""
     moved = [c for c in changes if c.verdict != "same"]
-    header = ("work", "method", "quantity", "before", "after", "noise band", "verdict")
-    body = [[c.work, c.method, c.quantity, c.before, c.after, c.band, c.verdict] for c in moved]
+    header = ("workload", "method", "quantity", "before", "after", "noise band", "verdict")
+    body = [[c.workload, c.method, c.quantity, c.before, c.after, c.band, c.verdict] for c in moved]
     end = f"{len(changes) - len(moved)} quantities within noise, {len(moved)} beyond it."
     return "\n\n".join([as_markdown(header, body), end]) if moved else end

@@ -1,4 +1,4 @@
-"""What only a GPU has: seconds until the host is free again, kernel launches, synchronisations."""
+"""What only a GPU has: seconds until the host has launched a step, kernel launches, synchronisations."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.steps.record import Row
+from benchmarks.record import Row
 from benchmarks.steps.table import Line, lines
 
 COLORS = {"plain": "#9aa5b1", "gradalign": "#d9572b", "same term": "#3b6ea8", "other": "#7a9a5b"}
@@ -83,7 +83,7 @@ def memory(axes: Axes, result: Row) -> None:
 
 def scaling(axes: Axes, result: Row) -> None:
     """Time over plain's against n, for the MLPs; a cross where a method ran out of memory or time."""
-    names = list(dict.fromkeys(row["work"]["name"] for row in result["rows"] if row["work"]["model"] == "mlp"))
+    names = list(dict.fromkeys(row["workload"]["name"] for row in result["rows"] if row["workload"]["model"] == "mlp"))
     curves: dict[str, list[Line]] = {}
     for name in names:
         for line in lines(result["rows"], name):
@@ -100,7 +100,7 @@ def _curve(axes: Axes, name: str, points: Sequence[Line]) -> None:
     ratios = [line.row["ratio"] for line in measured]
     drawn = axes.plot([line.row["parameters"] for line in measured], ratios, marker="o", label=name)
     for line in (line for line in points if not line.ok):
-        at = (line.row["work"]["size"], ratios[-1] if ratios else 1.0)
+        at = (line.row["workload"]["size"], ratios[-1] if ratios else 1.0)
         axes.plot(*at, "x", color=drawn[0].get_color(), markersize=10, markeredgewidth=2)
         axes.annotate(_short(line.row["reason"]), at, fontsize=8, xytext=(6, 6), textcoords="offset points")
 

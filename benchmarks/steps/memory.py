@@ -1,9 +1,9 @@
 """Peak memory of a step: the device's allocator, or the high-water mark of this process.
 
 On a CPU the mark is reset after a first step where Linux allows it (`/proc/self/clear_refs`), so that what making the model
-or compiling took is not counted. It is read from a process that measures one method only: the mark of a process falls for
-nobody. While a step is measured every tensor of 64 kB or more is a mapping of its own, which ends when the tensor does: the
-mark is then what was alive, and not what the C library kept for later.
+or compiling took is not counted. A process measures one method only, since memory that the process has freed may stay with it.
+While a step is measured every tensor of 64 kB or more is a mapping of its own, which ends when the tensor does: the mark is
+then the memory of live tensors, without what the C library keeps for later.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-OWN_MAPPING, USUAL = (
-    2**16,
-    2**25,
-)  # bytes; the second is where glibc's own threshold ends up once large tensors were freed
+# Bytes from which an allocation is a mapping of its own: while measuring, and what glibc arrives at by itself.
+OWN_MAPPING, USUAL = 2**16, 2**25
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -44,7 +42,7 @@ class PeakMemory:
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device) - self._before
         _map_from(OWN_MAPPING)
-        _give_back()
+        _trim()
         _reset_mark()
         step()
         mark = status("VmHWM")
@@ -55,7 +53,7 @@ class PeakMemory:
         gc.collect()
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
-        _give_back()
+        _trim()
         return status("VmRSS") or 0
 
 
@@ -75,8 +73,8 @@ def _reset_mark() -> None:
         return  # then the mark holds what making the model took, too
 
 
-def _give_back() -> None:
-    """Free memory goes back to the system, where its C library can."""
+def _trim() -> None:
+    """Returns free memory to the system, where its C library can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
@@ -84,7 +82,7 @@ def _give_back() -> None:
 
 
 def _map_from(size: int) -> None:
-    """From this size on an allocation is a mapping of its own, where the C library can be told."""
+    """Makes allocations from this size on mappings of their own, where the C library can."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -94,7 +92,7 @@ def _map_from(size: int) -> None:
 
 
 def limit(share: float = 0.85) -> None:
-    """No more than this share of the memory that is free now: what needs more fails by itself, not the machine."""
+    """Limits this process to a share of the memory that is free now, so that it fails before the machine runs out."""
     try:
         import resource
 

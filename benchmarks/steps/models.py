@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from gradalign.cli.workload import model as demo_model
+from gradalign.cli.workload import model as pretrained
 
 MLP_LAYERS = 4
 VOCABULARY = 30_522
@@ -31,23 +31,23 @@ def mlp(numel: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Two convolutions with BatchNorm and a way around them."""
+    """Two convolutions with BatchNorm and a shortcut (He et al. 2016)."""
 
     def __init__(self, narrow: int, wide: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(narrow, wide, 3, stride, 1, bias=False)
         self.second = nn.Conv2d(wide, wide, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(wide) for _ in range(2))
-        self.around = nn.Conv2d(narrow, wide, 1, stride, bias=False)
+        self.shortcut = nn.Conv2d(narrow, wide, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, narrow, side, side) -> (batch, wide, side / stride, side / stride)."""
         y = F.relu(self.norms[0](self.first(x)))
-        return F.relu(self.norms[1](self.second(y)) + self.around(x))
+        return F.relu(self.norms[1](self.second(y)) + self.shortcut(x))
 
 
 def resnet() -> nn.Module:
-    """Six blocks, 32 to 128 channels, 0.7M parameters; ten classes (He et al. 2016, arXiv:1512.03385, in small)."""
+    """Six blocks, 32 to 128 channels, 0.7M parameters; ten classes (after He et al. 2016, arXiv:1512.03385)."""
     blocks = [Block(*b) for b in ((32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))]
     stem = nn.Conv2d(3, 32, 3, padding=1, bias=False)
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
@@ -57,7 +57,7 @@ def encoder(name: str, eager: bool) -> tuple[nn.Module, Any, str]:
     """A classifier over a text encoder, its tokenizer, and what its weights are."""
     if name in ENCODERS:
         width, layers, heads = ENCODERS[name]
-        _, tokenizer = demo_model.load_pretrained("minilm")
+        _, tokenizer = pretrained.load_pretrained("minilm")
         import transformers
 
         config = transformers.BertConfig(
@@ -65,10 +65,10 @@ def encoder(name: str, eager: bool) -> tuple[nn.Module, Any, str]:
         )
         body, what = transformers.BertModel(config, add_pooling_layer=False), "random weights"
     else:
-        (body, tokenizer), what = demo_model.load_pretrained(name), "pretrained"
+        (body, tokenizer), what = pretrained.load_pretrained(name), "pretrained"
     if eager:
         body.set_attn_implementation("eager")
-    return demo_model.Classifier(body, body.config.hidden_size, 2), tokenizer, what
+    return pretrained.Classifier(body, body.config.hidden_size, 2), tokenizer, what
 
 
 class Decoder(nn.Module):
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, norm first."""
+    """Attention and MLP, each after a LayerNorm."""
 
     def __init__(self, width: int, heads: int, eager: bool) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.errors import CommandError
 from benchmarks.steps.task import LR, Task, accumulate
-from gradalign.cli.errors import CommandError
 
 RHO = 0.05
 LOOKSAM_PERIOD = 5  # a full step in five, as its authors use (Liu et al. 2022, arXiv:2203.02714)

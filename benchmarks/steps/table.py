@@ -1,13 +1,28 @@
-"""Rows in a table: what a step costs, against plain on the same work."""
+"""Rows of steps in tables: what a step costs beside plain on the same workload."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.steps.methods import ENTRIES
-from benchmarks.steps.record import Row
+from benchmarks.record import Fields, Row
+from benchmarks.steps.contenders import CONTENDERS
+from benchmarks.tables import as_markdown
 
+FIELDS = Fields(
+    workload=("name", "model", "k", "size"),
+    figures=(
+        "parameters",
+        "parameter_bytes",
+        "data",
+        "peak_bytes",
+        "passes",
+        "ratio",
+        "ratio_quartiles",
+        "rounds",
+        "samples_per_second",
+    ),
+)
 COLUMNS = (
     "method",
     "time / plain",
@@ -18,13 +33,13 @@ COLUMNS = (
     "passes",
     "passes / plain's",
 )
-COPIES_FROM = 32e6  # bytes of parameters; below, what libraries and allocators move by is a copy and more
+COPIES_FROM = 32e6  # bytes of parameters; for smaller models the noise of peak memory is a copy and more
 GPU_COLUMNS = ("host ms", "launches", "synchronisations")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row beside the plain row of its work."""
+    """A row beside the plain row of its workload."""
 
     row: Row
     plain: Row | None
@@ -42,7 +57,7 @@ class Line:
     @property
     def family(self) -> str:
         """The method's family, "other" for one this version does not know."""
-        return ENTRIES[self.name].family if self.name in ENTRIES else "other"
+        return CONTENDERS[self.name].family if self.name in CONTENDERS else "other"
 
     @property
     def extra_bytes(self) -> int | None:
@@ -59,19 +74,19 @@ class Line:
     @property
     def pass_factor(self) -> float:
         """Passes of a step over the k of plain: the least its time can be where nothing but passes takes time."""
-        return self.row["passes"] / self.row["work"]["k"]
+        return self.row["passes"] / self.row["workload"]["k"]
 
 
-def lines(rows: Iterable[Row], work: str) -> list[Line]:
-    """The rows of a work, each beside plain."""
-    own = [row for row in rows if row["work"]["name"] == work]
+def lines(rows: Iterable[Row], workload: str) -> list[Line]:
+    """The rows of a workload, each beside plain."""
+    own = [row for row in rows if row["workload"]["name"] == workload]
     plain = next((row for row in own if row["method"] == "plain" and row["status"] == "ok"), None)
     return [Line(row, plain) for row in own]
 
 
-def works(rows: Iterable[Row], first: str | None = None) -> list[str]:
-    """The works of the rows in their order, `first` in front."""
-    names = list(dict.fromkeys(row["work"]["name"] for row in rows))
+def workloads(rows: Iterable[Row], first: str | None = None) -> list[str]:
+    """The workloads of the rows in their order, `first` in front."""
+    names = list(dict.fromkeys(row["workload"]["name"] for row in rows))
     return sorted(names, key=lambda name: name != first)
 
 
@@ -100,9 +115,9 @@ def gpu_cells(line: Line) -> list[str]:
     return [f"{1000 * row['host_seconds']:.1f}", str(row["launches"]), str(row["synchronisations"])]
 
 
-def of_work(rows: Sequence[Row], work: str) -> str:
-    """The Markdown table of a work, and below it what could not be measured."""
-    found = lines(rows, work)
+def of_workload(rows: Sequence[Row], workload: str) -> str:
+    """The Markdown table of a workload, and below it what could not be measured."""
+    found = lines(rows, workload)
     measured = [line for line in found if line.ok]
     on_gpu = any(line.row.get("launches") is not None for line in measured)
     header = [*COLUMNS, *(GPU_COLUMNS if on_gpu else ())]
@@ -110,17 +125,18 @@ def of_work(rows: Sequence[Row], work: str) -> str:
     text = as_markdown(header, body) if body else "Nothing was measured."
     failed = [f"- {line.name}: not measured: {line.row['reason']}" for line in found if not line.ok]
     notes = [
-        f"- {line.name}: {ENTRIES[line.name].note}"
+        f"- {line.name}: {CONTENDERS[line.name].note}"
         for line in measured
-        if line.name in ENTRIES and ENTRIES[line.name].note
+        if line.name in CONTENDERS and CONTENDERS[line.name].note
     ]
     return "\n".join([text, *(["", *failed, *notes] if failed or notes else [])])
 
 
 def markdown(result: Row) -> str:
-    """A section for every work, the headline's first."""
+    """A section for every workload, the headline's first."""
     rows = result["rows"]
-    parts = [f"## {_title(rows, work)}\n\n{of_work(rows, work)}" for work in works(rows, result["headline"])]
+    names = workloads(rows, result["headline"])
+    parts = [f"## {_title(rows, name)}\n\n{of_workload(rows, name)}" for name in names]
     if not result["complete"]:
         parts.append(f"{len(result['left'])} rows of the suite are not measured yet.")
     return "\n\n".join(parts)
@@ -143,26 +159,11 @@ def provenance(result: Row) -> str:
     return "\n".join(found)
 
 
-def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up; the first is text, the others are numbers."""
-    widths = [max(3, *(len(row[i]) for row in (header, *body))) for i in range(len(header))]
-
-    def render(row: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join([render(header), render(rule), *map(render, body)])
-
-
-def _title(rows: Sequence[Row], work: str) -> str:
-    measured = next((row for row in rows if row["work"]["name"] == work and row["status"] == "ok"), None)
+def _title(rows: Sequence[Row], workload: str) -> str:
+    measured = next((row for row in rows if row["workload"]["name"] == workload and row["status"] == "ok"), None)
     if measured is None:
-        return work
-    return f"{work} ({measured['parameters'] / 1e6:.3g}M parameters; {measured['data']})"
+        return workload
+    return f"{workload} ({measured['parameters'] / 1e6:.3g}M parameters; {measured['data']})"
 
 
 def _machine(row: Row) -> str:

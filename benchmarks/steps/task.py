@@ -1,4 +1,4 @@
-"""What a method is given: a model, its loss, and AdamW."""
+"""What a contender is given: a model, its loss, and AdamW."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks.steps.works import Loaded
+from benchmarks.steps.workloads import LoadedWorkload
 
-LR = 1e-6  # small: every method stays where it began, so that all of them go on doing the same work
+LR = 1e-6  # small: parameters stay where they began, so that every step of every contender does the same
 
 
 class Stepper(Protocol):
-    """A method at work."""
+    """A contender made for a task."""
 
     def step(self, micro_batches: list[Any]) -> Any:
         """One optimizer step on the micro-batches, gradients cleared at its end."""
 
 
 class Task:
-    """A loaded work as methods see it; counts how often its loss is evaluated.
+    """A loaded workload as contenders see it; counts in `num_losses` how often its loss is evaluated.
 
     Args:
-        loaded: the work.
+        loaded: model, loss and micro-batches.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedWorkload) -> None:
         self.model: nn.Module = loaded.model
         self.num_losses = 0
         self._loss = loaded.loss
@@ -38,7 +38,7 @@ class Task:
         return self._loss(self.model, micro_batch)
 
     def adamw(self, params: Iterable[Any] | None = None) -> torch.optim.Optimizer:
-        """`torch.optim.AdamW`, fused: the fastest torch has. Its state is there from the start, for peak memory's sake."""
+        """`torch.optim.AdamW`, fused: torch's fastest. Its state is allocated now, so that peak memory includes it."""
         params = self.model.parameters() if params is None else params
         optimizer = torch.optim.AdamW(params, lr=LR, fused=True)
         for group in optimizer.param_groups:
@@ -49,7 +49,7 @@ class Task:
         return optimizer
 
 
-class Filling:
+class GradientFiller:
     """A method that fills `.grad` in place of `loss.backward()`, and AdamW after it.
 
     Args:
@@ -62,7 +62,7 @@ class Filling:
 
     @property
     def passes(self) -> int | None:
-        """What the method itself says of its last step."""
+        """Passes of the last step by the method's own count."""
         return None if self._method.stats is None else self._method.stats.passes
 
     def step(self, micro_batches: list[Any]) -> None:

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.cli.workload import assets as demo_assets
-from gradalign.cli.workload import data as demo_data
-from gradalign.cli.workload import model as demo_model
+from gradalign.cli.workload import assets, data
+from gradalign.cli.workload import model as pretrained
 
 
 def tokenizer() -> Any:
     """MiniLM's, BERT's uncased vocabulary of 30,522 pieces: also for models that start from random weights."""
-    return demo_model.load_pretrained("minilm")[1]
+    return pretrained.load_pretrained("minilm")[1]
 
 
 def labelled(tokenizer: Any, tokens: int, num: int, seed: int) -> list[tuple[list[int], int]]:
     """`num` rows of exactly `tokens` ids of real text and their class; snippets are used again only when all were used."""
-    corpus = demo_data.rotten_tomatoes(demo_assets.locate("rotten-tomatoes"))
+    corpus = data.rotten_tomatoes(assets.locate("rotten-tomatoes"))
     rng = random.Random(seed)
     streams = {label: _stream(corpus, label, tokenizer, rng) for label in range(len(corpus.classes))}
     rows = []
@@ -45,7 +44,7 @@ def micro_batches(rows: list[tuple[list[int], int]], k: int, batch: int) -> list
     return [parts[i : i + k] for i in range(0, len(parts), k)]
 
 
-def _stream(corpus: demo_data.Corpus, label: int, tokenizer: Any, rng: random.Random) -> Any:
+def _stream(corpus: data.Corpus, label: int, tokenizer: Any, rng: random.Random) -> Any:
     snippets = [s.text for s in corpus.snippets if s.label == label]
     while True:
         rng.shuffle(snippets)

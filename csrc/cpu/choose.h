@@ -1,4 +1,5 @@
-// Which table of kernels runs here. Not for the kernel files: what they share with others must not be inline functions.
+// Chooses the table of kernels for this machine. Not to be included by kernel files, which must not share inline functions
+// with others; see math/host_device.h.
 #pragma once
 
 #include <cstdlib>

@@ -1,10 +1,10 @@
 // The table of kernels: one for each instruction set, chosen once.
 //
-// A kernel works on one page (see plan.h) and adds its sums to `sums`. Lists are arrays with one Operand a tensor.
+// A kernel works on one page (see plan.h) and adds its sums to `sums`. Lists are arrays with one Operand per tensor.
 #pragma once
 
 #include "../plan.h"
-#include "operand.h"
+#include "../tensor/operand.h"
 
 namespace gradalign {
 
@@ -21,7 +21,7 @@ struct PerturbArgs {
   double scale;
   double scale_y;
   bool from_backups;
-  bool stream;  // the lists are larger than the cache: write around it what is not read
+  bool stream;  // the lists are larger than the cache: what is not read is written around it
 };
 
 struct RestoreArgs {
@@ -55,7 +55,7 @@ struct StepArgs {
   const Operand* params;
   const Operand* grads;
   const Operand* masters;  // may be null: then theta is the parameter itself
-  const uint32_t* keys;    // of the streams for stochastic rounding, one a tensor; may be null
+  const uint32_t* keys;    // of the streams for stochastic rounding, one per tensor; may be null
   double grad_scale;       // negative to maximize
   bool zero_grads;
 };

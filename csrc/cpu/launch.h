@@ -1,4 +1,4 @@
-// Pages over torch's own threads.
+// Runs pages on torch's threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// Pages over threads; sums in the order of the pages. No torch header: who runs the threads is the caller's business.
+// Pages over threads; sums in the order of the pages. No torch header: the caller provides the threads.
 #pragma once
 
 #include <atomic>
@@ -21,10 +21,10 @@ inline double compensated_sum(const std::vector<double>& partials, int64_t colum
   return std::isfinite(lost) ? sum + lost : sum;
 }
 
-// Who works on which page. The pages, and so the sums, are the same whoever does.
+// Hands out pages to workers. The sums do not depend on which worker takes which page.
 //
-// Every worker has a stretch of neighbouring pages of its own, since memory is read fastest in order (measured: a tenth faster
-// than pages in turn); one that is done takes pages from the others.
+// Every worker starts with neighbouring pages, since memory is read fastest in order (measured: a tenth faster than pages in
+// turn); one that has finished its own takes pages from the others.
 class PageQueue {
  public:
   PageQueue(int64_t num_pages, int64_t num_workers) : stretches_(static_cast<size_t>(num_workers)) {
@@ -34,7 +34,7 @@ class PageQueue {
     }
   }
 
-  // What one worker does: visit(page) until there are none.
+  // The loop of one worker: visit(page) until no page is left.
   template <class Visit>
   void work(Visit visit) {
     const size_t own = num_begun_++;
@@ -45,7 +45,7 @@ class PageQueue {
   }
 
  private:
-  struct alignas(64) Stretch {  // a cache line each
+  struct alignas(64) Stretch {  // one per cache line, so that workers do not share any
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };

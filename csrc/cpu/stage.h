@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../math/storage.h"
-#include "operand.h"
+#include "../tensor/operand.h"
 #include "vectors.h"
 
 GRADALIGN_NAMESPACE_BEGIN
@@ -114,8 +114,8 @@ void store_block(const Operand& operand, int64_t begin, int64_t n, const T* in) 
   }
 }
 
-// Memory brings the next block while this one is worked on: between the loads of two blocks there is arithmetic that asks for
-// nothing, long enough for the hardware to lose sight of the stream.
+// Prefetches the next block: between the loads of two blocks there is enough arithmetic for the hardware prefetcher to lose
+// the stream.
 inline void prefetch(const Operand& operand, int64_t begin, int64_t n) {
   const char* next = operand.data + begin * itemsize(operand.dtype);
   for (int64_t done = 0; done < n * itemsize(operand.dtype); done += 64) __builtin_prefetch(next + done);

@@ -7,36 +7,35 @@
 
 #include "../math/lamb.h"
 #include "../math/stochastic.h"
+#include "../tensor/step.h"
 #include "vector_ops.h"
 
 namespace gradalign {
 
-// The arguments that all steps share, checked and taken apart.
+// The arguments that all steps share, checked and unpacked.
 class Step {
  public:
-  Step(const char* op, const Tensors& params, const Tensors& grads, const Tensors& masters, const Tensors& steps,
-       const Tensor& grad_scale, bool maximize, const std::optional<Tensor>& skip, const std::optional<Tensor>& seed,
-       bool zero_grads)
-      : op_(op), numels_(numels_of(params)), steps_(steps) {
-    params_ = list(params, "params");
-    grads_ = list(grads, "grads");
-    masters_ = optional_list(masters, "masters");
+  Step(const char* op, const StepTensors& tensors, const StepScalars& scalars, const StepFlags& flags)
+      : op_(op), numels_(numels_of(tensors.params)), steps_(tensors.steps) {
+    params_ = list(tensors.params, "params");
+    grads_ = list(tensors.grads, "grads");
+    masters_ = optional_list(tensors.masters, "masters");
     read_steps();
-    if (seed) read_seed(*seed);
-    kept_ = !skip || scalar_of(*skip, op, "skip") == 0;
-    const double scale = scalar_of(grad_scale, op, "grad_scale");
-    args_ = {params_.data(), grads_.data(), data_or_null(masters_, !masters_.empty()), seed ? keys_.data() : nullptr,
-             maximize ? -scale : scale, zero_grads};
+    if (scalars.seed) read_seed(*scalars.seed);
+    kept_ = !scalars.skip || scalar_of(*scalars.skip, op, "skip") == 0;
+    const double scale = scalar_of(scalars.grad_scale, op, "grad_scale");
+    args_ = {params_.data(), grads_.data(), data_or_null(masters_, !masters_.empty()),
+             scalars.seed ? keys_.data() : nullptr, flags.maximize ? -scale : scale, flags.zero_grads};
   }
 
   Operands list(const Tensors& tensors, const char* name) const { return operands_of(tensors, numels_, op_, name); }
 
-  // Empty lists are allowed and mean that there is none of it.
+  // An empty list stands for one that is not used.
   Operands optional_list(const Tensors& tensors, const char* name) const {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }
 
-  // Stochastic rounding counts elements in row-major order, so there the order of memory will not do.
+  // Not with stochastic rounding, which counts elements in row-major order.
   void flatten(std::vector<Operands*> states) {
     if (args_.keys != nullptr) return;
     states.insert(states.begin(), {&params_, &grads_, &masters_});
@@ -63,8 +62,7 @@ class Step {
  private:
   void read_steps() {
     if (steps_.size() != numels_.size()) {
-      refuse(op_, "expected one of steps for each of params (" + std::to_string(numels_.size()) + "); got " +
-                      std::to_string(steps_.size()));
+      refuse(op_, wrong_steps(numels_.size(), steps_.size()));
     }
     counts_.reserve(steps_.size());
     for (const Tensor& step : steps_) {
@@ -109,7 +107,7 @@ inline void adamw_step_cpu(const Tensors& params, const Tensors& grads, const Te
                            const std::optional<Tensor>& skip, const std::optional<Tensor>& seed, double beta1,
                            double beta2, double eps, bool decoupled, bool maximize, bool zero_grads) {
   const char* op = "adamw_step_";
-  Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
+  Step step(op, {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, {maximize, zero_grads});
   Operands m = step.list(exp_avgs, "exp_avgs");
   Operands v = step.list(exp_avg_sqs, "exp_avg_sqs");
   Operands largest = step.optional_list(max_exp_avg_sqs, "max_exp_avg_sqs");
@@ -130,7 +128,7 @@ inline void sgd_step_cpu(const Tensors& params, const Tensors& grads, const Tens
                          const std::optional<Tensor>& seed, double momentum, double dampening, bool nesterov,
                          bool maximize, bool zero_grads) {
   const char* op = "sgd_step_";
-  Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
+  Step step(op, {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, {maximize, zero_grads});
   Operands buffers = step.optional_list(momentum_buffers, "momentum_buffers");
   step.flatten({&buffers});
   std::vector<uint8_t> first;
@@ -159,7 +157,7 @@ inline void lamb_step_cpu(const Tensors& params, const Tensors& grads, const Ten
                           const std::optional<Tensor>& skip, const std::optional<Tensor>& seed, double beta1,
                           double beta2, double eps, bool trust, bool maximize, bool zero_grads) {
   const char* op = "lamb_step_";
-  Step step(op, params, grads, masters, steps, grad_scale, maximize, skip, seed, zero_grads);
+  Step step(op, {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, {maximize, zero_grads});
   Operands m = step.list(exp_avgs, "exp_avgs");
   Operands v = step.list(exp_avg_sqs, "exp_avg_sqs");
   step.flatten({&m, &v});

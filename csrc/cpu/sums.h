@@ -1,7 +1,7 @@
 // Sums of products in double, in sixteen lanes.
 //
-// A float sum of squares overflows from 1e19 on and loses digits from 1e7 elements on. One running sum would wait for its
-// last addition. The lanes are the same on every instruction set, and so are the sums of floats: their product is exact in
+// A float sum of squares overflows from 1e19 on and loses digits from 1e7 elements on. With one running sum every addition would wait for
+// the one before. The lanes are the same on every instruction set, and so are the sums of floats: their product is exact in
 // double, fused with the addition or not.
 #pragma once
 
@@ -66,7 +66,7 @@ class ProductSums {
     }
   }
 
-  // An element that no group holds.
+  // An element beyond the last full group.
   void add_one(double x, double y) {
     last_[0] += x * x;
     if constexpr (kSums > 1) last_[1] += x * y;
@@ -95,7 +95,7 @@ class ProductSums {
   double last_[kSums] = {};
 };
 
-// The elements of a group from the kFirst-th on, as many as a register holds; or one element that no group holds.
+// The elements of a group from the kFirst-th on, as many as a register holds; or one element beyond the last full group.
 template <class T, int kFirst>
 struct Lanes {
   using Width = Vector<T>;

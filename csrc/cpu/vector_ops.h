@@ -1,4 +1,4 @@
-// The ops on lists seen as one vector: norm_dot, perturb_, restore_, swap_, accumulate_, combine_.
+// The ops that see a list of tensors as one vector: norm_dot, perturb_, restore_, swap_, accumulate_, combine_.
 //
 // Everything that can be refused is refused before anything is written.
 #pragma once

@@ -1,4 +1,4 @@
-// Registers full of numbers, for the loops that compilers do not vectorise well by themselves: those with sums in double.
+// Vector registers, for the loops that compilers do not vectorise well by themselves: those with sums in double.
 //
 // A Vector<T> has the operators of T, so the functors of csrc/math take one as they take a T. Loads widen to the type of the
 // arithmetic, stores round; a width is a template argument, T for one element or Vector<T> for as many as a register holds.
@@ -52,7 +52,7 @@ inline void write(void* to, T value, bool stream) {
   store_bytes<sizeof(T)>(to, &value, stream);
 }
 
-// Compilers take three instructions for what is one here.
+// One instruction; compilers make three of the plain expression.
 inline Words widen_bits(HalfWords bits) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits)));

@@ -1,4 +1,4 @@
-// What comes before an optimizer step: its count goes up, and the count's coefficients are computed once for each tensor.
+// Before an optimizer step: steps <- steps + 1, and the coefficients that depend on the step number, once for each tensor.
 #include <algorithm>
 
 #include "../math/stochastic.h"

@@ -1,7 +1,5 @@
-// The CUDA kernels behind the native ops, through the LibTorch stable ABI. `csrc/bindings.cpp` defines the ops.
-#include <torch/csrc/stable/library.h>
-
+// The CUDA kernels behind the native ops, through the LibTorch stable ABI; see csrc/bindings.cpp.
+#include "../tensor/register.h"
 #include "ops.h"
-#include "register.h"
 
-STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CUDA, m) { gradalign::register_cuda(m); }
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CUDA, m) { GRADALIGN_REGISTER(m, cuda); }

@@ -1,4 +1,4 @@
-// The device of a call: its type, the current stream, a guard. (No pragma once: tests define the guard and stand in for it.)
+// The device of a call: its type, the current stream, a guard. (An include guard instead of pragma once: tests replace this header and define the guard.)
 #ifndef GRADALIGN_CUDA_DEVICE_H
 #define GRADALIGN_CUDA_DEVICE_H
 

@@ -24,7 +24,7 @@ int occupancy(const void* kernel, const Place& place) {
   return std::max(1, blocks) * attribute(cudaDevAttrMultiProcessorCount, place);
 }
 
-// Asked once for each kernel and device: the answers do not change.
+// Queried once for each kernel and device.
 template <class Ask>
 int remembered(const void* kernel, const Place& place, Ask ask) {
   static std::mutex mutex;

@@ -1,4 +1,4 @@
-// What the bindings call: one function an op, no torch header here or in any kernel file.
+// What the bindings call: one function per op. No torch header here or in any kernel file.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "../cpu/operand.h"
+#include "../tensor/operand.h"
 #include "scalar.cuh"
 
 namespace gradalign::cuda {
@@ -22,7 +22,7 @@ struct Place {
   std::function<void*(int64_t bytes)> allocate;
 };
 
-// Lists of one length with the same numbers of elements; an empty one is not there.
+// Lists of tensors that agree in length and numbers of elements; a list that the call does not have is empty.
 struct Lists {
   const std::vector<int64_t>& numels;
   std::vector<const Operands*> of;
@@ -60,7 +60,7 @@ struct StepSettings {
   bool decoupled, nesterov, maximize, zero_grads, stochastic;
 };
 
-// Counts the step (unless it is skipped) and fills `tensors`, one entry a tensor.
+// Counts the step (unless it is skipped) and fills `tensors`, one entry per tensor.
 void begin_step(const std::vector<Scalar>& steps, const Scalar& seed, const StepSettings& settings, TensorStep* tensors,
                 const Place& place);
 

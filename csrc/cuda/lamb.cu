@@ -102,7 +102,7 @@ struct Rows {
 
 __global__ void __launch_bounds__(kThreads) set_rates(const __grid_constant__ Rows rows, const double* partials, Scalar lr,
                                                       Scalar skip, bool trust, TensorStep* tensors) {
-  if (value_or(skip, 0) != 0) return;  // there are no sums, and nobody asks for the rates
+  if (value_or(skip, 0) != 0) return;  // there are no sums, and the rates are not used
   const int entry = static_cast<int>(blockIdx.x);
   double squares[2] = {0, 0};
   for (int row = rows.begin[entry] + static_cast<int>(threadIdx.x); row < rows.end[entry]; row += kThreads) {
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) set_rates(const __grid_constant__ Ro
   if (threadIdx.x == 0) tensors[rows.tensor[entry]].rate = value_of(lr) * (trust ? trust_ratio(squares[0], squares[1]) : 1);
 }
 
-// Row by row as `run` hands them out: batch after batch, tensor after tensor, chunk after chunk.
+// The rows are in the order in which `run` assigns them: by batch, then tensor, then chunk.
 void set_rates_of(const Lists& lists, const Partials& partials, const StepSettings& settings, bool trust, TensorStep* tensors,
                   const Place& place) {
   Rows rows{};

@@ -82,7 +82,7 @@ template <int kBytes>
 using Word =
     std::conditional_t<kBytes == 2, unsigned short, std::conditional_t<kBytes == 4, unsigned int, unsigned long long>>;
 
-// 16 bytes an access, however many it takes; one element where V is 1. `kOnce`: evict first, the data is used once.
+// As many accesses of 16 bytes as it takes; one element where V is 1. `kOnce`: evict first, the data is used once.
 template <bool kOnce, class S, int V>
 __device__ __forceinline__ void load(Vector<S, V>& to, const S* from) {
   using Access = std::conditional_t<V == 1, Word<sizeof(S)>, uint4>;

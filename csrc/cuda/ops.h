@@ -1,6 +1,7 @@
 // The native ops on CUDA tensors. Everything that can be refused is refused before anything is launched.
 #pragma once
 
+#include "../tensor/step.h"
 #include "sums.h"
 #include "tensors.h"
 
@@ -64,30 +65,20 @@ inline Tensor combine_cuda(const Tensors& outs, const Tensors& xs, const Tensors
   return result;
 }
 
-// The scalars that all steps share.
-struct StepScalars {
-  const Tensor& grad_scale;
-  const Tensor& lr;
-  const Tensor& weight_decay;
-  const std::optional<Tensor>& skip;
-  const std::optional<Tensor>& seed;
-};
-
 // What the steps have in common: their lists, their settings, the counts of steps.
 class CudaStep {
  public:
-  CudaStep(const char* op, const Tensors& params, const Tensors& grads, const Tensors& masters, const Tensors& steps,
-           const StepScalars& scalars, cuda::StepSettings settings)
-      : call_(op, params, scalars.grad_scale), settings_(settings), seed_(call_.scalar(scalars.seed, "seed")) {
-    params_ = call_.list(params, "params");
-    grads_ = call_.list(grads, "grads");
-    masters_ = call_.optional_list(masters, "masters");
+  CudaStep(const char* op, const StepTensors& tensors, const StepScalars& scalars, const cuda::StepSettings& settings)
+      : call_(op, tensors.params, scalars.grad_scale), settings_(settings), seed_(call_.scalar(scalars.seed, "seed")) {
+    params_ = call_.list(tensors.params, "params");
+    grads_ = call_.list(tensors.grads, "grads");
+    masters_ = call_.optional_list(tensors.masters, "masters");
     settings_.grad_scale = call_.scalar(scalars.grad_scale, "grad_scale");
     settings_.lr = call_.scalar(scalars.lr, "lr");
     settings_.weight_decay = call_.scalar(scalars.weight_decay, "weight_decay");
     settings_.skip = call_.scalar(scalars.skip, "skip");
     settings_.stochastic = scalars.seed.has_value();
-    read_counts(op, steps);
+    read_counts(op, tensors.steps);
   }
 
   Operands list(const Tensors& tensors, const char* name) const { return call_.list(tensors, name); }
@@ -96,7 +87,7 @@ class CudaStep {
   // Counts the step; then `update(lists, settings, tensors, place)` with the lists params, grads, states..., masters.
   template <class Update>
   void run(std::vector<Operands*> states, Update update) {
-    // Stochastic rounding counts elements in row-major order, so there the order of memory will not do.
+    // Not with stochastic rounding, which counts elements in row-major order.
     if (!settings_.stochastic) {
       std::vector<Operands*> lists{&params_, &grads_, &masters_};
       lists.insert(lists.end(), states.begin(), states.end());
@@ -116,8 +107,7 @@ class CudaStep {
  private:
   void read_counts(const char* op, const Tensors& steps) {
     if (steps.size() != call_.numels().size()) {
-      refuse(op, "expected one of steps for each of params (" + std::to_string(call_.numels().size()) + "); got " +
-                     std::to_string(steps.size()));
+      refuse(op, wrong_steps(call_.numels().size(), steps.size()));
     }
     counts_.reserve(steps.size());
     for (const Tensor& step : steps) {
@@ -147,7 +137,7 @@ inline void adamw_step_cuda(const Tensors& params, const Tensors& grads, const T
   settings.decoupled = decoupled;
   settings.maximize = maximize;
   settings.zero_grads = zero_grads;
-  CudaStep step("adamw_step_", params, grads, masters, steps, {grad_scale, lr, weight_decay, skip, seed}, settings);
+  CudaStep step("adamw_step_", {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, settings);
   Operands m = step.list(exp_avgs, "exp_avgs"), v = step.list(exp_avg_sqs, "exp_avg_sqs");
   Operands largest = step.optional_list(max_exp_avg_sqs, "max_exp_avg_sqs");
   step.run({&m, &v, &largest}, [](const cuda::Lists& lists, const cuda::StepSettings& s, cuda::TensorStep*,
@@ -164,7 +154,7 @@ inline void sgd_step_cuda(const Tensors& params, const Tensors& grads, const Ten
   settings.nesterov = nesterov;
   settings.maximize = maximize;
   settings.zero_grads = zero_grads;
-  CudaStep step("sgd_step_", params, grads, masters, steps, {grad_scale, lr, weight_decay, skip, seed}, settings);
+  CudaStep step("sgd_step_", {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, settings);
   Operands buffers = step.optional_list(momentum_buffers, "momentum_buffers");
   step.run({&buffers}, [](const cuda::Lists& lists, const cuda::StepSettings& s, cuda::TensorStep*,
                           const cuda::Place& place) { cuda::sgd_step(lists, s, place); });
@@ -180,7 +170,7 @@ inline void lamb_step_cuda(const Tensors& params, const Tensors& grads, const Te
   settings.eps = eps;
   settings.maximize = maximize;
   settings.zero_grads = zero_grads;
-  CudaStep step("lamb_step_", params, grads, masters, steps, {grad_scale, lr, weight_decay, skip, seed}, settings);
+  CudaStep step("lamb_step_", {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, settings);
   Operands m = step.list(exp_avgs, "exp_avgs"), v = step.list(exp_avg_sqs, "exp_avg_sqs");
   step.run({&m, &v}, [trust](const cuda::Lists& lists, const cuda::StepSettings& s, cuda::TensorStep* tensors,
                              const cuda::Place& place) { cuda::lamb_step(lists, s, trust, tensors, place); });

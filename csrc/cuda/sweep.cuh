@@ -1,4 +1,4 @@
-// The one loop that all kernels are: blocks take chunks, threads take vectors, an op says what happens to an element.
+// The loop that all kernels share: blocks take chunks, threads take vectors, an op is a function of one element.
 //
 // An Op<T> computes in T and has
 //   kLists, kSums                      how many lists it works on and how many sums it returns
@@ -7,7 +7,7 @@
 //   kCleared                           the list that is zeroed where clears() says so, or -1
 //   reads(present), writes(present)    masks of the lists it loads and stores, given which are there
 //   Op(settings), enter(tensor)        its coefficients, read from device memory
-//   idle()                             the step is skipped: nothing but clearing happens
+//   idle()                             whether the step is skipped: only clearing is done
 //   op(element, sums, index)           the mathematics, from csrc/math
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace gradalign::cuda {
 
-// What an op has that needs none of it.
+// The defaults for an op that is not an optimizer step.
 struct VectorOp {
   static constexpr bool kRowPerChunk = false;
   static constexpr int kCleared = -1;
@@ -187,7 +187,7 @@ __device__ __forceinline__ void clear_chunk(char* begin, int length) {
   }
 }
 
-// A skipped step clears the gradients, if that was asked for, and leaves the rest alone.
+// A skipped step clears the gradients, if that is asked for, and nothing else.
 template <int kItemsize, int kLists>
 __device__ __forceinline__ void clear_chunks(const Table<kLists>& table, int list) {
 #pragma unroll 1
@@ -234,7 +234,7 @@ __device__ __forceinline__ void store_element(AnyElement<typename Op::Arithmetic
   }
 }
 
-// Any dtypes, any strides: an element a thread and access.
+// Any dtypes, any strides: one element per thread and access.
 template <class Op>
 __global__ void __launch_bounds__(kThreads, 3)
     sweep_any(const __grid_constant__ Table<Op::kLists> table, const __grid_constant__ Strides<Op::kLists> view,

@@ -1,12 +1,12 @@
 // The chunk table: which tensors a launch works on, cut into chunks of equal size that blocks take in turn.
 //
-// It travels in the kernel's arguments (32 KB from CUDA 12.1 and compute capability 7.0 on): no copy to the device, and a
+// It is passed in the kernel's arguments (32 KB from CUDA 12.1 and compute capability 7.0 on): no copy to the device, and a
 // CUDA graph keeps its own.
 #pragma once
 
 #include <cstdint>
 
-#include "../cpu/operand.h"
+#include "../tensor/operand.h"
 #include "../math/host_device.h"
 
 namespace gradalign::cuda {

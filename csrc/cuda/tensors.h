@@ -1,16 +1,16 @@
 // Tensors of the LibTorch stable ABI on a device, as the kernels' operands.
 #pragma once
 
-#include "../cpu/tensors.h"
+#include "../tensor/tensors.h"
 #include "device.h"
 #include "kernels.h"
 
 namespace gradalign::cuda {
 
-// Which device the call runs on, with the memory that it needs until it returns.
+// The device that the call runs on, and the memory that it needs until it returns.
 class Call {
  public:
-  // An empty list has no device; `scalar`'s is taken then.
+  // If the list is empty, the device is that of `scalar`.
   Call(const char* op, const Tensors& first, const Tensor& scalar)
       : op_(op), device_(device_of(first.empty() ? scalar : first.front(), op)), scope_(device_, op) {
     for (const Tensor& tensor : first) numels_.push_back(tensor.numel());
@@ -25,8 +25,7 @@ class Call {
 
   Operands list(const Tensors& tensors, const char* name) const {
     if (tensors.size() != numels_.size()) {
-      refuse(op_, "expected " + std::string(name) + " to have " + std::to_string(numels_.size()) + " tensors; got " +
-                      std::to_string(tensors.size()));
+      refuse(op_, wrong_length(name, numels_.size(), tensors.size()));
     }
     Operands operands;
     operands.reserve(tensors.size());
@@ -34,7 +33,7 @@ class Call {
     return operands;
   }
 
-  // Empty lists are allowed and mean that there is none of it.
+  // An empty list stands for one that is not used.
   Operands optional_list(const Tensors& tensors, const char* name) const {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }
@@ -75,27 +74,14 @@ class Call {
   }
 
   Operand operand(const Tensor& tensor, int64_t numel, const char* name) const {
-    int32_t layout;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-    static const int32_t strided = aoti_torch_layout_strided();
-    if (!on_device(tensor) || layout != strided) {
+    if (!on_device(tensor) || !is_strided(tensor)) {
       refuse(op_, "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
     }
     if (tensor.numel() != numel) {
       refuse(op_, "expected a tensor of " + std::string(name) + " to have " + std::to_string(numel) + " elements; got " +
                       std::to_string(tensor.numel()));
     }
-    Operand operand{};
-    operand.dtype = dtype_of(tensor, op_);
-    operand.data = static_cast<char*>(tensor.data_ptr());
-    operand.flat = tensor.is_contiguous();
-    if (!operand.flat) {
-      operand.ndim = tensor.dim();
-      expect(operand.ndim <= 64, op_, "expected at most 64 dimensions");
-      operand.sizes = tensor.sizes().data();
-      operand.strides = tensor.strides().data();
-    }
-    return operand;
+    return operand_of(tensor, op_);
   }
 
   Number number_of(const Tensor& tensor, const char* name) const {

@@ -5,7 +5,7 @@
 
 GRADALIGN_NAMESPACE_BEGIN
 
-// Selects instead of multiplying, as perturb_ does: what is left out must not reach acc as 0 x inf.
+// Selects instead of multiplying, as perturb_ does: with scale 0 an infinite g must not turn acc into NaN.
 template <class T, class Scalar>
 GRADALIGN_HD T accumulate(T acc, T g, Scalar scale) {
   return scale == Scalar(0) ? acc : acc + g * scale;

@@ -1,4 +1,4 @@
-// One text for the host and the device.
+// Functions that are compiled for the host and for the device.
 #pragma once
 
 #if defined(__CUDACC__) || defined(__HIPCC__)

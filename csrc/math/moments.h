@@ -20,8 +20,7 @@ struct Decays {
   T take2;  // 1 - beta2
 };
 
-// a b + c, rounded once: as torch's fused optimizers are compiled, so that both agree bit for bit. (Where v is small, its last
-// bit is worth many in a step that is long against the parameter.)
+// a b + c, rounded once: torch's fused optimizers are compiled that way, and both are to agree bit for bit.
 GRADALIGN_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 GRADALIGN_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 

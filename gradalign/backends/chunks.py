@@ -1,4 +1,4 @@
-"""How the reference backend keeps its temporaries small: tensors are worked through in chunks."""
+"""Tensors in chunks, so that the temporaries of the reference backend stay small."""
 
 from __future__ import annotations
 

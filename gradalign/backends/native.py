@@ -8,18 +8,18 @@ finds every tensor either untouched with its old version or written with a new o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradalign.backends import signatures
+from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped
 
 NAME = "native"
-
-Tensors = Sequence[Tensor]
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -28,7 +28,9 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work. Builds them if they are not there."""
     try:
-        torch.ops.load_library(ensure(library.cpu()))
+        binary = ensure(library.cpu())
+        _define()
+        torch.ops.load_library(binary)
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:
@@ -66,6 +68,12 @@ def why_not_on(device_type: str) -> str | None:
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether tensors of these dtypes on this kind of device can be worked on."""
     return dtypes <= DTYPES and why_not_on(device_type) is None
+
+
+@functools.cache
+def _define() -> None:
+    """The ops whose implementations the binaries register when they are loaded."""
+    signatures.define("gradalign_native").define("cpu_isa() -> str")
 
 
 def cpu_isa() -> str:
@@ -112,87 +120,13 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
     return _mutate("combine_", (outs,), (outs, xs, ys, a, b))
 
 
-def adamw_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    max_exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decoupled: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
-    """m <- lerp(m, g, 1 - beta1); v <- beta2 v + (1 - beta2) g^2; p <- p - lr/bc1 m / (sqrt(v)/sqrt(bc2) + eps)."""
-    state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, steps)
-    scalars = (grad_scale, lr, weight_decay, skip, seed, beta1, beta2, eps, decoupled, maximize, zero_grads)
-    _step("adamw_step_", params, grads, state, scalars)
-
-
-def sgd_step_(
-    params: Tensors,
-    grads: Tensors,
-    momentum_buffers: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
-    """g <- g + wd p; b <- momentum b + (1 - dampening) g, at the first step b <- g; p <- p - lr (b, or g + momentum b)."""
-    state = (momentum_buffers, masters, steps)
-    scalars = (grad_scale, lr, weight_decay, skip, seed, momentum, dampening, nesterov, maximize, zero_grads)
-    _step("sgd_step_", params, grads, state, scalars)
-
-
-def lamb_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    trust: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
-    """Moments as in Adam; u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps) + wd p; p <- p - lr ||p||/||u|| u."""
-    state = (exp_avgs, exp_avg_sqs, masters, steps)
-    scalars = (grad_scale, lr, weight_decay, skip, seed, beta1, beta2, eps, trust, maximize, zero_grads)
-    _step("lamb_step_", params, grads, state, scalars)
-
-
-def _step(name: str, params: Tensors, grads: Tensors, state: tuple[Tensors, ...], scalars: tuple[object, ...]) -> None:
-    zero_grads = scalars[-1]
-    written = (params, *state, grads) if zero_grads else (params, *state)
-    _mutate(name, written, (params, grads, *state, *scalars))
+def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """One step of the optimizer that the options name; see `gradalign.ops`."""
+    params, grads, states, masters, steps = tensors
+    written = (params, *states, masters, steps)
+    if options.zero_grads:
+        written += (grads,)
+    _mutate(options.op, written, (params, grads, *states, masters, steps, *scalars), vars(options))
 
 
 @functools.cache
@@ -202,8 +136,11 @@ def _kernel(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.gradalign_native, name).default._op
 
 
-def _mutate(name: str, written: tuple[Tensors, ...], args: tuple[object, ...]) -> Any:
+def _mutate(
+    name: str, written: tuple[Tensors, ...], args: tuple[object, ...], options: Mapping[str, object] | None = None
+) -> Any:
+    kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
     # The unpacking is one bytecode, which runs the kernel and then the bumps in one C loop (see the module's docstring).
-    calls = chain(map(_kernel(name), *((arg,) for arg in args)), map(torch._C._increment_version, written))
+    calls = chain(map(kernel, *((arg,) for arg in args)), map(torch._C._increment_version, written))
     result, *_ = calls
     return result

@@ -8,19 +8,14 @@ lines leaves either the old parameter or its backup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from gradalign.backends.chunks import chunks, compute_dtype
-from gradalign.backends.reference_steps import adamw_step_ as adamw_step_
-from gradalign.backends.reference_steps import lamb_step_ as lamb_step_
-from gradalign.backends.reference_steps import sgd_step_ as sgd_step_
+from gradalign.backends.reference_steps import step_ as step_
+from gradalign.backends.signatures import Tensors
 
 NAME = "reference"
-
-Tensors = Sequence[Tensor]
 
 
 def why_unavailable() -> str | None:

@@ -16,43 +16,41 @@ SGD agree with them bit for bit on a machine with fused multiply-add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gradalign.backends.chunks import chunks, compute_dtype
 from gradalign.backends.rounding import RoundingStream
+from gradalign.backends.signatures import (
+    AdamWOptions,
+    LAMBOptions,
+    SGDOptions,
+    StepOptions,
+    StepScalars,
+    StepTensors,
+)
 
-Tensors = Sequence[Tensor]
-# (p, g, *state) -> (new p, *new state), all in the arithmetic's dtype; a factory of them per tensor gets (t, dtype).
+# (p, g, *state) -> (new p, *new state), all in the arithmetic's dtype.
 Update = Callable[..., tuple[Tensor, ...]]
+# (t, dtype) -> the update of a tensor whose step number is t.
+UpdateAt = Callable[[Tensor, torch.dtype], Update]
+# (theta, m, v) -> LAMB's u.
+Direction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 TEMPORARIES = 16  # of a chunk, about, in float32
 
 
-def adamw_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    max_exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decoupled: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """One step of the optimizer that the options name; see `gradalign.ops`."""
+    STEPS[options.op](tensors, scalars, options)
+
+
+def adamw_step_(tensors: StepTensors, scalars: StepScalars, options: AdamWOptions) -> None:
     """m <- lerp(m, g, 1 - beta1); v <- beta2 v + (1 - beta2) g^2; p <- p - lr/bc1 m / (sqrt(v)/sqrt(bc2) + eps)."""
+    lr, weight_decay = scalars.lr, scalars.weight_decay
+    beta1, beta2, eps = options.beta1, options.beta2, options.eps
 
     def update_at(t: Tensor, dtype: torch.dtype) -> Update:
         step_size = (lr.double() / (1 - beta1**t)).to(dtype)
@@ -61,7 +59,7 @@ def adamw_step_(
         decay = weight_decay.to(dtype)
 
         def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *largest: Tensor) -> tuple[Tensor, ...]:
-            if decoupled:
+            if options.decoupled:
                 p = p * kept
             else:
                 g = torch.addcmul(g, p, decay)
@@ -72,32 +70,15 @@ def adamw_step_(
 
         return update
 
-    states = [exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if max_exp_avg_sqs else [])]
-    _step_(update_at, params, grads, states, masters, steps, grad_scale, skip, seed, maximize, zero_grads)
+    _one_sweep(update_at, tensors, scalars, options)
 
 
-def sgd_step_(
-    params: Tensors,
-    grads: Tensors,
-    momentum_buffers: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def sgd_step_(tensors: StepTensors, scalars: StepScalars, options: SGDOptions) -> None:
     """g <- g + wd p; b <- momentum b + (1 - dampening) g, at the first step b <- g; p <- p - lr (b, or g + momentum b)."""
+    momentum, dampening = options.momentum, options.dampening
 
     def update_at(t: Tensor, dtype: torch.dtype) -> Update:
-        rate, decay = lr.to(dtype), weight_decay.to(dtype)
+        rate, decay = scalars.lr.to(dtype), scalars.weight_decay.to(dtype)
 
         def update(p: Tensor, g: Tensor, *buffers: Tensor) -> tuple[Tensor, ...]:
             g = torch.addcmul(g, p, decay)
@@ -105,94 +86,65 @@ def sgd_step_(
                 return (torch.addcmul(p, g, rate, value=-1),)
             later = torch.add(buffers[0] * momentum, g, alpha=1 - dampening)
             buffer = torch.where(t == 1, g, later)
-            direction = torch.add(g, buffer, alpha=momentum) if nesterov else buffer
+            direction = torch.add(g, buffer, alpha=momentum) if options.nesterov else buffer
             return torch.addcmul(p, direction, rate, value=-1), buffer
 
         return update
 
-    states = [momentum_buffers] if momentum_buffers else []
-    _step_(update_at, params, grads, states, masters, steps, grad_scale, skip, seed, maximize, zero_grads)
+    _one_sweep(update_at, tensors, scalars, options)
 
 
-def lamb_step_(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    skip: Tensor | None = None,
-    seed: Tensor | None = None,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    trust: bool = True,
-    maximize: bool = False,
-    zero_grads: bool = False,
-) -> None:
+def lamb_step_(tensors: StepTensors, scalars: StepScalars, options: LAMBOptions) -> None:
     """Moments as in Adam; u = (m/bc1) / (sqrt(v)/sqrt(bc2) + eps) + wd p; p <- p - lr ||p||/||u|| u.
 
     Two sweeps. u is computed in both from the moments as stored (rounded to their dtype), so that every backend agrees.
     """
-    for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        theta = masters[i] if masters else p
+    kept = _kept(scalars.skip)
+    for i, (p, g, m, v) in enumerate(zip(tensors.params, tensors.grads, *tensors.states, strict=True)):
+        theta = tensors.masters[i] if tensors.masters else p
         dtype = compute_dtype(p.dtype, g.dtype, m.dtype, v.dtype, theta.dtype)
-        t = steps[i].double() + 1
-        kept = _kept(skip)
-
+        t = tensors.steps[i].double() + 1
         for gc, mc, vc in chunks(g, m, v, temporaries=TEMPORARIES):
-            moments = _moments(mc.to(dtype), vc.to(dtype), _scaled(gc, grad_scale, dtype, maximize), beta1, beta2)
+            wide = _scaled(gc, scalars.grad_scale, dtype, options.maximize)
+            moments = _moments(mc.to(dtype), vc.to(dtype), wide, options.beta1, options.beta2)
             for stored, new in zip((mc, vc), moments, strict=True):
                 stored.copy_(_select(kept, new, stored))
-            if zero_grads:
+            if options.zero_grads:
                 gc.zero_()
 
-        direction = _lamb_direction(t, dtype, beta1, beta2, eps, weight_decay)
-        ratio = _trust_ratio(theta, m, v, direction, dtype) if trust else t.new_ones(())
-        rate = (lr.double() * ratio).to(dtype)
-        stream = None if seed is None else RoundingStream(seed, i, t)
+        direction = _lamb_direction(t, dtype, scalars.weight_decay, options)
+        ratio = _trust_ratio(theta, m, v, direction, dtype) if options.trust else t.new_ones(())
+        rate = (scalars.lr.double() * ratio).to(dtype)
+        stream = None if scalars.seed is None else RoundingStream(scalars.seed, i, t)
         for pc, mc, vc, ac in chunks(p, m, v, theta, temporaries=TEMPORARIES):
             old = ac.to(dtype)
             new = old - rate * direction(old, mc.to(dtype), vc.to(dtype))
-            _store_params(pc, ac if masters else None, new, kept, stream)
-        _advance(steps[i], kept)
+            _store_params(pc, ac if tensors.masters else None, new, kept, stream)
+        _advance(tensors.steps[i], kept)
 
 
-def _step_(
-    update_at: Callable[[Tensor, torch.dtype], Update],
-    params: Tensors,
-    grads: Tensors,
-    states: Sequence[Tensors],
-    masters: Tensors,
-    steps: Tensors,
-    grad_scale: Tensor,
-    skip: Tensor | None,
-    seed: Tensor | None,
-    maximize: bool,
-    zero_grads: bool,
-) -> None:
-    """One sweep: widen, scale, update, select, store."""
-    kept = _kept(skip)
-    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        theta = masters[i] if masters else p
-        state = [tensors[i] for tensors in states]
+STEPS: dict[str, Callable[..., None]] = {step.__name__: step for step in (adamw_step_, sgd_step_, lamb_step_)}
+
+
+def _one_sweep(update_at: UpdateAt, tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """Widen, scale, update, select, store."""
+    kept = _kept(scalars.skip)
+    for i, (p, g) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
+        theta = tensors.masters[i] if tensors.masters else p
+        state = [ts[i] for ts in tensors.states if ts]
         dtype = compute_dtype(*(x.dtype for x in (p, g, theta, *state)))
-        t = steps[i].double() + 1
+        t = tensors.steps[i].double() + 1
         update = update_at(t, dtype)
-        stream = None if seed is None else RoundingStream(seed, i, t)
+        stream = None if scalars.seed is None else RoundingStream(scalars.seed, i, t)
         for pc, gc, ac, *sc in chunks(p, g, theta, *state, temporaries=TEMPORARIES):
-            wide = _scaled(gc, grad_scale, dtype, maximize)
+            wide = _scaled(gc, scalars.grad_scale, dtype, options.maximize)
             new, *new_state = update(ac.to(dtype), wide, *(s.to(dtype) for s in sc))
             for stored, value in zip(sc, new_state, strict=True):
                 stored.copy_(_select(kept, value, stored))
-            _store_params(pc, ac if masters else None, new, kept, stream)
-            if zero_grads:
+            _store_params(pc, ac if tensors.masters else None, new, kept, stream)
+            if options.zero_grads:
                 gc.zero_()
-        _advance(steps[i], kept)
+        _advance(tensors.steps[i], kept)
 
 
 def _scaled(g: Tensor, grad_scale: Tensor, dtype: torch.dtype, maximize: bool) -> Tensor:
@@ -210,17 +162,13 @@ def _root(v: Tensor) -> Tensor:
     return v.double().sqrt().to(v.dtype)
 
 
-def _lamb_direction(
-    t: Tensor, dtype: torch.dtype, beta1: float, beta2: float, eps: float, weight_decay: Tensor
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    correction1, correction2 = (1 - beta1**t).to(dtype), (1 - beta2**t).sqrt().to(dtype)
+def _lamb_direction(t: Tensor, dtype: torch.dtype, weight_decay: Tensor, options: LAMBOptions) -> Direction:
+    correction1, correction2 = (1 - options.beta1**t).to(dtype), (1 - options.beta2**t).sqrt().to(dtype)
     decay = weight_decay.to(dtype)
-    return lambda p, m, v: (m / correction1) / (_root(v) / correction2 + eps) + p * decay
+    return lambda p, m, v: (m / correction1) / (_root(v) / correction2 + options.eps) + p * decay
 
 
-def _trust_ratio(
-    theta: Tensor, m: Tensor, v: Tensor, direction: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype
-) -> Tensor:
+def _trust_ratio(theta: Tensor, m: Tensor, v: Tensor, direction: Direction, dtype: torch.dtype) -> Tensor:
     """||theta|| / ||u||, 1 where either is 0."""
     squares = torch.zeros(2, dtype=torch.float64, device=theta.device)
     for ac, mc, vc in chunks(theta, m, v, temporaries=TEMPORARIES):

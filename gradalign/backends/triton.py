@@ -1,6 +1,6 @@
 """Triton kernels for CUDA and ROCm, from `gradalign.kernels`.
 
-Triton is imported when an op is asked for, not before.
+One file per op. Triton is imported at the first use of an op.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, StepTensors
+
 NAME = "triton"
 
-VECTOR_OPS = ("norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_")
-STEPS = ("adamw_step_", "sgd_step_", "lamb_step_")
 DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -43,7 +43,16 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") == "1"
 
 
+def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """One step of the optimizer that the options name; see `gradalign.ops`."""
+    _kernel(options.op)(tensors, scalars, options)
+
+
 def __getattr__(name: str) -> Callable[..., Any]:
-    if name not in VECTOR_OPS + STEPS:
+    if name not in VECTOR_OPS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("gradalign.kernels"), name)
+    return _kernel(name)
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"gradalign.kernels.{name.rstrip('_')}"), name)

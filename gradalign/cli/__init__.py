@@ -1,11 +1,11 @@
 """The command line: `gradalign demo`, `gradalign tune`, `gradalign doctor`.
 
-A subcommand is one file here with two functions, and one name in `COMMANDS`:
+Each subcommand is a module here, listed in `COMMANDS`, with two functions:
 
-    add_parser(subparsers) -> None    adds its arguments; imports nothing heavy
-    run(args) -> int                  does the work, returns the exit code
+    add_parser(subparsers) -> None    adds its options; imports no optional package
+    run(args) -> int                  runs it and returns the exit code
 
-A `CommandError` raised in `run` is printed as it is, without a traceback, and ends with exit code 2.
+A `CommandError` raised in `run` is printed without a traceback; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0, what the subcommand says, 2 for wrong arguments or something missing, 130 after Ctrl-C.
+        The exit code: that of the subcommand, 2 after a `CommandError`, 130 after Ctrl-C.
     """
     name = "gradalign"
     try:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser with every subcommand; each parsed namespace carries its `run`."""
+    """The parser of all subcommands; the parsed namespace holds the chosen one's `run`."""
     top = argparse.ArgumentParser(
         prog="gradalign", description="Train with gradients that agree between micro-batches."
     )

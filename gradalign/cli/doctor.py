@@ -1,6 +1,6 @@
-"""`gradalign doctor`: versions, devices, which backends work, why the others do not and what would help.
+"""`gradalign doctor`: versions, devices, which backends work, why the others do not and what would help, the native build.
 
-Works with torch alone and raises for nothing that is missing or broken.
+Needs only torch. What is missing or broken is reported, not raised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from gradalign._version import __version__
 from gradalign.backends import dispatch
-from gradalign.cli import machine
+from gradalign.cli import build_info, machine
 
 PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")
 
@@ -23,8 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="versions, devices, backends, and what would help where one is missing",
-        description="Prints the versions of gradalign and what it works with, the compilers and devices of this machine, and "
-        "for every backend whether it works, why not, and what would help. Builds the kernels that can be built.",
+        description="Prints the versions of gradalign and what it works with, the compilers and devices of this machine, "
+        "for every backend whether it works, why not, and what would help, and what the native extension was built with. "
+        "Builds the kernels that can be built.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -45,6 +46,7 @@ def examine() -> dict[str, dict]:
         "compilers": dict(compilers),
         "devices": {"cpu": machine.cpu(), "gpus": gpus},
         "backends": {name: diagnose(name, compilers, bool(gpus)) for name in dispatch.ORDER},
+        "extension": build_info.examine(),
     }
 
 
@@ -53,12 +55,12 @@ def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str
     devices: list[str] = []
     helps = ""
     try:
-        module = dispatch.load(name)
-        reason = module.why_unavailable()
+        backend = dispatch.load(name)
+        reason = backend.why_unavailable()
         if reason is None:
             fp32 = frozenset({torch.float32})
-            devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if module.supports(kind, fp32)]
-        elif "; " in reason:  # "reason; remedy", of which the backend knows more than what the machine has
+            devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if backend.supports(kind, fp32)]
+        elif "; " in reason:  # "reason; remedy"; the backend's own remedy is better than one guessed from the machine
             reason, _, helps = reason.rpartition("; ")
     except Exception as error:  # a broken installation is what doctor is asked about
         reason = f"{type(error).__name__}: {error}"
@@ -110,6 +112,7 @@ def as_text(found: dict[str, dict]) -> str:
         lines.append(f"  {name:<13} {works if state['works'] else 'does not work: ' + state['why_not']}")
         if state["remedy"]:
             lines.append(f"  {'':<13} what would help: {state['remedy']}")
+    lines += ["", "native extension", *build_info.as_text(found["extension"])]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""What a subcommand raises when it cannot go on and the user can do something about it."""
+"""The error of a subcommand that the user can fix."""
 
 from __future__ import annotations
 
 
 class CommandError(Exception):
-    """A paragraph for the user: what was expected, what was found, the command or option that helps."""
+    """A message for the user: what was expected, what was found, and the command or option that fixes it."""

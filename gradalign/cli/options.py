@@ -1,4 +1,4 @@
-"""What options may be: `type=` functions for argparse, which say expected and got; and which go together."""
+"""Option values: `type=` functions for argparse, and the defaults of options that depend on others."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from gradalign.cli.errors import CommandError
 
 
-def count(least: int) -> Callable[[str], int]:
-    """An integer of at least `least`."""
+def count(minimum: int) -> Callable[[str], int]:
+    """An integer of at least `minimum`."""
 
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}; got {text!r}")
+            number = minimum - 1
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}; got {text!r}")
         return number
 
     return parse
 
 
 def number(text: str) -> float:
-    """Any number, nan and inf too."""
+    """Any number, nan and inf included."""
     try:
         return float(text)
     except ValueError:
@@ -47,28 +47,32 @@ def positive(text: str) -> float:
     return float(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number from 0 to 1."""
     if not 0 <= number(text) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1; got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1; got {text!r}")
     return float(text)
 
 
-def settle(args: argparse.Namespace, needed: str, got: str | None, **defaults: Any) -> None:
-    """Fills in the defaults of options that were not given, which are None or False until then.
+def fill_defaults(args: argparse.Namespace, required: str, instead: str | None, **defaults: Any) -> None:
+    """Fills in the defaults of options that only have an effect together with `required`.
+
+    An option that was not given is None or False.
 
     Args:
         args: the options; changed in place.
-        needed: with what alone these options do something.
-        got: what is there in its place; None where `needed` is there.
+        required: what these options need, as it is named in the message.
+        instead: what was chosen in place of `required`; None where `required` is there.
         defaults: by the name of the option.
 
     Raises:
-        CommandError: one was given that would do nothing.
+        CommandError: an option was given without `required`, so it would have no effect.
     """
     given = [name for name in defaults if getattr(args, name) is not None and getattr(args, name) is not False]
-    if given and got is not None:
+    if given and instead is not None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise CommandError(f"{names}: expected only with {needed}; got {got}, where that does nothing; leave it out")
+        raise CommandError(
+            f"{names}: expected only with {required}; got {instead}, where it would have no effect; leave it out"
+        )
     for name in defaults.keys() - set(given):
         setattr(args, name, defaults[name])

@@ -1,25 +1,33 @@
-"""Where a command works and where it writes, both tried before any time is spent."""
+"""The device a command runs on and the directory it writes to, both checked before the work begins."""
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gradalign.cli.errors import CommandError
 
 
+def default_device() -> str:
+    """A CUDA device where PyTorch can use one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def usable_device(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
-        CommandError: PyTorch knows none, cannot use it here, or it holds no numbers (meta).
+        CommandError: PyTorch does not know it, cannot use it here, or it stores no values (meta).
     """
     try:
         tensor = torch.zeros(1, device=name)
         tensor.item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that another package brings
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device that another package provides
         reason = str(error).splitlines()[0]
         raise CommandError(
             f"--device: expected one that PyTorch can use here, such as cpu; got {name!r}: {reason}"
@@ -28,10 +36,10 @@ def usable_device(name: str) -> torch.device:
 
 
 def make_directory(path: Path) -> None:
-    """Makes the directory of --out, and writes to it once: what is to be kept comes at the end of the work.
+    """Makes the directory of --out and writes a temporary file to it, since results are written only at the end.
 
     Raises:
-        CommandError: it cannot be made or written.
+        CommandError: it cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -40,3 +48,16 @@ def make_directory(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise CommandError(f"--out: expected a directory that can be written; got {path}: {reason}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain data as JSON, with null for numbers that are not finite, which JSON cannot hold."""
+    path.write_text(json.dumps(_without_nonfinite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

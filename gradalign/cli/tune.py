@@ -1,25 +1,21 @@
-"""`gradalign tune`: the error of finite differences over the radius, on the demo's models and texts or one's own."""
+"""`gradalign tune`: the error of finite differences over the radius, on a pretrained text encoder."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import gradalign
 from gradalign.cli import options, places
-from gradalign.cli.demo import record as demo_record
 from gradalign.cli.errors import CommandError
-from gradalign.cli.workload import assets as demo_assets
-from gradalign.cli.workload import data as demo_data
-from gradalign.cli.workload.model import Classifier, Collator, load_pretrained
-
-if TYPE_CHECKING:
-    from gradalign.cli.demo.arm import Batch
+from gradalign.cli.workload import arguments, assets
+from gradalign.cli.workload.data import load_corpus
+from gradalign.cli.workload.model import Batch, Classifier, Collator, load_pretrained
+from gradalign.cli.workload.sampling import split_by_group
+from gradalign.tuning.tuner import REFERENCES
 
 PRECISIONS = ("float32", "bfloat16", "float16", "autocast")
 
@@ -29,44 +25,47 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "tune",
         help="measure the error of finite differences, and recommend a radius and a weight",
-        description="Measures how far finite differences are from the Hessian-vector product over a sweep of radii, on a "
+        description="Measures the error of finite differences against the Hessian-vector product over a sweep of radii, on a "
         "pretrained text encoder with a new classifier. Prints the table; writes tune.png and tune.json.",
     )
+    arguments.add_workload(parser)
     add = parser.add_argument
-    add("--model", default="bert-tiny", metavar="bert-tiny|minilm|PATH_OR_NAME", help="(default: bert-tiny)")
-    add("--csv", metavar="FILE", help="your own texts instead of the Rotten Tomatoes snippets")
-    add("--text-column", metavar="NAME", help="of --csv (default: text)")
-    add("--label-column", metavar="NAME", help="of --csv (default: label)")
-    add("--k", type=options.count(2), default=8, metavar="N", help="micro-batches (default: 8)")
-    add("--batch", type=options.count(1), default=8, metavar="N", help="texts in a micro-batch (default: 8)")
     add(
         "--probe-fraction",
-        type=options.share,
+        type=options.fraction,
         default=0.25,
-        metavar="SHARE",
-        help="of the micro-batches, whose Hessians are measured (default: 0.25)",
+        metavar="FRACTION",
+        help="fraction of the micro-batches whose Hessian-vector products are measured (default: 0.25)",
     )
-    add("--radii", type=options.positive, nargs="+", metavar="X", help="of the sweep (default: 0.0003 to 0.3)")
-    add("--reference", choices=("auto", "double_backward", "richardson"), default="auto", help="(default: auto)")
+    add("--radii", type=options.positive, nargs="+", metavar="X", help="radii of the sweep (default: 0.0003 to 0.3)")
+    add(
+        "--reference",
+        choices=REFERENCES,
+        default="auto",
+        help="how the Hessian-vector product is computed; auto: by double backward where it can run (default: auto)",
+    )
     add(
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="of the parameters, or bf16 autocast of fp32 ones (default: float32)",
+        help="dtype of the parameters, or bf16 autocast with fp32 parameters (default: float32)",
     )
-    add("--train", action="store_true", help="with dropout, as in training (default: without)")
-    add("--seed", type=options.count(0), default=0, metavar="N", help="of the texts and the classifier (default: 0)")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default_device, metavar="NAME", help="(default: %(default)s)")
-    add("--out", type=Path, default=Path("tune-out"), metavar="DIR", help="of plot and JSON (default: tune-out)")
+    add("--train", action="store_true", help="training mode, with dropout (default: eval mode)")
+    add("--seed", type=options.count(0), default=0, metavar="N", help="seed of texts and classifier (default: 0)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("tune-out"),
+        metavar="DIR",
+        help="directory of plot and JSON (default: tune-out)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the plot and the JSON."""
-    no_csv = None if args.csv else "no --csv"
-    options.settle(args, "--csv", no_csv, text_column="text", label_column="label")
-    demo_assets.require_extras()
-    from rich.console import Console  # with the extras, which are known to be there by now
+    arguments.fill_columns(args)
+    assets.require_extras()
+    from rich.console import Console  # one of the extras
 
     console = Console()
     places.make_directory(args.out)
@@ -77,22 +76,21 @@ def run(args: argparse.Namespace) -> int:
         result = measure(args, model, batches)
     print(result)
     result.plot(args.out / "tune.png")
-    record = demo_record.as_json({"settings": settings(args), "result": result.as_dict()})
-    (args.out / "tune.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    places.write_json(args.out / "tune.json", {"settings": settings(args), "result": result.as_dict()})
     print(f"\n{args.out / 'tune.png'} and {args.out / 'tune.json'} written.")
     return 0
 
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
-    """The options, for the record."""
+    """The options as plain values, for the JSON."""
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "run"
     }
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[Classifier, list[Batch]]:
-    """The model in its precision and mode, and k micro-batches."""
-    corpus = texts(args)
+    """The model in the chosen precision and mode, and k micro-batches."""
+    corpus = load_corpus(args.csv, args.text_column, args.label_column)
     needed = args.k * args.batch
     if len(corpus.snippets) < needed:
         raise CommandError(
@@ -102,21 +100,14 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Classifier, li
     torch.manual_seed(args.seed)
     model = Classifier(encoder, encoder.config.hidden_size, len(corpus.classes))
     dtype = torch.float32 if args.precision == "autocast" else getattr(torch, args.precision)
-    snippets, _ = demo_data.split(corpus, args.seed, needed, 0)
+    snippets, _ = split_by_group(corpus, args.seed, needed, 0)
     collate = Collator(tokenizer, snippets, device)
     batches = [collate(range(i, i + args.batch)) for i in range(0, needed, args.batch)]
     return model.to(device, dtype).train(args.train), batches
 
 
-def texts(args: argparse.Namespace) -> demo_data.Corpus:
-    """The snippets, or those of --csv."""
-    if args.csv is None:
-        return demo_data.rotten_tomatoes(demo_assets.locate("rotten-tomatoes"))
-    return demo_data.from_csv(Path(args.csv), args.text_column, args.label_column, None)
-
-
 def measure(args: argparse.Namespace, model: Classifier, batches: list[Batch]) -> gradalign.TuningResult:
-    """`gradalign.tune` with the options."""
+    """Runs `gradalign.tune` with the options."""
 
     def loss_fn(batch: Batch) -> Tensor:
         with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=args.precision == "autocast"):

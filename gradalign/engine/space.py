@@ -63,15 +63,15 @@ class ParamSpace:
     def norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
         """[x.x, x.y, y.y] over the given entries (default: all); without y the last two are 0."""
 
-        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+        def run(backend: ModuleType, group: list[int]) -> Tensor:
             if y is None:
-                return kernels.norm_dot(_take(x, group))
+                return backend.norm_dot(_take(x, group))
             both, x_only, y_only = _split(group, x, y)
-            sums = [kernels.norm_dot(_take(x, both), _take(y, both))] if both else []
+            sums = [backend.norm_dot(_take(x, both), _take(y, both))] if both else []
             if x_only:
-                sums.append(kernels.norm_dot(_take(x, x_only)))
+                sums.append(backend.norm_dot(_take(x, x_only)))
             if y_only:
-                sums.append(kernels.norm_dot(_take(y, y_only)).flip(0))
+                sums.append(backend.norm_dot(_take(y, y_only)).flip(0))
             return torch.stack(sums).sum(0)
 
         return self._sum(3, run, over, x, *([] if y is None else [y]))
@@ -86,11 +86,11 @@ class ParamSpace:
         """
         one = None if scale is not None else self.scalar(1.0)
 
-        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+        def run(backend: ModuleType, group: list[int]) -> Tensor:
             missing = [i for i in group if acc[i] is None]
             sums: Tensor | None = None
             if missing and scale is None:
-                sums = kernels.norm_dot(_take(grads, missing))[:2]
+                sums = backend.norm_dot(_take(grads, missing))[:2]
                 group = [i for i in group if acc[i] is not None]
             for i in missing:
                 acc[i] = grads[i] if scale is None else torch.zeros_like(_take(grads, [i])[0])
@@ -99,7 +99,7 @@ class ParamSpace:
                 return sums
             factor = one if scale is None else scale
             assert factor is not None
-            added = kernels.accumulate_(_take(acc, group), _take(grads, group), self._near(factor, group))
+            added = backend.accumulate_(_take(acc, group), _take(grads, group), self._near(factor, group))
             return added if sums is None else added + sums
 
         return self._sum(2, run, over, grads)
@@ -108,8 +108,8 @@ class ParamSpace:
     def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> None:
         """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone."""
         both, _, y_only = _split(self.everywhere, x, y)
-        for kernels, group in self._groups(both):
-            kernels.combine_(
+        for backend, group in self._groups(both):
+            backend.combine_(
                 _take(out, group), _take(x, group), _take(y, group), self._near(a, group), self._near(b, group)
             )
         if y_only:
@@ -132,7 +132,7 @@ class ParamSpace:
         """
         nothing: Vector = self.zeros() if y is None else y
 
-        def run(kernels: ModuleType, group: list[int]) -> Tensor:
+        def run(backend: ModuleType, group: list[int]) -> Tensor:
             both, x_only, y_only = _split(group, x, nothing)
             sums = []
             for part, first, factor, second in (
@@ -145,7 +145,7 @@ class ParamSpace:
                     if second is not None and scale_y is not None:
                         args += [_take(second, part), self._near(scale_y, part)]
                     targets = _take(self.params, part), _take(backups, part)
-                    sums.append(kernels.perturb_(*targets, *args, from_backups=from_backups))
+                    sums.append(backend.perturb_(*targets, *args, from_backups=from_backups))
             return torch.stack(sums).sum(0)
 
         return self._sum(3, run, over, x, nothing)
@@ -153,37 +153,37 @@ class ParamSpace:
     @torch.no_grad()
     def restore(self, backups: Vector, over: Sequence[int]) -> None:
         """theta <- backup."""
-        for kernels, group in self._groups(over):
-            kernels.restore_(_take(self.params, group), _take(backups, group))
+        for backend, group in self._groups(over):
+            backend.restore_(_take(self.params, group), _take(backups, group))
 
     @torch.no_grad()
     def swap_out(self, backups: Vector, over: Sequence[int]) -> None:
         """Exchange, theta being in the backups."""
-        for kernels, group in self._groups(over):
-            kernels.swap_(_take(backups, group), _take(self.params, group))
+        for backend, group in self._groups(over):
+            backend.swap_(_take(backups, group), _take(self.params, group))
 
     @torch.no_grad()
     def swap_in(self, backups: Vector, over: Sequence[int]) -> None:
         """Exchange, theta being in the parameters."""
-        for kernels, group in self._groups(over):
-            kernels.swap_(_take(self.params, group), _take(backups, group))
+        for backend, group in self._groups(over):
+            backend.swap_(_take(self.params, group), _take(backups, group))
 
     @torch.no_grad()
     def reflect(self, backups: Vector, over: Sequence[int]) -> None:
         """theta + delta -> theta - delta: theta' <- 2 backup - theta'."""
-        for kernels, group in self._groups(over):
+        for backend, group in self._groups(over):
             params = _take(self.params, group)
             two, minus = (self._near(self.scalar(value), group) for value in (2.0, -1.0))
-            kernels.combine_(params, _take(backups, group), params, two, minus)
+            backend.combine_(params, _take(backups, group), params, two, minus)
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
         return scalar.to(self.params[group[0]].device, non_blocking=True)
 
     def _groups(self, over: Iterable[int]) -> list[tuple[ModuleType, list[int]]]:
         if len(self._backends) == 1:
-            (kernels,) = self._backends.values()
+            (backend,) = self._backends.values()
             group = list(over)
-            return [(kernels, group)] if group else []
+            return [(backend, group)] if group else []
         groups: dict[torch.device, list[int]] = defaultdict(list)
         for i in over:
             groups[self.params[i].device].append(i)
@@ -194,7 +194,7 @@ class ParamSpace:
     ) -> Tensor:
         """Run on every device's entries that one of the vectors has, and add what comes back."""
         present = [i for i in (self.everywhere if over is None else over) if any(v[i] is not None for v in vectors)]
-        parts = [run(kernels, group).to(self.home, non_blocking=True) for kernels, group in self._groups(present)]
+        parts = [run(backend, group).to(self.home, non_blocking=True) for backend, group in self._groups(present)]
         if not parts:
             return torch.zeros(num, dtype=torch.float64, device=self.home)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

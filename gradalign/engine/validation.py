@@ -121,29 +121,3 @@ def figure_class(name: str) -> Any:
             f"{name}: expected matplotlib; got none; pip install matplotlib, or gradalign[demo]"
         ) from error
     return Figure
-
-
-def usable_direction(norm: float) -> None:
-    """The mean gradient that is to be followed has a direction."""
-    if not (math.isfinite(norm) and norm > 0):
-        raise ValueError(
-            f"tune: expected a finite mean gradient other than 0 of the micro-batches before the probes; got norm "
-            f"{norm}; check the losses, or pass a GradScaler where float16 gradients vanish"
-        )
-
-
-def same_function(distance: float, most: float) -> None:
-    """The gradient of a differentiable pass is that of the plain one."""
-    if not distance <= most:
-        raise RuntimeError(
-            f"double backward: expected the gradient of the plain pass; got one {distance:.0%} away; without fused attention "
-            "the model draws other random numbers? use model.eval() or reference='richardson'"
-        )
-
-
-def sweep_radii(radii: Iterable[float]) -> list[float]:
-    """Radii of a sweep, ascending, each once."""
-    found = sorted({positive("radii", radius, "a length, in the units of the parameters") for radius in radii})
-    if not found:
-        raise ValueError("radii: expected at least one; got none")
-    return found

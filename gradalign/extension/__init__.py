@@ -1,4 +1,4 @@
-"""How `csrc/` becomes binaries: found ready made in the package or the cache, else compiled at first use.
+"""The binaries of `csrc/`: shipped with the package, found in the cache, or compiled at first use.
 
 `library` says what is compiled, `compiler` how, `cache` where it is kept and why that place can be trusted, `loading` puts
 them together. Nothing here imports torch, so that `setup.py` can use it too.

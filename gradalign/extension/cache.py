@@ -19,7 +19,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UntrustedError(RuntimeError):
-    """Somebody else could have put something into the cache."""
+    """Another user could have written to the cache."""
 
 
 def directory() -> Path:
@@ -108,7 +108,7 @@ def locked(key: str) -> Iterator[None]:
 
 
 @contextmanager
-def workshop(key: str) -> Iterator[Path]:
+def build_folder(key: str) -> Iterator[Path]:
     """A folder to build in, under the lock of `key`; leftovers of interrupted builds go first, and it goes last."""
     root = open_directory()
     for leftover in root.glob(f"{key}.work-*"):
@@ -122,8 +122,8 @@ def workshop(key: str) -> Iterator[Path]:
 
 def publish(key: str, binary: Path) -> Path:
     """Give a finished binary its name, by one rename."""
-    with tempfile.TemporaryDirectory(prefix=f"{key}.work-", dir=open_directory()) as shelf:
-        ready = Path(shelf) / "ready"
+    with tempfile.TemporaryDirectory(prefix=f"{key}.work-", dir=open_directory()) as staging:
+        ready = Path(staging) / "ready"
         ready.mkdir(mode=0o700)
         binary.chmod(0o700)
         binary.rename(ready / binary.name)

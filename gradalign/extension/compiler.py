@@ -1,4 +1,4 @@
-"""How it is compiled: by ninja where there is one, else by calling the compiler, a call a core at once."""
+"""Compiling: by ninja where it is installed, else by calling the compiler, as many calls at once as there are cores."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def contents(present: Sequence[tuple[int, int]] = ()) -> Library:
         what="the CUDA kernels",
         units=(),
         link=(),
-        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
+        inputs=("math", "tensor", "cuda"),
         built_for=f"torch {torch_version()}",
         present=tuple(present),
     )

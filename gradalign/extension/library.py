@@ -103,7 +103,7 @@ def cpu() -> Library:
         what="the CPU kernels",
         units=(Unit("bindings.cpp", "bindings.o", slim), *kernels),
         link=(f"-L{torch / 'lib'}", "-ltorch_cpu", *_undefined_at_load()),
-        inputs=("bindings.cpp", "plan.h", "math", "cpu"),
+        inputs=("bindings.cpp", "plan.h", "math", "tensor", "cpu"),
         built_for=f"torch {torch_version()}",
     )
 

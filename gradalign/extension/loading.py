@@ -44,7 +44,7 @@ def ensure(binary: library.Library) -> Path:
 
 
 def switched_off() -> bool:
-    """Whether the user said no to native code."""
+    """Whether GRADALIGN_NATIVE=0 is set."""
     return os.environ.get("GRADALIGN_NATIVE") == "0"
 
 
@@ -58,12 +58,12 @@ def build_all(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         try:
             binary, found = make(), _compiler()
         except (ModuleNotFoundError, UnavailableError) as error:
-            _say(f"not built ahead of time: {error}")
+            _report(f"not built ahead of time: {error}")
             continue
         place = folder / binary.name.split(".")[0]
         place.mkdir(parents=True, exist_ok=True)
-        _say(f"building {binary.what} with {found.version}")
-        path = compiler.build(binary, found, place.resolve(), _remembered(binary, found))
+        _report(f"building {binary.what} with {found.version}")
+        path = compiler.build(binary, found, place.resolve(), _build_defines(binary, found))
         yield (
             path,
             {"digest": binary.digest(), "built_for": binary.built_for, "architectures": " ".join(binary.architectures)},
@@ -91,14 +91,14 @@ def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
 
 def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
     duration = "1 to 3 minutes on two cores" if binary.linker else "about 10 to 40 seconds"
-    _say(
+    _report(
         f"building {binary.what} with {shlex.join(binary.linker) or found.version}; {duration}, once for this version of "
         "gradalign and torch"
     )
     start = time.monotonic()
-    with cache.workshop(key) as folder:
+    with cache.build_folder(key) as folder:
         try:
-            made = compiler.build(binary, found, folder, _remembered(binary, found))
+            made = compiler.build(binary, found, folder, _build_defines(binary, found))
         except compiler.CompileError as error:
             report = cache.directory() / f"{key}.log"
             report.write_text(str(error))
@@ -108,11 +108,11 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
         if binary.key(found.version) != key:
             raise UnavailableError(f"the sources of {binary.what} changed while they were compiled; start again")
         path = cache.publish(key, made)
-    _say(f"built {binary.what} in {time.monotonic() - start:.0f} s, kept in {path.parent}")
+    _report(f"built {binary.what} in {time.monotonic() - start:.0f} s, kept in {path.parent}")
     return path
 
 
-def _remembered(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
+def _build_defines(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
     facts = {"COMPILER": found.version, "DIGEST": binary.digest(), "BUILT_FOR": binary.built_for}
     return tuple(f'-DGRADALIGN_{name}="{value}"' for name, value in facts.items())
 
@@ -157,7 +157,7 @@ def load_module() -> ModuleType:
     return module
 
 
-def _say(message: str) -> None:
+def _report(message: str) -> None:
     # To stderr as well: a process that is silent for half a minute looks hung, and few programs configure logging.
     log.info(message)
     print(f"gradalign: {message}", file=sys.stderr, flush=True)

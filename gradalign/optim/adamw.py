@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
+from gradalign.backends.signatures import AdamWOptions
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
 
@@ -90,17 +89,7 @@ class AdamW(FusedOptimizer):
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
-    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "step")
-        beta1, beta2 = map(float, batch.group["betas"])
-        ops.adamw_step_(
-            batch.params,
-            batch.grads,
-            *map(batch.states, names),
-            *args,
-            beta1=beta1,
-            beta2=beta2,
-            eps=batch.group["eps"],
-            decoupled=batch.group["decoupled_weight_decay"],
-            **kwargs,
-        )
+    def _options(self, group: Mapping[str, Any], shared: dict[str, bool]) -> AdamWOptions:
+        beta1, beta2 = map(float, group["betas"])
+        decoupled = group["decoupled_weight_decay"]
+        return AdamWOptions(beta1=beta1, beta2=beta2, eps=group["eps"], decoupled=decoupled, **shared)

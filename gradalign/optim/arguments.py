@@ -1,4 +1,4 @@
-"""What bad input to the optimizers is told: expected, got, remedy."""
+"""Input validation of the optimizers. An error says what was expected, what was got and what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_ALL_GROUPS = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
 
 
 def settings(group: Mapping[str, Any]) -> None:
-    """The settings of a parameter group are of the right kind and in range, and a group may have them."""
+    """The settings of a parameter group have the right types, are in range and may differ between groups."""
     for name in OF_ALL_GROUPS:
         if name in group:
             raise ValueError(
@@ -86,7 +86,7 @@ def clip_norm(value: float | Tensor | None) -> None:
 
 
 def not_differentiable(value: bool) -> None:
-    """No graph of the step is asked for."""
+    """`differentiable` is False."""
     if value:
         raise ValueError(
             f"differentiable: expected False; got {value!r}; a fused step writes in place and leaves no graph; use torch's "
@@ -95,7 +95,7 @@ def not_differentiable(value: bool) -> None:
 
 
 def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
-    """Parameters of a kind that can be stepped."""
+    """Parameters are real and not sharded; not float16 with stochastic rounding."""
     for p in params:
         validation.real_and_whole(p)
         if stochastic and p.dtype == torch.float16:
@@ -106,7 +106,7 @@ def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
 
 
 def dense_gradients(optimizer: str, grads: Sequence[Tensor]) -> None:
-    """No gradient is sparse; of gradients that share a layout."""
+    """No gradient is sparse. All of them share a layout."""
     if grads[0].layout is not torch.strided:
         raise TypeError(
             f"{optimizer} does not support sparse gradients: expected dense ones; got {grads[0].layout}; "
@@ -115,7 +115,7 @@ def dense_gradients(optimizer: str, grads: Sequence[Tensor]) -> None:
 
 
 def same_device(optimizer: str, param: Tensor, state: Mapping[str, Sequence[Tensor]]) -> None:
-    """The state lives where its parameter does; of lists whose tensors share a device."""
+    """The state is on the device of its parameter. The tensors of a list share a device."""
     for name, tensors in state.items():
         if tensors[0].device != param.device:
             raise ValueError(

@@ -43,9 +43,15 @@ class Batch:
 
 
 def group_by(columns: list[list[Tensor]], *kinds: Iterable[Hashable]) -> list[list[list[Tensor]]]:
-    """The columns cut into rows of one kind each; `kinds` has an entry a row.
+    """Split the parameters into groups that agree in every key.
 
-    Columns, and no tuple a row: a thousand new containers a step would have Python's garbage collector walk its whole heap.
+    Args:
+        columns: lists with one tensor per parameter. Lists and not a tuple per parameter: a thousand new containers in every
+            step would make Python's garbage collector walk its whole heap.
+        kinds: keys, one per parameter each.
+
+    Returns:
+        For each group, the columns with its parameters only.
     """
     if not columns[0]:
         return []
@@ -67,13 +73,13 @@ class DeviceScalars:
     def __call__(self, value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
         """`value` on `device`; a tensor keeps its dtype, a number gets `dtype`."""
         if isinstance(value, Tensor):
-            return moved(value.detach().reshape(()), device)
+            return to_device(value.detach().reshape(()), device)
         key = (value, dtype, device)
         if key not in self._made:
             self._made[key] = torch.full((), value, dtype=dtype, device=device)
         return self._made[key]
 
 
-def moved(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`, without waiting for it unless the host is to read it."""
     return x.to(device, non_blocking=device.type != "cpu")

@@ -21,7 +21,7 @@ class Uncast:
     tensor: Tensor
 
 
-def wrapped(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def wrap_tensors(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The state dict with its tensors wrapped, state that is None left out, and settings it lacks filled in from here."""
     state = {
         key: {k: Uncast(v) if isinstance(v, Tensor) else v for k, v in entry.items() if v is not None}
@@ -33,7 +33,7 @@ def wrapped(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, A
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def placed(value: Any, name: str, param: Tensor, least: torch.dtype) -> Any:
+def place_state(value: Any, name: str, param: Tensor, least: torch.dtype) -> Any:
     """The state called `name` of `param`: on its device, a copy, in the wider of its own dtype and `least`.
 
     Steps are counted in float32; float64 is kept for float64 parameters only.

@@ -1,20 +1,20 @@
-"""The optimizer that all of them are: one fused step."""
+"""The base class of the optimizers: one fused step."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradalign.backends import dispatch
+from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors
 from gradalign.engine import validation
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch, DeviceScalars, group_by, moved
+from gradalign.optim.batch import Batch, DeviceScalars, group_by, to_device
 from gradalign.optim.gradients import GradientScale, gradient_scale
 from gradalign.optim.state import StatefulOptimizer
 
@@ -38,7 +38,7 @@ class FusedOptimizer(StatefulOptimizer):
             pass (also where the step is skipped).
         skip_nonfinite: leave parameters, state and step counts alone where the global norm of the gradients is inf or NaN
             (a sum of squares beyond the range of float32 counts as inf). Costs a read of the gradients unless they are
-            clipped or a GradScaler has looked already. A GradScaler's verdict is honoured whatever is set here.
+            clipped or a GradScaler has checked them already. Where a GradScaler found inf, the step is skipped in any case.
         backend: "auto", "native", "triton" or "reference".
 
     Attributes:
@@ -74,8 +74,8 @@ class FusedOptimizer(StatefulOptimizer):
         super().__init__(params, defaults)
 
     @abstractmethod
-    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
-        """Call the step op: `args` are grad_scale, lr, weight_decay, skip and seed, `kwargs` what else all of them take."""
+    def _options(self, group: Mapping[str, Any], shared: dict[str, bool]) -> StepOptions:
+        """The options of the step op for a group, `shared` being those that all optimizers have."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, on the parameters that have a gradient.
@@ -88,7 +88,7 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients.
-            ValueError: parameters that were moved to another device than their state.
+            ValueError: parameters that were to_device to another device than their state.
         """
         loss = None
         if closure is not None:
@@ -129,16 +129,19 @@ class FusedOptimizer(StatefulOptimizer):
         seed = None
         if group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16:
             seed = scalars((number << 32) | group["rounding_seed"], device, torch.int64)
-        self._update(
-            dispatch.backend(self.backend, device.type, batch.dtypes),
-            batch,
-            moved(scale.factor, device),
-            scalars(group["lr"], device),
-            scalars(group["weight_decay"], device),
-            None if scale.skip is None else moved(scale.skip, device),
-            seed,
-            maximize=group["maximize"],
-            zero_grads=self.clear == "zero",
+        options = self._options(group, {"maximize": group["maximize"], "zero_grads": self.clear == "zero"})
+        states = list(map(batch.states, self._state_names(group)))
+        unused: list[list[Tensor]] = [[]] * (len(options.states) - len(states))
+        dispatch.backend(self.backend, device.type, batch.dtypes).step_(
+            StepTensors(batch.params, batch.grads, (*states, *unused), masters, batch.states("step")),
+            StepScalars(
+                to_device(scale.factor, device),
+                scalars(group["lr"], device),
+                scalars(group["weight_decay"], device),
+                None if scale.skip is None else to_device(scale.skip, device),
+                seed,
+            ),
+            options,
         )
         if masters:
             self._master_versions.matched(batch.params)

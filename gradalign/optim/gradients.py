@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends import dispatch
-from gradalign.optim.batch import Batch, moved
+from gradalign.optim.batch import Batch, to_device
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def gradient_scale(
     """The clip coefficient of `torch.nn.utils.clip_grad_norm_`, min(1, max_norm / (norm + 1e-6)), over the loss scale.
 
     The gradients are read only where a norm is needed: to clip, or to know whether they are finite where no GradScaler
-    has looked.
+    has checked.
     """
-    device = _home(batches)
+    device = _sum_device(batches)
     factor = torch.ones((), dtype=torch.float64, device=device)
     if loss_scale is not None:
-        factor = factor / (moved(loss_scale, device).reshape(()) if isinstance(loss_scale, Tensor) else loss_scale)
-    skip = None if found_inf is None else moved(found_inf, device).reshape(()) != 0
+        factor = factor / (to_device(loss_scale, device).reshape(()) if isinstance(loss_scale, Tensor) else loss_scale)
+    skip = None if found_inf is None else to_device(found_inf, device).reshape(()) != 0
     if max_norm is None and not (skip_nonfinite and found_inf is None):
         return GradientScale(factor, None if skip is None else skip.float(), None)
 
@@ -53,13 +53,13 @@ def gradient_scale(
     if skip_nonfinite:
         skip = ~norm.isfinite() if skip is None else skip | ~norm.isfinite()
     if max_norm is not None:
-        limit = moved(max_norm, device).reshape(()) if isinstance(max_norm, Tensor) else max_norm
+        limit = to_device(max_norm, device).reshape(()) if isinstance(max_norm, Tensor) else max_norm
         factor = factor * (limit / (norm + 1e-6)).clamp(max=1.0)
     return GradientScale(factor, None if skip is None else skip.float(), norm)
 
 
-def _home(batches: Sequence[Batch]) -> torch.device:
-    """Where the sums meet: an accelerator if there is one, since the host would have to wait for it."""
+def _sum_device(batches: Sequence[Batch]) -> torch.device:
+    """Where the sums of all devices are added: an accelerator if there is one, so that the host does not wait for it."""
     devices = [batch.device for batch in batches]
     return next((device for device in devices if device.type != "cpu"), devices[0])
 
@@ -70,6 +70,6 @@ def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str
         by_device[batch.device].extend(batch.grads)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for place, grads in by_device.items():
-        ops = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
-        total = total + moved(ops.norm_dot(grads)[0], device)
+        chosen = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
+        total = total + to_device(chosen.norm_dot(grads)[0], device)
     return total

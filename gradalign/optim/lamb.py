@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
+from gradalign.backends.signatures import LAMBOptions
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
 
@@ -80,16 +79,6 @@ class LAMB(FusedOptimizer):
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
-    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
-        beta1, beta2 = map(float, batch.group["betas"])
-        ops.lamb_step_(
-            batch.params,
-            batch.grads,
-            *map(batch.states, ("exp_avg", "exp_avg_sq", "master", "step")),
-            *args,
-            beta1=beta1,
-            beta2=beta2,
-            eps=batch.group["eps"],
-            trust=batch.group["trust"],
-            **kwargs,
-        )
+    def _options(self, group: Mapping[str, Any], shared: dict[str, bool]) -> LAMBOptions:
+        beta1, beta2 = map(float, group["betas"])
+        return LAMBOptions(beta1=beta1, beta2=beta2, eps=group["eps"], trust=group["trust"], **shared)

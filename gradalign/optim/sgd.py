@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradalign.backends.signatures import SGDOptions
 from gradalign.optim import arguments
-from gradalign.optim.batch import Batch
 from gradalign.optim.fused import FusedOptimizer
 
 
@@ -97,17 +96,9 @@ class SGD(FusedOptimizer):
             state["step"] = torch.ones((), dtype=torch.float32, device=param.device)  # from torch, which counts none
         super()._init_state(param, group)
 
-    def _update(self, ops: ModuleType, batch: Batch, *args: Any, **kwargs: Any) -> None:
-        ops.sgd_step_(
-            batch.params,
-            batch.grads,
-            *map(batch.states, ("momentum_buffer", "master", "step")),
-            *args,
-            momentum=batch.group["momentum"],
-            dampening=batch.group["dampening"],
-            nesterov=batch.group["nesterov"],
-            **kwargs,
-        )
+    def _options(self, group: Mapping[str, Any], shared: dict[str, bool]) -> SGDOptions:
+        own = {name: group[name] for name in ("momentum", "dampening", "nesterov")}
+        return SGDOptions(**own, **shared)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; a buffer that has not been used yet is left out, since torch would not know it from a used one."""

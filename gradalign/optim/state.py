@@ -135,7 +135,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
             ValueError: another number of groups, or of parameters in one, than this optimizer has.
         """
         # Registered last, so that the user's own hooks see the state as it was saved.
-        handle = self.register_load_state_dict_pre_hook(lambda _, saved: exchange.wrapped(saved, self.param_groups))
+        handle = self.register_load_state_dict_pre_hook(
+            lambda _, saved: exchange.wrap_tensors(saved, self.param_groups)
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -154,4 +156,4 @@ class StatefulOptimizer(torch.optim.Optimizer):
         state = self.state[param]
         for name, value in state.items():
             least = torch.float32 if name == "master" else self._moment_dtype(param, group)
-            state[name] = exchange.placed(value, name, param, least)
+            state[name] = exchange.place_state(value, name, param, least)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradalign.engine import validation
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
@@ -17,133 +17,148 @@ from gradalign.estimators.split import num_probes
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Sums over the probes' gradients at theta + delta and theta - delta, d being the displacement asked for.
+class DisplacedGradients:
+    """Sums of the probes' gradients at theta + delta and theta - delta; d is the requested displacement.
 
     Attributes:
         plus: at theta + delta, as stored (times 1/k and the loss scale).
         minus: at theta - delta.
         length: delta . d / ||d||, the length achieved along d; 0 where nothing moved.
         cosine: between delta and d.
-        kept: ||delta|| / ||d||.
-        moved: share of the elements that differ from theta.
+        relative_length: ||delta|| / ||d||.
+        moved: fraction of the elements that differ from theta.
     """
 
     plus: Vector
     minus: Vector
     length: float
     cosine: float
-    kept: float
+    relative_length: float
     moved: float
 
 
 class Differences(Schedule):
-    """Base passes of all micro-batches, then displaced ones of the probes for as many radii as are asked for.
+    """Base passes of all micro-batches, then displaced passes of the probes for any number of radii.
 
-    Every evaluation of a probe starts from the random numbers and buffers of its base pass. Sums are kept in float32 or wider,
-    so that the error measured is that of the gradients. The step it belongs to is never completed.
+    Every pass of a probe starts from the random numbers and buffers of its base pass. Sums are kept in float32 or wider, so
+    that the measured error is that of the gradients. The step it belongs to is never completed.
 
     Args:
         step: the step.
         total: becomes the sum of the anchors' gradients.
-        probe_fraction: share of the micro-batches that are probes, as in `split`.
+        probe_fraction: fraction of the micro-batches that are probes, as in `split`.
     """
 
     needs_all = True
 
     def __init__(self, step: Step, total: Vector, probe_fraction: float) -> None:
         super().__init__(step)
-        self.m = num_probes(step.num, probe_fraction)
-        self.anchors: Vector = total
-        self.units: Vector = step.space.zeros()
-        self.base: Vector = wide_zeros(step.space)
-        self.starts: list[ReplayState] = []
+        self.num_probes = num_probes(step.num, probe_fraction)
+        self.anchor_sum: Vector = total
+        self.unit_sum: Vector = step.space.zeros()
+        self.base_sum: Vector = wide_zeros(step.space)
+        self.replay_states: list[ReplayState] = []
         self.probes: list[Closure] = []
         self.one = step.space.scalar(1.0)
 
     @property
     def num_anchors(self) -> int:
-        """How many micro-batches the probes are compared with."""
-        return self.step.num - self.m
+        """Number of micro-batches whose mean gradient the probes are displaced along."""
+        return self.step.num - self.num_probes
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
-        """Base passes: the anchors' gradients and unit gradients, the probes' gradients."""
+        """Base passes, which sum the anchors' gradients and unit gradients and the probes' gradients; the losses."""
         step, losses = self.step, []
         for i, closure in enumerate(closures[: self.num_anchors]):
             loss, g = step.passes.isolated_pass(closure)
-            step.record_unit(g, step.record(g, self.anchors, i), self.units, i)
+            step.record_unit(g, step.record(g, self.anchor_sum, i), self.unit_sum, i)
             losses.append(loss)
         self.probes = list(closures[self.num_anchors :])
         for closure in self.probes:
-            self.starts.append(step.passes.replay_state())
+            self.replay_states.append(step.passes.replay_state())
             loss, g = step.passes.isolated_pass(closure)
-            step.space.accumulate(self.base, g, self.one)
+            step.space.accumulate(self.base_sum, g, self.one)
             losses.append(loss)
-        self.norm = step.space.norm_dot(self.anchors, over=step.space.measured)[0].sqrt()
-        validation.usable_direction(float(self.norm))
+        self.anchor_norm = step.space.norm_dot(self.anchor_sum, over=step.space.measured)[0].sqrt()
+        check_direction(float(self.anchor_norm))
         return losses
 
     def finish(self) -> dict[str, Tensor]:
-        """There is no gradient to fill in."""
+        """Never called: a tuning step fills in no gradient."""
         raise AssertionError("a tuning step is never completed")
 
-    def at(self, radius: float) -> Pair:
-        """The probes at theta +- delta, delta being what the dtype represents of radius x^, x the sum over the anchors."""
+    def gradients_at(self, radius: float) -> DisplacedGradients:
+        """The probes' gradients at theta +- delta, where delta is radius x^ as the dtype represents it, x the anchors' sum."""
         step = self.step
-        sums = step.displacement.displace(self.anchors, radius / self.norm)
+        sums = step.displacement.displace(self.anchor_sum, radius / self.anchor_norm)
         moved = step.displacement.num_moved()
-        plus = self._far()
+        plus = self._probe_sum()
         step.displacement.reflect()
-        minus = self._far()
+        minus = self._probe_sum()
         step.displacement.restore()
         delta_d, d_d, delta_delta = sums.tolist()
-        numel = sum(step.space.params[i].numel() for i in step.space.measured if self.anchors[i] is not None)
-        return Pair(
+        numel = sum(step.space.params[i].numel() for i in step.space.measured if self.anchor_sum[i] is not None)
+        return DisplacedGradients(
             plus,
             minus,
             length=delta_d / d_d**0.5 if delta_d > 0 else 0.0,
             cosine=delta_d / (d_d * delta_delta) ** 0.5 if delta_d > 0 else 0.0,
-            kept=(delta_delta / d_d) ** 0.5,
+            relative_length=(delta_delta / d_d) ** 0.5,
             moved=int(moved) / numel,
         )
 
-    def forward(self, pair: Pair) -> Vector:
+    def forward(self, gradients: DisplacedGradients) -> Vector:
         """Mean over the probes of [grad L_i(theta + delta) - grad L_i(theta)] / length: H x^."""
-        return self._quotient(pair.plus, self.base, pair.length)
+        return self._quotient(gradients.plus, self.base_sum, gradients.length)
 
-    def central(self, pair: Pair) -> Vector:
+    def central(self, gradients: DisplacedGradients) -> Vector:
         """Mean over the probes of [grad L_i(theta + delta) - grad L_i(theta - delta)] / (2 length)."""
-        return self._quotient(pair.plus, pair.minus, 2 * pair.length)
+        return self._quotient(gradients.plus, gradients.minus, 2 * gradients.length)
 
-    def apart(self, x: Vector, y: Vector) -> float:
+    def relative_error(self, x: Vector, y: Vector) -> float:
         """||x - y|| / ||y||; 0 where both are 0."""
         space = self.step.space
         difference = wide_zeros(space)
         space.combine(difference, x, y, self.one, -self.one)
-        ours, theirs = (float(space.norm_dot(v)[0].sqrt()) for v in (difference, y))
-        return ours / theirs if theirs else (float("inf") if ours else 0.0)
+        error, size = (float(space.norm_dot(v)[0].sqrt()) for v in (difference, y))
+        return error / size if size else (float("inf") if error else 0.0)
 
     def mean_gradient_norm(self) -> float:
-        """||gbar||."""
-        everything = wide_zeros(self.step.space)
-        self.step.space.accumulate(everything, self.anchors, self.one)
-        self.step.space.accumulate(everything, self.base, self.one)
-        return float(self.step.space.norm_dot(everything)[0].sqrt() / self.step.loss_scale)
-
-    def _far(self) -> Vector:
+        """||gbar||, the mean over all micro-batches."""
         total = wide_zeros(self.step.space)
-        for closure, start in zip(self.probes, self.starts, strict=True):
+        self.step.space.accumulate(total, self.anchor_sum, self.one)
+        self.step.space.accumulate(total, self.base_sum, self.one)
+        return float(self.step.space.norm_dot(total)[0].sqrt() / self.step.loss_scale)
+
+    def _probe_sum(self) -> Vector:
+        """The sum of the probes' gradients at the current, displaced parameters."""
+        total = wide_zeros(self.step.space)
+        for closure, start in zip(self.probes, self.replay_states, strict=True):
             start.put_back()
             self.step.space.accumulate(total, self.step.passes.again(closure), self.one)
         return total
 
     def _quotient(self, x: Vector, y: Vector, length: float) -> Vector:
+        """(x - y) / (m length), without 1/k and loss scale; 0 for length 0."""
         space, quotient = self.step.space, wide_zeros(self.step.space)
         space.combine(quotient, x, y, self.one, -self.one)
-        factor = self.step.own_scale / (self.m * length) if length else space.scalar(0.0)
+        factor = self.step.own_scale / (self.num_probes * length) if length else space.scalar(0.0)
         scaled = wide_zeros(space)
         space.accumulate(scaled, quotient, factor)
         return scaled
+
+
+def check_direction(norm: float) -> None:
+    """The mean gradient of the anchors has a direction.
+
+    Raises:
+        ValueError: its norm is 0 or not finite.
+    """
+    if not (math.isfinite(norm) and norm > 0):
+        raise ValueError(
+            f"tune: expected a finite mean gradient other than 0 of the micro-batches before the probes; got norm "
+            f"{norm}; check the losses, or pass a GradScaler where float16 gradients vanish"
+        )
 
 
 def wide_zeros(space: ParamSpace) -> Vector:

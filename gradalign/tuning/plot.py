@@ -1,48 +1,60 @@
-"""The plot of a tuning: the V of the errors, and what the dtype makes of the displacement."""
+"""The plot of a sweep: both errors over the radius, and below it how much of the displacement the dtype can represent."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from gradalign.engine import validation
-from gradalign.tuning.result import DIFFERENCES, TuningResult
+from gradalign.tuning.curve import DIFFERENCES, Point
 
 COLORS = {"forward": "#3b6ea8", "central": "#d9572b"}
-FAINT = "#9aa5b1"
+GREY = "#9aa5b1"
 
 
-def save_plot(result: TuningResult, path: str | PathLike[str]) -> None:
-    """Write the plot to a file, its format by its suffix."""
+def save_plot(
+    path: str | PathLike[str],
+    curve: Sequence[Point],
+    radius: Mapping[str, float],
+    uncertainty: float | None,
+    title: str,
+) -> None:
+    """Write the plot to a file; the suffix selects the format.
+
+    Args:
+        path: of the file.
+        curve: the points, ascending by radius.
+        radius: the recommended radius of each difference.
+        uncertainty: of the reference, drawn as a band; None for none.
+        title: above the plot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     figure = validation.figure_class("plot")(figsize=(7, 6), layout="constrained")
     errors, displacement = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _errors(errors, result)
-    _displacement(displacement, result)
+    _plot_errors(errors, curve, radius)
+    if uncertainty:
+        errors.axhspan(0, uncertainty, color=GREY, alpha=0.25, label="uncertainty of the extrapolation")
+    errors.set(xscale="log", yscale="log", ylabel="relative error of H v", title=title)
+    _plot_displacement(displacement, curve)
+    for axes in (errors, displacement):
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _errors(axes: Any, result: TuningResult) -> None:
-    radii = [point.radius for point in result.curve]
+def _plot_errors(axes: Any, curve: Sequence[Point], radius: Mapping[str, float]) -> None:
     for name in DIFFERENCES:
-        values = [getattr(point, name) for point in result.curve]
-        axes.plot(radii, values, marker="o", color=COLORS[name], label=f"{name}: radius={result.radius[name]:.3g}")
-        axes.axvline(result.radius[name], color=COLORS[name], linestyle=":", linewidth=1)
-    if result.uncertainty:
-        axes.axhspan(0, result.uncertainty, color=FAINT, alpha=0.25, label="uncertainty of the extrapolation")
-    axes.set(xscale="log", yscale="log", ylabel="relative error of H v", title=_title(result))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+        errors = [getattr(point, name) for point in curve]
+        label = f"{name}: radius={radius[name]:.3g}"
+        axes.plot([p.radius for p in curve], errors, marker="o", color=COLORS[name], label=label)
+        axes.axvline(radius[name], color=COLORS[name], linestyle=":", linewidth=1)
 
 
-def _displacement(axes: Any, result: TuningResult) -> None:
-    radii = [point.radius for point in result.curve]
-    axes.plot(radii, [p.displacement_cosine for p in result.curve], marker="o", color="black", label="cosine")
-    axes.plot(radii, [p.moved for p in result.curve], marker=".", color=FAINT, label="share of elements moved")
+def _plot_displacement(axes: Any, curve: Sequence[Point]) -> None:
+    radii = [point.radius for point in curve]
+    axes.plot(radii, [p.displacement_cosine for p in curve], marker="o", color="black", label="cosine")
+    axes.plot(radii, [p.moved for p in curve], marker=".", color=GREY, label="fraction of elements moved")
     axes.set(xlabel="radius [length in parameter space]", ylabel="displacement", ylim=(-0.05, 1.05))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-
-
-def _title(result: TuningResult) -> str:
-    method = result.reference.replace("_", " ")
-    return f"Finite difference against {method}, {' and '.join(result.dtypes)}" + (", autocast" * result.autocast)

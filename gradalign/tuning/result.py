@@ -1,46 +1,24 @@
-"""What `tune` found, as data, as text and as a plot."""
+"""What `tune` measured, as data, as text and as a plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-DIFFERENCES = ("forward", "central")
-TOLERANCE = 0.05  # an error that no gain in the estimate would pay for: its sampling error is many times as large
-MARGIN = 1.5  # to the right of the minimum, the side where errors keep still
-
-
-@dataclass(frozen=True)
-class Point:
-    """One radius of the sweep.
-
-    Attributes:
-        radius: length of the displacement asked for [parameter].
-        forward: relative error of the forward difference, ||estimate - reference|| / ||reference||.
-        central: that of the central difference.
-        displacement_cosine: cosine between the displacement asked for and the one the parameters' dtype could represent.
-        displacement_length: length of the one represented over the length asked for.
-        moved: share of the displaced elements that changed at all.
-    """
-
-    radius: float
-    forward: float
-    central: float
-    displacement_cosine: float
-    displacement_length: float
-    moved: float
+from gradalign.tuning.curve import DIFFERENCES, TOLERANCE, Point, smallest_error
+from gradalign.tuning.plot import save_plot
+from gradalign.tuning.table import align_columns, percent
 
 
 @dataclass(frozen=True)
 class StartingWeight:
-    """Where to start with an objective, normalize="direction".
+    """The weight to start from with one objective and normalize="direction".
 
     Attributes:
         value: the weight [length in parameter space].
-        term_size: norm of weight * term over the norm of the mean gradient, at these parameters.
-        tested: whether the value is from a trial, or by analogy.
+        term_size: norm of weight * term over the norm of the mean gradient, at the current parameters.
+        tested: True where the value was tried in training, False where it is that of a similar objective.
     """
 
     value: float
@@ -53,20 +31,21 @@ class TuningResult:
     """The error of the finite difference over the radius, and what follows from it.
 
     Attributes:
-        curve: a point for each radius, ascending.
+        curve: one point per radius, ascending.
         radius: the recommended one for "forward" and "central": the largest up to which the error stays below 1.5 times
-            the smallest one, or 5% where that is more. Right of the minimum the error is the curvature's, which changes slowly;
-            left of it rounding's, which grows as gradients shrink during training.
-        default_radius: what `GradAlign` takes with radius=None.
-        reference: what the differences were compared with, "double_backward" or "richardson".
-        uncertainty: of a Richardson extrapolation: errors below it mean nothing; None for double backward.
-        reason: why it was not double backward; None where it was, or was not asked for.
+            the smallest one, or 5% where that is more. Above the best radius the error is the truncation error, which changes
+            slowly in training; below it rounding error, which grows as gradients shrink.
+        default_radius: the radius of `GradAlign` with radius=None.
+        reference: how the Hessian-vector product was computed, "double_backward" or "richardson".
+        uncertainty: relative error of a Richardson extrapolation; measured errors below it are not meaningful. None for double
+            backward.
+        reason: why double backward was not used; None where it was, or was not asked for.
         weights: by objective.
-        dtypes: of the displaced parameters, by name.
-        masters: whether float32 masters stood behind them.
+        dtypes: names of the displaced parameters' dtypes.
+        masters: whether the optimizer's float32 masters were displaced.
         autocast: whether the model ran under autocast.
-        numel: how many scalars are displaced.
-        num_probes: micro-batches whose Hessians were measured.
+        numel: number of displaced scalars.
+        num_probes: number of micro-batches whose Hessian-vector products were measured.
     """
 
     curve: tuple[Point, ...]
@@ -91,7 +70,7 @@ class TuningResult:
         """The point of a radius of the sweep.
 
         Raises:
-            ValueError: one that was not in it.
+            ValueError: the sweep does not contain this radius.
         """
         for point in self.curve:
             if point.radius == radius:
@@ -103,35 +82,36 @@ class TuningResult:
         return asdict(self)
 
     def table(self) -> str:
-        """The curve, one line a radius."""
-        rows = [("radius", "forward", "central", "cosine", "length", "moved", "")]
-        for point in self.curve:
-            marks = [name for name in DIFFERENCES if self.radius[name] == point.radius]
-            rows.append(
-                (
-                    f"{point.radius:.4g}",
-                    percent(point.forward),
-                    percent(point.central),
-                    f"{point.displacement_cosine:.3f}",
-                    percent(point.displacement_length),
-                    percent(point.moved),
-                    f"<- {', '.join(marks)}" if marks else "",
-                )
-            )
-        return aligned(rows)
+        """The curve, one line per radius."""
+        return align_columns(
+            [("radius", "forward", "central", "cosine", "length", "moved", ""), *map(self._row, self.curve)]
+        )
 
     def __str__(self) -> str:
-        return "\n".join((*self._heading(), "", self.table(), "", *self._radii(), "", *self._weights()))
+        parts = (self._heading(), [self.table()], self._radius_lines(), self._weight_lines())
+        return "\n\n".join("\n".join(lines) for lines in parts)
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Write the V: both errors over the radius, with the displacement below.
+        """Plot both errors over the radius, with the displacement below.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from gradalign.tuning.plot import save_plot  # matplotlib is optional
+        method = self.reference.replace("_", " ")
+        title = f"Finite difference against {method}, {' and '.join(self.dtypes)}" + (", autocast" * self.autocast)
+        save_plot(path, self.curve, self.radius, self.uncertainty, title)
 
-        save_plot(self, path)
+    def _row(self, point: Point) -> tuple[str, ...]:
+        recommended_for = [name for name in DIFFERENCES if self.radius[name] == point.radius]
+        return (
+            f"{point.radius:.4g}",
+            percent(point.forward),
+            percent(point.central),
+            f"{point.displacement_cosine:.3f}",
+            percent(point.displacement_length),
+            percent(point.moved),
+            f"<- {', '.join(recommended_for)}" if recommended_for else "",
+        )
 
     def _heading(self) -> list[str]:
         kind = " and ".join(self.dtypes) + (" with fp32 masters" if self.masters else "")
@@ -139,60 +119,26 @@ class TuningResult:
         method = {"double_backward": "double backward", "richardson": "a Richardson extrapolation"}[self.reference]
         lines = [f"Error of the finite difference against {method}: {self.numel:,} parameters, {kind}"]
         if self.uncertainty is not None:
-            lines.append(
-                f"The extrapolation is good to about {percent(self.uncertainty)}; smaller errors mean nothing."
-            )
+            accuracy = percent(self.uncertainty)
+            lines.append(f"The extrapolation is accurate to about {accuracy}; smaller errors are not meaningful.")
         if self.reason is not None:
-            lines.append(f"No double backward: {self.reason}")
+            lines.append(f"Double backward was not used: {self.reason}")
         return lines
 
-    def _radii(self) -> list[str]:
+    def _radius_lines(self) -> list[str]:
         lines = []
         for name, radius in self.radius.items():
-            point = self.at(radius)
-            lines.append(f"radius={radius:.4g} for {name} differences (error {percent(getattr(point, name))})")
-            if getattr(point, name) > 0.5:
+            error = getattr(self.at(radius), name)
+            lines.append(f"radius={radius:.4g} for {name} differences (error {percent(error)})")
+            if error > 0.5:
                 lines.append("  no radius of the sweep is good; try others (radii=...), or float32 parameters")
-            elif getattr(point, name) > TOLERANCE and smallest(self.curve, name) in (self.curve[0], self.curve[-1]):
+            elif error > TOLERANCE and smallest_error(self.curve, name) in (self.curve[0], self.curve[-1]):
                 lines.append("  the smallest error is at an end of the sweep; others may be better (radii=...)")
         return [*lines, f"GradAlign's default here is {self.default_radius:g}."]
 
-    def _weights(self) -> list[str]:
+    def _weight_lines(self) -> list[str]:
         rows = [("objective", "weight", "term / gradient", "")]
         for name, weight in self.weights.items():
-            rows.append(
-                (name, f"{weight.value:g}", percent(weight.term_size), "" if weight.tested else "untested, by analogy")
-            )
-        return ['Weights to start from (normalize="direction", with warm-up):', aligned(rows)]
-
-
-def recommended(curve: Sequence[Point], difference: str) -> float:
-    """From the smallest error on, the largest radius before the first whose error is above 1.5 times that, and above 5%."""
-    best = smallest(curve, difference)
-    most = max(MARGIN * getattr(best, difference), TOLERANCE)
-    radius = best.radius
-    for point in curve[curve.index(best) :]:
-        if not getattr(point, difference) <= most:
-            break
-        radius = point.radius
-    return radius
-
-
-def smallest(curve: Sequence[Point], difference: str) -> Point:
-    """The point with the smallest error."""
-    return min(curve, key=lambda point: (not getattr(point, difference) >= 0, getattr(point, difference)))
-
-
-def percent(share: float) -> str:
-    """Two digits, as 0.013%."""
-    return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.0f}%"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:-1], strict=True)), row[-1]]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+            note = "" if weight.tested else "untested, by analogy"
+            rows.append((name, f"{weight.value:g}", percent(weight.term_size), note))
+        return ['Weights to start from (normalize="direction", with warm-up):', align_columns(rows)]

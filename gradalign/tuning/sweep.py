@@ -1,4 +1,4 @@
-"""Which radii are measured."""
+"""The radii that are measured."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from gradalign.engine import validation
 
 RADII = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-LEAST, MOST = 1e-18, 1e18  # squares of lengths are divided by, in float32 too
+MIN_RADIUS, MAX_RADIUS = 1e-18, 1e18  # lengths are squared in float32, whose normal range this is
 
 
-def ascending(radii: Iterable[float]) -> list[float]:
-    """The radii of a sweep, each once.
+def sweep_radii(radii: Iterable[float]) -> list[float]:
+    """The radii of a sweep in ascending order, without duplicates.
 
     Raises:
-        TypeError: one number, or something that is none.
-        ValueError: none at all, or a number that cannot be measured with.
+        TypeError: `radii` is not iterable, or one of them is not a number.
+        ValueError: there are none, or one is outside of [MIN_RADIUS, MAX_RADIUS].
     """
     try:
         given = iter(radii)
@@ -23,11 +23,15 @@ def ascending(radii: Iterable[float]) -> list[float]:
         raise TypeError(
             f"radii: expected several lengths; got {type(radii).__name__}; put it in a list: radii=[{radii}]"
         ) from error
-    found = validation.sweep_radii(given)
+    found = sorted(
+        {validation.positive("radii", radius, "a length, in the units of the parameters") for radius in given}
+    )
+    if not found:
+        raise ValueError("radii: expected at least one; got none")
     for radius in found:
-        if not LEAST <= radius <= MOST:
+        if not MIN_RADIUS <= radius <= MAX_RADIUS:
             raise ValueError(
-                f"radii: expected lengths from {LEAST:g} to {MOST:g}, in the units of the parameters; got {radius:g}; lengths "
-                f"from {RADII[0]:g} to {RADII[-1]:g} are usual"
+                f"radii: expected lengths from {MIN_RADIUS:g} to {MAX_RADIUS:g}, in the units of the parameters; got "
+                f"{radius:g}; lengths from {RADII[0]:g} to {RADII[-1]:g} are usual"
             )
     return found

@@ -1,4 +1,4 @@
-"""`tune`: one step that measures and is then taken back."""
+"""`tune`: one step that only measures and is then undone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gradalign.engine.replay import RandomState
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
-from gradalign.tuning import reference as references
+from gradalign.tuning.curve import DIFFERENCES, Point, recommended_radius
 from gradalign.tuning.differences import Differences
-from gradalign.tuning.reference import Reference
-from gradalign.tuning.result import DIFFERENCES, Point, TuningResult, recommended
-from gradalign.tuning.sweep import RADII, ascending
+from gradalign.tuning.reference import Reference, compute_reference, cross_check, extrapolation_radii
+from gradalign.tuning.result import TuningResult
+from gradalign.tuning.sweep import RADII, sweep_radii
 from gradalign.tuning.weights import starting_weights
 
 REFERENCES = ("auto", "double_backward", "richardson")
@@ -44,41 +44,43 @@ def tune(
     backward: Callable[[Tensor], Any] | None = None,
     backend: BackendName = "auto",
 ) -> TuningResult:
-    """Measure the error of finite differences on one's own model and micro-batches, and recommend a radius and weights.
+    """Measure the error of finite differences on your model and micro-batches, and recommend a radius and weights.
 
         error(r) = || (1/m) sum_i D_i(r) - (1/m) sum_i H_i x^ || / || (1/m) sum_i H_i x^ ||
 
-    over the m probes, x^ the unit mean gradient of the others (as `split` displaces for dot and norm), D_i(r) the forward or
-    central difference over a displacement of length r, taken as `GradAlign` takes it. The reference H_i x^ is by double
-    backward, or where that cannot run by Richardson extrapolation of central differences.
+    The sums run over the m probes; x^ is the mean gradient of the other micro-batches, scaled to length 1 (the displacement of
+    `split` for dot and norm); D_i(r) is the forward or central difference over a displacement of length r, computed as in
+    `GradAlign`. The reference H_i x^ comes from double backward, or from Richardson extrapolation of central differences where
+    double backward cannot run.
 
-    Everything is left as it was: parameters, buffers and random streams bit for bit, `.grad` None, training mode. Each
-    evaluation of a micro-batch has the same random numbers (dropout) and buffers. Memory: up to nine more copies of the
-    parameters, in float32; passes: k, 2 m for each radius, about 3 m for a double backward, 6 m for the weights.
+    Nothing is changed: parameters, buffers and random number generators are restored bit for bit, `.grad` is None, training
+    mode is kept. All passes of a micro-batch see the same random numbers (dropout) and buffers. Memory: up to nine more copies
+    of the parameters in float32. Passes: k, 2 m per radius, about 3 m for double backward, 6 m for the weights.
 
     Args:
         model: the module, or several.
         loss_fn: micro_batch -> scalar loss with a graph, as for `GradAlign.backward`.
-        micro_batches: k >= 2 of them, of the size and kind to be trained with.
+        micro_batches: k >= 2 of them, as in training.
         radii: lengths of displacements, in the units of the parameters, from 1e-18 to 1e18.
         reference: "auto", "double_backward" or "richardson".
         probe_fraction: m / k.
-        params: the parameters that are displaced; None: all that require grad.
+        params: the parameters to displace; None: all that require grad.
         scaler: the GradScaler that scales the losses.
         optimizer: a `gradalign.optim` optimizer whose fp32 masters are displaced.
-        reduction: "mean", or "sum" where the losses carry their 1/k.
-        has_aux: loss_fn returns (loss, anything).
-        backward: who differentiates the scaled loss; None: autograd.
-        backend: what runs the kernels.
+        reduction: "mean", or "sum" where loss_fn already divides by k.
+        has_aux: whether loss_fn returns (loss, auxiliary output).
+        backward: called to differentiate the scaled loss; None: autograd.
+        backend: of the kernels, "auto" or a name.
 
     Returns:
-        The curve, the recommended radius for both differences, the displacement achieved, and starting weights. `print` it;
-        `.plot(path)` draws it.
+        The errors by radius, the recommended radius for both differences, the displacement achieved, and starting weights.
+        `print` shows it, `.plot(path)` draws it.
 
     Raises:
-        ValueError: arguments that do not fit, a `.grad` that is not None, or anchors whose mean gradient is 0 or not finite.
-        TypeError: micro-batches that are no list, or radii that are one number.
-        RuntimeError: reference="double_backward" where an operation is not twice differentiable.
+        ValueError: an argument is out of range, a `.grad` is not None, or the mean gradient of the micro-batches before the
+            probes is 0 or not finite.
+        TypeError: an argument has the wrong type, such as a single number for `radii`.
+        RuntimeError: reference="double_backward" and an operation is not twice differentiable.
 
     Examples:
         >>> import torch, gradalign
@@ -87,7 +89,7 @@ def tune(
         >>> result.reference, sorted(result.radius)
         ('double_backward', ['central', 'forward'])
     """
-    sweep = ascending(radii)
+    sweep = sweep_radii(radii)
     validation.one_of("reference", reference, REFERENCES)
     batches = validation.micro_batches(micro_batches)
     tuner = _Tuner(model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer))
@@ -107,27 +109,27 @@ def tune(
 
 
 def _measure(differences: Differences, radii: Sequence[float], method: str) -> TuningResult:
-    ladder = references.ladder(radii, RADII)
-    found = references.find(differences, method, ladder)
-    curve = _curve(differences, found, radii)
+    wide = extrapolation_radii(radii, RADII)
+    reference = compute_reference(differences, method, wide)
+    curve = _curve(differences, reference, radii)
     if method == "auto":
-        other = references.second_opinion(differences, found, min(p.central for p in curve), ladder)
-        if other is not None:
-            found, curve = other, _curve(differences, other, radii)
-    radius = {name: recommended(curve, name) for name in DIFFERENCES}
-    return _result(differences, found, curve, radius)
+        better = cross_check(differences, reference, min(p.central for p in curve), wide)
+        if better is not None:
+            reference, curve = better, _curve(differences, better, radii)
+    radius = {name: recommended_radius(curve, name) for name in DIFFERENCES}
+    return _result(differences, reference, curve, radius)
 
 
 def _curve(differences: Differences, reference: Reference, radii: Sequence[float]) -> tuple[Point, ...]:
     def point(radius: float) -> Point:
-        pair = differences.at(radius)
+        gradients = differences.gradients_at(radius)
         return Point(
             radius,
-            forward=differences.apart(differences.forward(pair), reference.product),
-            central=differences.apart(differences.central(pair), reference.product),
-            displacement_cosine=pair.cosine,
-            displacement_length=pair.kept,
-            moved=pair.moved,
+            forward=differences.relative_error(differences.forward(gradients), reference.product),
+            central=differences.relative_error(differences.central(gradients), reference.product),
+            displacement_cosine=gradients.cosine,
+            displacement_length=gradients.relative_length,
+            moved=gradients.moved,
         )
 
     return tuple(point(radius) for radius in radii)
@@ -151,7 +153,7 @@ def _result(
         masters=step.displacement.with_masters,
         autocast=step.passes.autocast,
         numel=sum(p.numel() for p in measured),
-        num_probes=differences.m,
+        num_probes=differences.num_probes,
     )
 
 

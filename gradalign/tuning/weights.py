@@ -1,4 +1,4 @@
-"""A weight to start from, and how large it makes the term."""
+"""The weights to start from, and the size of the term that they give."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
 from gradalign.tuning.result import StartingWeight
 
-# With normalize="direction": lengths in parameter space. DESIGN's trial: BERT-tiny on Rotten Tomatoes, 1,500 snippets, k = 8,
-# m = 2, 150 steps, warm-up 30, clip 1, 5 paired seeds. cosine was not in it: the weight of variance, by analogy.
+# Lengths in parameter space, for normalize="direction". docs/weight.md describes the trial they are from. It had no cosine,
+# which takes the weight of variance.
 STARTING_WEIGHTS = {"dot": 0.001, "norm": 0.03, "variance": 0.03, "cosine": 0.03}
 UNTESTED = frozenset({"cosine"})
 
 
 def starting_weights(differences: Differences, reference: Reference, radius: float) -> dict[str, StartingWeight]:
-    """The starting weight of every objective, with the size of weight * term against the gradient.
+    """The starting weight of every objective, with the norm of weight * term relative to that of the gradient.
 
     Args:
         differences: after its base passes.
-        reference: the term of dot and norm (but for the sign).
-        radius: for the central differences that give the terms of variance and cosine.
+        reference: the term of dot and norm, up to its sign.
+        radius: of the central differences that give the terms of variance and cosine.
     """
     gradient = differences.mean_gradient_norm()
     shared = float(differences.step.space.norm_dot(reference.product)[0].sqrt())
@@ -35,14 +35,14 @@ def starting_weights(differences: Differences, reference: Reference, radius: flo
 
 
 def own_term_norm(differences: Differences, objective: str, radius: float) -> float:
-    """||(1/m) sum_i H_i v_i^|| of an objective whose displacement contains the probe's own gradient."""
+    """||(1/m) sum_i H_i v_i^|| of an objective whose displacement v_i depends on the probe's own gradient."""
     step = differences.step
     step.settings = Settings(OBJECTIVES[objective], "direction", central=True, radius=radius, telemetry=False)
-    sums = differences.units if OBJECTIVES[objective].unit else differences.anchors
+    sums = differences.unit_sum if OBJECTIVES[objective].unit else differences.anchor_sum
     scale = step.mean_scale(differences.num_anchors)
     term = Term(step.space)
-    for closure, start in zip(differences.probes, differences.starts, strict=True):
+    for closure, start in zip(differences.probes, differences.replay_states, strict=True):
         start.put_back()
-        compare(step, closure, sums, scale, 1 / differences.m, term, lambda g, sums: None)
+        compare(step, closure, sums, scale, 1 / differences.num_probes, term, lambda g, sums: None)
     unit = step.space.scalar(1.0) if term.unit is None else term.unit
     return float(step.space.norm_dot(term.vector)[0].sqrt() * unit.abs() / step.loss_scale)

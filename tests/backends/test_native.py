@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.kernel_cases import DTYPES, copies, tensors
+from support.native_digest import results_digest
 
 from gradalign.backends import native
 
@@ -149,37 +149,13 @@ def test_sums_are_the_same_for_every_number_of_threads():
     assert all(s == sums[0] for s in sums)
 
 
-def results_digest(isa: str) -> str:
-    """Of what the ops write and sum: but not, without a fused multiply-add, the moments of Adam and the sums of doubles."""
-    total = hashlib.sha256()
-    for dtype in DTYPES:
-        for layout in ("contiguous", "transposed"):
-            p, b, x, y = (tensors(dtype, layout, seed) for seed in range(4))
-            sums = [
-                native.norm_dot(x, y),
-                native.perturb_(p, b, x, SCALE, y, SCALE),
-                native.accumulate_(b, y, SCALE),
-                native.combine_(x, p, b, SCALE, SCALE),
-            ]
-            if dtype == torch.float64:
-                sums = []
-            m, v, steps = copies(y), [t.abs() for t in y], [torch.zeros(()) for _ in y]
-            step = (SCALE, SCALE, SCALE)
-            if isa != "portable":
-                native.adamw_step_(p, copies(x), m, v, [], [], steps, *step, beta1=0.9, beta2=0.99, eps=1e-8)
-            native.sgd_step_(b, copies(x), m, [], steps, *step, momentum=0.9)
-            for t in (*p, *b, *x, *m, *v, *sums):
-                total.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_writes_the_same_bits(isa):
-    code = f"import test_native as t; print(t.native.cpu_isa(), t.results_digest({isa!r}))"
-    environment = {**os.environ, "GRADALIGN_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    code = f"from support import native_digest as n; print(n.native.cpu_isa(), n.results_digest({isa!r}))"
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "GRADALIGN_CPU_ISA": isa, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
     run = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
         env=environment,
         capture_output=True,
         text=True,

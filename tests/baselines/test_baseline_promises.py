@@ -1,4 +1,4 @@
-"""The promises of DESIGN section 2, held by every baseline."""
+"""The promises of DESIGN section 2, held by every baseline and by the estimator `exact`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.comparing import filled, relative, run
-from support.methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
-from support.networks import Awkward, Counting, Spectral, make, plain_loop, state, trainable
-from support.tracing import lines
+from support.baseline_comparison import filled, relative
+from support.baseline_methods import AT_INNER_POINTS, BASELINES, ONE_AT_A_TIME
+from support.fault_injection import FailingBackward, InjectedError, lines
+from support.networks import Awkward, Counting, Spectral, make, plain_loop, same_state, state, trainable
+from support.one_step import run
 
 KINDS = (Awkward, Spectral, Counting)
 BOTH_WAYS = [(name, "backward") for name in BASELINES] + [(name, "accumulate") for name in ONE_AT_A_TIME]
 
 
 def small(kind, **options):
-    """Few enough rows for the Hessian of the largest network."""
+    """Three micro-batches of two rows."""
     return make(kind, k=3, rows=2, dtype=torch.float32, **options)
 
 
@@ -26,15 +27,9 @@ def same(tensors, others):
     return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
-def same_state(model, expected):
-    return all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "how"), BOTH_WAYS)
 def test_after_a_step_parameters_buffers_and_stream_are_those_of_the_plain_loop(name, how, kind):
-    if name == "FullHessian" and kind is Awkward:
-        pytest.skip("its thousand rows add nothing here")
     model, loss_fn, batches = small(kind)
     twin, twin_loss, _ = small(kind)
     theta, streams = [p.detach().clone() for p in model.parameters()], []
@@ -60,37 +55,22 @@ def test_after_a_step_parameters_buffers_and_stream_are_those_of_the_plain_loop(
     assert missing == [p.grad is None for p in trainable(twin)]
 
 
-class StrikeError(Exception):
-    """Raised where a test wants it."""
-
-
-class Bomb(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, loss, error):
-        ctx.error = error
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise ctx.error
-
-
-def striking(loss_fn, where, number, error):
-    """The loss_fn whose call `number` goes wrong; calls after it go well."""
+def failing(loss_fn, where, number, error):
+    """The loss_fn, but for its call of the given number, which fails."""
     calls = itertools.count(1)
 
-    def strike(batch):
+    def failing_once(batch):
         loss = loss_fn(batch)
         if next(calls) != number:
             return loss
         if where == "backward":
-            return Bomb.apply(loss, error)
+            return FailingBackward.apply(loss, error)
         raise error
 
-    return strike
+    return failing_once
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, StrikeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InjectedError])
 @pytest.mark.parametrize("where", ["loss_fn", "backward"])
 @pytest.mark.parametrize("kind", [Spectral, Counting])
 @pytest.mark.parametrize(("name", "how"), BOTH_WAYS)
@@ -101,7 +81,7 @@ def test_after_any_exception_all_is_as_before_the_call(name, how, kind, where, e
         before, parameters = state(model), dict(model.named_parameters())
         method = BASELINES[name](model)
         with pytest.raises(error):
-            run(method, striking(loss_fn, where, number, error), batches, how)
+            run(method, failing(loss_fn, where, number, error), batches, how)
         assert same_state(model, before)
         assert all(p is parameters[key] and p.grad is None for key, p in model.named_parameters())
         assert not method.displaced
@@ -114,7 +94,7 @@ def test_after_any_exception_all_is_as_before_the_call(name, how, kind, where, e
     assert torch.equal(filled(model), filled(twin))
 
 
-def step_until_struck(method, model, loss_fn, batches, before):
+def step_until_failure(method, model, loss_fn, batches, before):
     for _ in range(4):
         before.update(state(model))
         method.backward(loss_fn, batches)
@@ -129,12 +109,12 @@ def test_an_exception_in_a_hook_or_a_second_derivative_too(name):
 
         def hit(_, calls=calls, number=number):
             if next(calls) == number:
-                raise StrikeError
+                raise InjectedError
 
         handle = model.linear.weight.register_hook(hit)
         method = BASELINES[name](model)
-        with pytest.raises(StrikeError):
-            step_until_struck(method, model, loss_fn, batches, before)
+        with pytest.raises(InjectedError):
+            step_until_failure(method, model, loss_fn, batches, before)
         handle.remove()
         assert same_state(model, before)
         assert all(p.grad is None for p in model.parameters())
@@ -154,17 +134,17 @@ def test_an_interrupt_at_any_line_of_the_package_leaves_theta(name, how):
         total = lines(lambda: run(method, loss_fn, batches, how))
         model.zero_grad()
     assert total > 200
-    for strike_at in range(1, total + 1, max(1, total // 60)):
+    for interrupt_at in range(1, total + 1, max(1, total // 60)):
         model.zero_grad()
         model.load_state_dict(before)
         done = method.num_steps
         with pytest.raises(KeyboardInterrupt):
-            lines(lambda: run(method, loss_fn, batches, how), strike_at)
-        complete = method.num_steps == done + 1  # struck on the way out of the `with`: the step is whole
-        assert all(p is parameters[key] for key, p in model.named_parameters()), strike_at
-        assert same((p.detach() for p in model.parameters()), (before[key] for key in parameters)), strike_at
-        assert complete or same_state(model, before), strike_at
-        assert all(p.grad is None for p in model.parameters()) != complete, strike_at
+            lines(lambda: run(method, loss_fn, batches, how), interrupt_at)
+        complete = method.num_steps == done + 1  # interrupted on the way out of the `with`: the step is whole
+        assert all(p is parameters[key] for key, p in model.named_parameters()), interrupt_at
+        assert same((p.detach() for p in model.parameters()), (before[key] for key in parameters)), interrupt_at
+        assert complete or same_state(model, before), interrupt_at
+        assert all(p.grad is None for p in model.parameters()) != complete, interrupt_at
         assert torch.is_grad_enabled()
 
 
@@ -219,7 +199,7 @@ def test_auxiliaries_of_base_passes_come_back_in_order(name):
     assert not loss.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINES if name not in ("DoubleBackward", "FullHessian")])
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "exact"])
 def test_another_backward_differentiates(name):
     model, loss_fn, batches = make(Counting)
     BASELINES[name](model).backward(loss_fn, batches)
@@ -235,13 +215,6 @@ def test_another_backward_differentiates(name):
     assert torch.equal(filled(model), expected)
     # Where graphs of gradients are needed autograd makes them; only MAML's last backward is an ordinary one.
     assert len(calls) == {"SAM": 8, "m-SAM": 8, "Reptile": 4, "FOMAML": 4, "MAML": 1}[name]
-
-
-@pytest.mark.parametrize("name", ["DoubleBackward", "FullHessian"])
-def test_another_backward_is_refused_where_it_would_never_be_called(name):
-    model, loss_fn, batches = make(Counting)
-    with pytest.raises(ValueError, match="backward: expected None"):
-        BASELINES[name](model).backward(loss_fn, batches, backward=torch.Tensor.backward)
 
 
 @pytest.mark.parametrize("name", BASELINES)

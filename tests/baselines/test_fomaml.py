@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import papers
-from support.comparing import both, mask_of, relative
+from support import baseline_equations as equations
+from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make
 
 from gradalign.baselines import FOMAML
@@ -15,7 +15,7 @@ from gradalign.baselines import FOMAML
 def test_it_is_the_last_gradient_after_inner_steps(kind, k, how):
     model, loss_fn, batches = make(kind, k=k)
     method = FOMAML(model, inner_lr=0.1)
-    found, expected, loss, losses = both(model, method, loss_fn, batches, papers.fomaml, how=how, inner_lr=0.1)
+    found, expected, loss, losses = both(model, method, loss_fn, batches, equations.fomaml, how=how, inner_lr=0.1)
     assert relative(found, expected) < 1e-12
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
     assert method.stats.passes == k
@@ -26,7 +26,7 @@ def test_inner_steps_move_the_chosen_parameters_only():
     subset = [model.head.weight, model.conv.bias]
     method = FOMAML(model, inner_lr=0.5, params=subset)
     mask = mask_of(model, subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.fomaml, inner_lr=0.5, mask=mask)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.fomaml, inner_lr=0.5, mask=mask)
     assert relative(found, expected) < 1e-12
 
 

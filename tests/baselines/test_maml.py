@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import papers
-from support.comparing import both, mask_of, relative
+from support import baseline_equations as equations
+from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make, state
 from torch import nn
 
@@ -16,7 +16,7 @@ from gradalign.baselines import MAML
 def test_it_is_the_product_of_the_inner_steps_derivatives(kind, k, how):
     model, loss_fn, batches = make(kind, k=k)
     method = MAML(model, inner_lr=0.1)
-    found, expected, loss, losses = both(model, method, loss_fn, batches, papers.maml, how=how, inner_lr=0.1)
+    found, expected, loss, losses = both(model, method, loss_fn, batches, equations.maml, how=how, inner_lr=0.1)
     assert relative(found, expected) < 1e-10
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
     assert method.stats.passes == k
@@ -26,7 +26,7 @@ def test_inner_steps_move_the_chosen_parameters_only():
     model, loss_fn, batches = make(Spectral)
     subset = [model.norm.weight, model.second.bias]
     method, mask = MAML(model, inner_lr=0.5, params=subset), mask_of(model, subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.maml, inner_lr=0.5, mask=mask)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.maml, inner_lr=0.5, mask=mask)
     assert relative(found, expected) < 1e-10
 
 
@@ -43,18 +43,18 @@ class Recurrent(nn.Module):
 
 def test_weights_that_a_module_also_keeps_elsewhere_are_replaced_too():
     model, loss_fn, batches = make(Recurrent)
-    found, expected, _, _ = both(model, MAML(model, inner_lr=0.5), loss_fn, batches, papers.maml, inner_lr=0.5)
+    found, expected, _, _ = both(model, MAML(model, inner_lr=0.5), loss_fn, batches, equations.maml, inner_lr=0.5)
     assert relative(found, expected) < 1e-10
 
 
 def test_two_models_train_together():
     model, loss_fn, batches = make(Spectral)
     method = MAML([model.first, model.second, model.norm], inner_lr=0.1)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.maml, inner_lr=0.1)
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.maml, inner_lr=0.1)
     assert relative(found, expected) < 1e-10
 
 
-def test_fused_attention_is_told_what_to_do():
+def test_fused_attention_is_refused_with_the_remedy():
     model = nn.Linear(4, 4)
     before = state(model)
 
@@ -77,11 +77,11 @@ def test_an_interrupt_inside_functional_call_leaves_the_modules_their_parameters
     model, loss_fn, batches = make(Counting)
     own = dict(model.named_parameters())
 
-    def struck(host, named, args):
+    def interrupted(host, named, args):
         model.linear._parameters["weight"] = named["models.0.linear.weight"] * 2  # and never back
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.func, "functional_call", struck)
+    monkeypatch.setattr(torch.func, "functional_call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         MAML(model, inner_lr=0.1).backward(loss_fn, batches)
     assert all(p is own[name] for name, p in model.named_parameters())

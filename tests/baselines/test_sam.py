@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import papers
-from support.comparing import both, mask_of, relative
+from support import baseline_equations as equations
+from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make
 
 from gradalign.baselines import SAM
@@ -16,7 +16,7 @@ def test_it_is_the_mean_gradient_uphill(kind, k, per_micro_batch):
     model, loss_fn, batches = make(kind, k=k)
     method = SAM(model, rho=0.3, per_micro_batch=per_micro_batch)
     found, expected, loss, losses = both(
-        model, method, loss_fn, batches, papers.sam, rho=0.3, per_micro_batch=per_micro_batch
+        model, method, loss_fn, batches, equations.sam, rho=0.3, per_micro_batch=per_micro_batch
     )
     assert relative(found, expected) < 1e-12
     assert float(loss) == pytest.approx(float(losses.mean()), rel=1e-12)
@@ -29,17 +29,19 @@ def test_it_is_the_mean_gradient_uphill(kind, k, per_micro_batch):
 def test_second_passes_start_from_the_buffers_of_the_first(per_micro_batch):
     model, loss_fn, batches = make(Spectral, k=5)
     method = SAM(model, rho=1e-4, per_micro_batch=per_micro_batch)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.sam, rho=1e-4, per_micro_batch=per_micro_batch)
+    found, expected, _, _ = both(
+        model, method, loss_fn, batches, equations.sam, rho=1e-4, per_micro_batch=per_micro_batch
+    )
     # Chained second passes start from buffers that are O(rho) off; buffers put back once, before all of them, would be
     # off by as much as power iterations move them, 1e-1.
     assert relative(found, expected) < (1e-12 if per_micro_batch else 1e-3)
 
 
-def test_micro_batches_can_come_one_at_a_time_on_hills_of_their_own():
+def test_per_micro_batch_they_can_come_one_at_a_time():
     model, loss_fn, batches = make(Spectral)
     method = SAM(model, rho=0.1, per_micro_batch=True)
     found, expected, _, _ = both(
-        model, method, loss_fn, batches, papers.sam, how="accumulate", rho=0.1, per_micro_batch=True
+        model, method, loss_fn, batches, equations.sam, how="accumulate", rho=0.1, per_micro_batch=True
     )
     assert relative(found, expected) < 1e-12
 
@@ -54,11 +56,11 @@ def test_only_the_chosen_parameters_go_uphill():
     model, loss_fn, batches = make(Awkward)
     subset = [model.head.weight, model.conv.bias]
     method = SAM(model, rho=0.5, params=subset)
-    found, expected, _, _ = both(model, method, loss_fn, batches, papers.sam, rho=0.5, mask=mask_of(model, subset))
+    found, expected, _, _ = both(model, method, loss_fn, batches, equations.sam, rho=0.5, mask=mask_of(model, subset))
     assert relative(found, expected) < 1e-12
 
 
-def test_metrics_may_look_away_in_second_passes():
+def test_displaced_is_true_in_second_passes():
     model = torch.nn.Linear(3, 1)
     method, flags = SAM(model), []
 
@@ -70,7 +72,7 @@ def test_metrics_may_look_away_in_second_passes():
     assert flags == [False] * 3 + [True] * 3
 
 
-def test_a_zero_gradient_goes_nowhere():
+def test_a_zero_gradient_displaces_nothing():
     model = torch.nn.Linear(3, 1)
     SAM(model).backward(lambda x: model(x).square().mean() * 0, list(torch.randn(2, 4, 3)))
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())

@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 from support import oracle
-from support.comparing import filled, relative
+from support.baseline_comparison import filled, relative
 from support.networks import Awkward, make, trainable
 
 from gradalign.baselines import FOMAML, MAML, Reptile
@@ -31,7 +31,7 @@ def averaged(model, kind, loss_fn, batches, inner_lr):
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize(("kind", "coefficient"), COEFFICIENTS)
-def test_order_inner_lr(kind, coefficient, k):
+def test_the_series_to_first_order_in_inner_lr(kind, coefficient, k):
     model, loss_fn, batches = make(Awkward, k=k, rows=3)
     model.eval()  # no dropout: the same losses in every order
     gbar, term, _, _ = oracle.term(model, loss_fn, batches, "dot", "none", oracle.all_pairs(k))

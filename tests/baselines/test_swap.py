@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from support.methods import METHODS
+from support.baseline_methods import METHODS
 from support.networks import Counting, make
 
 import gradalign

@@ -14,7 +14,7 @@ def test_the_module_runs_as_a_command():
     assert (done.returncode, done.stdout) == (0, f"gradalign {gradalign.__version__}\n")
 
 
-def test_a_subcommand_is_needed(capsys):
+def test_a_subcommand_is_required(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([])
     assert stop.value.code == 2
@@ -30,8 +30,14 @@ def test_every_subcommand_has_help_and_its_own_run(name, capsys):
     assert cli.parser().parse_args([name]).run.__module__.startswith(f"gradalign.cli.{name}")
 
 
+@pytest.mark.parametrize("module", ["transformers", "matplotlib", "rich", "triton", "pybind11"])
+def test_the_parser_imports_no_optional_package(module):
+    code = f"import sys; from gradalign import cli; cli.parser(); sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def command(run):
-    """A subcommand as a file of its own would be one."""
+    """A module that defines the subcommand `probe`."""
     return types.SimpleNamespace(add_parser=lambda subparsers: subparsers.add_parser("probe"), run=run)
 
 
@@ -42,7 +48,7 @@ def command(run):
         (KeyboardInterrupt(), 130, "gradalign probe: interrupted\n"),
     ],
 )
-def test_a_failure_is_a_paragraph_and_an_exit_code(monkeypatch, capsys, error, code, message):
+def test_an_error_is_a_message_and_an_exit_code(monkeypatch, capsys, error, code, message):
     def run(args):
         raise error
 
@@ -59,7 +65,7 @@ def test_a_failure_is_a_paragraph_and_an_exit_code(monkeypatch, capsys, error, c
         (KeyboardInterrupt(), 130, "gradalign: interrupted\n"),
     ],
 )
-def test_so_is_one_while_the_subcommands_are_loaded(monkeypatch, capsys, error, code, message):
+def test_so_is_an_error_while_the_subcommands_are_imported(monkeypatch, capsys, error, code, message):
     def load(name):
         raise error
 
@@ -69,7 +75,7 @@ def test_so_is_one_while_the_subcommands_are_loaded(monkeypatch, capsys, error, 
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_describes_every_subcommand_and_says_every_default(name):
+def test_help_describes_every_subcommand_and_names_every_default(name):
     subparsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
     command = subparsers.choices[name]
     assert command.description

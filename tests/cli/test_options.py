@@ -12,10 +12,10 @@ from gradalign.cli.errors import CommandError
         (options.count(1), "7", 7),
         (options.finite, "-2.5", -2.5),
         (options.positive, "1e9", 1e9),
-        (options.share, "0", 0.0),
+        (options.fraction, "0", 0.0),
     ],
 )
-def test_what_fits_is_taken(parse, text, value):
+def test_valid_values_are_parsed(parse, text, value):
     assert parse(text) == value
 
 
@@ -30,26 +30,28 @@ def test_what_fits_is_taken(parse, text, value):
         (options.finite, "nan", "expected a finite number; got 'nan'"),
         (options.positive, "0", "expected a number above 0; got '0'"),
         (options.positive, "inf", "expected a number above 0; got 'inf'"),
-        (options.share, "1.1", "expected a share from 0 to 1; got '1.1'"),
-        (options.share, "half", "expected a number; got 'half'"),
+        (options.fraction, "1.1", "expected a number from 0 to 1; got '1.1'"),
+        (options.fraction, "half", "expected a number; got 'half'"),
     ],
 )
-def test_what_does_not_fit_is_told_expected_and_got(parse, text, message):
+def test_invalid_values_are_refused_with_what_was_expected(parse, text, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         parse(text)
 
 
-@pytest.mark.parametrize(("given", "settled"), [({}, (0, None, False)), ({"seed": 3, "fresh": True}, (3, None, True))])
-def test_options_that_were_not_given_get_their_defaults(given, settled):
+@pytest.mark.parametrize(("given", "filled"), [({}, (0, None, False)), ({"seed": 3, "fresh": True}, (3, None, True))])
+def test_options_that_were_not_given_get_their_defaults(given, filled):
     args = argparse.Namespace(**{"seed": None, "group_column": None, "fresh": False, **given})
-    options.settle(args, "--suite", None, seed=0, group_column=None, fresh=False)
-    assert (args.seed, args.group_column, args.fresh) == settled
+    options.fill_defaults(args, "--suite", None, seed=0, group_column=None, fresh=False)
+    assert (args.seed, args.group_column, args.fresh) == filled
 
 
-def test_options_that_would_do_nothing_are_refused_unless_they_were_not_given():
+def test_options_without_an_effect_are_refused_only_where_they_were_given():
     args = argparse.Namespace(seed=0, group_column="film", fresh=False, out=None)
-    message = "--group-column, --seed: expected only with --suite; got --compare, where that does nothing; leave it out"
+    message = (
+        "--group-column, --seed: expected only with --suite; got --compare, where it would have no effect; leave it out"
+    )
     with pytest.raises(CommandError, match=message):
-        options.settle(args, "--suite", "--compare", group_column=None, seed=0, fresh=False, out="here")
-    options.settle(args, "--suite", "--compare", fresh=False, out="here")
+        options.fill_defaults(args, "--suite", "--compare", group_column=None, seed=0, fresh=False, out="here")
+    options.fill_defaults(args, "--suite", "--compare", fresh=False, out="here")
     assert args.out == "here"

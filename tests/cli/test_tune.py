@@ -1,4 +1,4 @@
-"""`gradalign tune` on a toy, and once as a user runs it."""
+"""`gradalign tune` on a small model, and once on a pretrained one."""
 
 import json
 
@@ -13,16 +13,16 @@ from gradalign.cli import tune
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A toy in the place of the pretrained encoder and its texts; returns what `load` was asked for."""
-    asked = []
+    """Replaces the pretrained encoder and the texts by small ones; returns the arguments of each `load`."""
+    calls = []
 
     def load(args, device):
-        asked.append((args, device))
+        calls.append((args, device))
         dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
         return toy_model().to(dtype).train(args.train), toy_batches(args.k, args.batch)
 
     monkeypatch.setattr(tune, "load", load)
-    return asked
+    return calls
 
 
 def test_the_table_the_plot_and_the_record(toy, tmp_path, capsys):
@@ -54,14 +54,20 @@ def test_precision_mode_and_reference_reach_the_measurement(toy, tmp_path, capsy
         (["--csv", "nowhere.csv"], "--csv: expected a CSV file; got 'nowhere.csv'"),
         (["--device", "abacus"], "--device: expected one that PyTorch can use here, such as cpu; got 'abacus'"),
         (["--label-column", "stars"], "--label-column: expected only with --csv; got no --csv"),
-        (["--k", "999999"], "expected at least 7999992 texts, --k times --batch; got"),
     ],
 )
-def test_what_does_not_fit_is_said_without_a_traceback(tmp_path, capsys, argv, message):
+def test_invalid_options_are_reported_without_a_traceback(tmp_path, capsys, argv, message):
     assert cli.main(["tune", *argv, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gradalign tune: ")
     assert message in error
+
+
+def test_too_few_texts_are_reported_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "texts.csv").write_text("text,label\ngood,1\nbad,0\n")
+    options = ["--csv", str(tmp_path / "texts.csv"), "--k", "2", "--batch", "4", "--out", str(tmp_path)]
+    assert cli.main(["tune", *options]) == 2
+    assert "expected at least 8 texts, --k times --batch; got 2 in texts.csv; lower one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_what_does_not_fit_is_said_without_a_traceback(tmp_path, capsys, argv, m
         (["--radii", "1e-300"], "radii: expected lengths from 1e-18 to 1e+18"),
     ],
 )
-def test_what_tune_refuses_is_said_without_a_traceback(toy, tmp_path, capsys, argv, message):
+def test_options_that_tune_refuses_are_reported_without_a_traceback(toy, tmp_path, capsys, argv, message):
     assert cli.main(["tune", *argv, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
@@ -84,7 +90,7 @@ def test_what_tune_refuses_is_said_without_a_traceback(toy, tmp_path, capsys, ar
         (["--precision", "int8"], "argument --precision: invalid choice: 'int8'"),
     ],
 )
-def test_wrong_values_are_refused(argv, message, capsys):
+def test_invalid_values_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["tune", *argv])
     assert stop.value.code == 2
@@ -92,7 +98,8 @@ def test_wrong_values_are_refused(argv, message, capsys):
 
 
 @pytest.mark.slow
-def test_bert_tiny_on_texts_of_ones_own(tmp_path, capsys):
+def test_bert_tiny_on_your_own_texts(asset, tmp_path, capsys):
+    asset("bert-tiny")
     rows = [f"sentence number {i} about subject {i % 3},class{i % 3}" for i in range(40)]
     (tmp_path / "texts.csv").write_text("\n".join(["sentence,subject", *rows]))
     columns = ["--csv", str(tmp_path / "texts.csv"), "--text-column", "sentence", "--label-column", "subject"]

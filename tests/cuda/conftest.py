@@ -5,6 +5,8 @@ import torch
 from support import kernel_cases
 from support.cuda.cuda_backends import cuda_backend
 
+pytest.register_assert_rewrite("support.op_cases")
+
 # Sums of a thread within one chunk of 8192 elements are float32 (32 terms), those of chunks float64.
 kernel_cases.SUM["cuda"] = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 

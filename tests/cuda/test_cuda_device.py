@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradalign.backends import native
+from gradalign.backends import native, signatures
 
 pytestmark = pytest.mark.gpu
 
@@ -43,9 +43,11 @@ def every_op(device="cuda", seed=0):
         native.restore_(p, backups)
         sums += [native.accumulate_(x, g, half), native.combine_(y, x, y, half, half)]
         rate = scalar(0.01, device)
-        native.adamw_step_(p, g, m, v, [], [], steps, half, rate, rate, beta1=0.9, beta2=0.99, eps=1e-8)
-        native.sgd_step_(p, g, m, [], steps, half, rate, rate, momentum=0.9)
-        native.lamb_step_(p, g, m, v, [], steps, half, rate, rate, beta1=0.9, beta2=0.99, eps=1e-6)
+        signatures.call(
+            native, "adamw_step_", p, g, m, v, [], [], steps, half, rate, rate, beta1=0.9, beta2=0.99, eps=1e-8
+        )
+        signatures.call(native, "sgd_step_", p, g, m, [], steps, half, rate, rate, momentum=0.9)
+        signatures.call(native, "lamb_step_", p, g, m, v, [], steps, half, rate, rate, beta1=0.9, beta2=0.99, eps=1e-6)
         return sums
 
     return run, [*p, *x, *y, *m, *v, *backups, *steps]

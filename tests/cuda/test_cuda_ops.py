@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.kernel_cases import assert_stored, copies, dot, double, tensors
-from test_ops import (
+from support.op_cases import (
     SCALE,
     magnitudes,
     test_a_thousand_small_tensors,
@@ -104,7 +104,7 @@ def test_sums_are_the_same_every_time(backend):
 
 
 def test_a_scale_elsewhere_is_refused(backend):
-    if backend.NAME == "cuda" and not hasattr(backend, "definitions"):
+    if backend.NAME == "cuda" and not hasattr(backend, "IS_EMULATED"):
         pytest.skip("the wrapper moves every tensor to the device")
     x = [torch.ones(3)]
     with pytest.raises(ValueError, match="expected scale to be a 0-dim tensor on the device of the lists"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.kernel_cases import copies, tensors
 
-from gradalign.backends import native
+from gradalign.backends import native, signatures
 
 if native.why_unavailable() is not None:
     pytest.skip(f"native: {native.why_unavailable()}", allow_module_level=True)
@@ -48,16 +48,18 @@ class Inputs:
 def step(backend, op, i, flag=False, lr=0.01, **options):
     scalars = (torch.tensor(0.5), torch.tensor(lr, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64))
     options = {"maximize": flag, "zero_grads": flag, **options}
+    adam = {"beta1": 0.9, "beta2": 0.99}
     if op == "adamw":
         lists = (i.params, i.grads, i.m, i.v, i.largest if flag else [], i.masters, i.steps)
-        backend.adamw_step_(*lists, *scalars, beta1=0.9, beta2=0.99, eps=1e-8, decoupled=not flag, **options)
+        options |= {**adam, "eps": 1e-8, "decoupled": not flag}
     elif op == "lamb":
         lists = (i.params, i.grads, i.m, i.v, i.masters, i.steps)
-        backend.lamb_step_(*lists, *scalars, beta1=0.9, beta2=0.99, eps=1e-6, trust=not flag, **options)
+        options |= {**adam, "eps": 1e-6, "trust": not flag}
     else:
         buffers, momentum = (i.m, 0.9) if op == "sgd" else ([], 0.0)
         lists = (i.params, i.grads, buffers, i.masters, i.steps)
-        backend.sgd_step_(*lists, *scalars, momentum=momentum, dampening=0.0, nesterov=flag and momentum > 0, **options)
+        options |= {"momentum": momentum, "nesterov": flag and momentum > 0}
+    signatures.call(backend, f"{op.split()[0]}_step_", *lists, *scalars, **options)
 
 
 def assert_same(actual, expected, close):
@@ -81,7 +83,7 @@ def test_a_step_is_that_of_the_cpu(backend, op, mix, flag):
     actual, expected = Inputs(mix), Inputs(mix)
     step(backend, op, actual, flag)
     step(native, op, expected, flag)
-    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "definitions"))
+    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "IS_EMULATED"))
     assert all(bool(g.eq(0).all()) == flag for g in actual.grads if g.numel())
     assert [float(s) for s in actual.steps] == [1, 2, 1, 2, 1, 2]
 
@@ -94,7 +96,7 @@ def test_masters_are_stepped_and_parameters_are_their_rounding(backend, op, mix,
     actual, expected = Inputs(mix, masters=True), Inputs(mix, masters=True)
     step(backend, op, actual, flag)
     step(native, op, expected, flag)
-    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "definitions"))
+    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "IS_EMULATED"))
     assert all(torch.equal(p, m.to(p.dtype)) for p, m in zip(actual.params, actual.masters, strict=True))
 
 
@@ -105,7 +107,7 @@ def test_any_layout(backend, op, layout, mix):
     actual, expected = Inputs(mix, layout=layout), Inputs(mix, layout=layout)
     step(backend, op, actual)
     step(native, op, expected)
-    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "definitions"))
+    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "IS_EMULATED"))
 
 
 @each_op
@@ -134,7 +136,7 @@ def test_stochastic_rounding_draws_the_bits_of_the_cpu(backend, op, masters, lay
     step(backend, op, actual, seed=seed)
     step(native, op, expected, seed=seed)
     step(native, op, nearest)
-    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "definitions"))
+    assert_same(actual, expected, close=op == "lamb" or not hasattr(backend, "IS_EMULATED"))
     assert not torch.equal(actual.params[4], nearest.params[4])
 
 
@@ -157,7 +159,7 @@ def test_more_tensors_than_a_table_holds(backend):
     for kernels in (backend, native):
         p, m, v = (copies(ts) for ts in lists)
         steps = [torch.zeros(()) for _ in shapes]
-        kernels.lamb_step_(p, grads, m, v, [], steps, *scalars, beta1=0.9, beta2=0.99, eps=1e-6)
+        signatures.call(kernels, "lamb_step_", p, grads, m, v, [], steps, *scalars, beta1=0.9, beta2=0.99, eps=1e-6)
         assert all(s == 1 for s in steps)
         results.append(p)
     for a, b in zip(*results, strict=True):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PROBE = Path(__file__).with_name("memory_probe.py")
+IMPORT_PATH = Path(__file__).parents[1] / "import_path.py"
+PROBE = "import runpy, sys; runpy.run_path(sys.argv[1]); from support import memory_probe; memory_probe.report(*sys.argv[2:])"
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,8 +21,8 @@ pytestmark = [
 
 @functools.cache
 def measured(method, dtype="float32"):
-    out = subprocess.run([sys.executable, str(PROBE), method, dtype], check=True, capture_output=True, text=True)
-    return json.loads(out.stdout)
+    command = [sys.executable, "-c", PROBE, str(IMPORT_PATH), method, dtype]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def extra_copies(dtype="float32", **options):

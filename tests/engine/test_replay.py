@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.fault_injection import InjectedError
 from torch import nn
 
 from gradalign import GradAlign, baselines
@@ -18,10 +19,6 @@ METHODS = {
     "SAM": lambda model: baselines.SAM(model, 0.1),
     "weight 0": lambda model: GradAlign(model, 0.0),
 }
-
-
-class StrikeError(Exception):
-    pass
 
 
 class Buffered(nn.Module):
@@ -80,15 +77,15 @@ def test_buffers_of_every_kind(kind, method):
     plain.layer.load_state_dict(model.layer.state_dict())
     aligner, calls, before, shape = METHODS[method](model), [0], model.b.clone(), model.b.shape
 
-    def striking(x):
+    def failing(x):
         calls[0] += 1
         loss = model(x)
         if calls[0] == 3:
-            raise StrikeError
+            raise InjectedError
         return loss
 
-    with pytest.raises(StrikeError):
-        aligner.backward(striking, batches)
+    with pytest.raises(InjectedError):
+        aligner.backward(failing, batches)
     assert model.b.shape == shape
     assert torch.equal(model.b, before)
     assert all(p.grad is None for p in model.parameters())
@@ -147,16 +144,16 @@ def test_scripted_modules(weight, whole):
     batches = list(torch.randn(4, 5, 4))
     calls = []
 
-    def striking(x):
+    def failing(x):
         calls.append(x)
         if len(calls) == 3:
-            raise StrikeError
+            raise InjectedError
         return model(x).pow(3).mean()
 
     aligner = GradAlign(model, weight)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    with pytest.raises(StrikeError):
-        aligner.backward(striking, batches)
+    with pytest.raises(InjectedError):
+        aligner.backward(failing, batches)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     if whole:

@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import Counting, make
 from torch import nn
 
-import gradalign
 from gradalign.engine.sketch import CHUNK, WIDTH, Sketch, cosines
 from gradalign.engine.space import ParamSpace
-from gradalign.telemetry import plot_tasks
 
 
 def space_of(*sizes):
@@ -70,50 +67,3 @@ def test_cosines():
     found = cosines(sketches)
     half = 2**-0.5
     torch.testing.assert_close(found, torch.tensor([[1, 0, half], [0, 1, half], [half, half, 1]], dtype=torch.float64))
-
-
-ESTIMATORS = ["split", "prefix", "leave_one_out", "symmetric", "momentum", "exact"]
-
-
-@pytest.mark.parametrize(("estimator", "probes"), [("split", "rotate"), *((name, "last") for name in ESTIMATORS)])
-@pytest.mark.parametrize("weight", [0.0, 0.1])
-def test_tasks_give_a_matrix_of_cosines(estimator, probes, weight, tmp_path):
-    torch.manual_seed(0)
-    model = nn.Linear(200, 60)
-    labels = ["b", "a", "b", "c", "a", "c", "b", "a"]
-    targets = {name: torch.randn(60) for name in "abc"}
-    batches = [(torch.randn(6, 200), targets[name]) for name in labels]
-
-    def loss_fn(batch):
-        x, target = batch
-        return (model(x) - target).square().mean()
-
-    gradients = {name: torch.zeros(60 * 201) for name in "abc"}
-    for name, batch in zip(labels, batches, strict=True):
-        pieces = torch.autograd.grad(loss_fn(batch), list(model.parameters()))
-        gradients[name] += torch.cat([g.reshape(-1) for g in pieces])
-    expected = cosines(torch.stack([gradients[name] for name in "abc"]).double())
-
-    aligner = gradalign.GradAlign(model, weight, estimator=estimator, probes=probes)
-    aligner.backward(loss_fn, batches, tasks=labels)
-    stats = aligner.stats
-    assert stats.tasks == ("a", "b", "c")
-    assert float((stats.task_cosines - expected).abs().max()) < 4 * (2 / WIDTH) ** 0.5
-    assert stats.as_dict()["task_cosines"] == stats.task_cosines.tolist()
-    plot_tasks(stats, tmp_path / "tasks.png")
-    assert (tmp_path / "tasks.png").stat().st_size > 1000
-
-
-def test_labels_one_at_a_time_and_their_checks():
-    model, loss_fn, batches = make(Counting)
-    aligner = gradalign.GradAlign(model, 0.1)
-    with aligner.accumulate(4, tasks=["x", "y", "x", "y"]) as step:
-        for batch in batches:
-            step.backward(lambda batch=batch: loss_fn(batch))
-    assert aligner.stats.tasks == ("x", "y")
-    model.zero_grad()
-    with pytest.raises(ValueError, match="tasks: expected one label for each of the 4 micro-batches"):
-        aligner.backward(loss_fn, batches, tasks=["x"])
-    aligner.backward(loss_fn, batches)
-    with pytest.raises(ValueError, match="plot_tasks: expected statistics with tasks"):
-        plot_tasks(aligner.stats, "nowhere.png")

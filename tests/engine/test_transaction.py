@@ -1,148 +1,123 @@
-"""A step that is struck leaves nothing behind, also where a second interrupt comes while it is rolled back."""
+"""A step that is given one micro-batch at a time."""
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from support.gradients import assert_close, grads
+from support.measure import OBJECTIVES
 from support.networks import Awkward, Counting, make, state
 from torch import nn
 
-import gradalign
-from gradalign.optim import AdamW
+from gradalign import GradAlign
 
 
-def struck(run, first, second):
-    """Run it with a KeyboardInterrupt at line event `first` of the package, and one `second` line events after that."""
-    count = 0
-
-    def trace(frame, event, _arg):
-        nonlocal count
-        name = frame.f_code.co_filename
-        if "gradalign" not in name or "tests" in name:
-            return None
-        if event == "line":
-            count += 1
-            if count in (first, first + second):
-                raise KeyboardInterrupt
-        return trace
-
-    # An exception in a trace function ends tracing, so that the second one is set again from the first one's handler.
-    def again(frame, event, arg):
-        try:
-            return trace(frame, event, arg)
-        except KeyboardInterrupt:
-            sys.settrace(again)
-            caller = frame
-            while caller is not None:
-                caller.f_trace = again
-                caller = caller.f_back
-            raise
-
-    sys.settrace(again)
-    try:
-        run()
-    finally:
-        sys.settrace(None)
-    return count
-
-
-@pytest.mark.parametrize("options", [{}, {"objective": "variance"}, {"estimator": "momentum"}], ids=str)
-def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options):
-    model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
-    aligner = gradalign.GradAlign(model, 0.3, backend="reference", **options)
-    for _ in range(2):
-        aligner.backward(loss_fn, batches)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("normalize", ["none", "direction", "gradient"])
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("telemetry", [False, True])
+def test_accumulate_gives_the_gradients_of_backward(objective, normalize, difference, telemetry):
+    model, loss_fn, batches = make(Awkward, k=8)
+    before, results = state(model), []
+    for one_by_one in (False, True):
+        model.load_state_dict(before)
         model.zero_grad()
-    before, done = state(model), aligner.num_steps
-    mean = [None if m is None else m.clone() for m in aligner.state_dict().get("mean", [])]
-
-    def step():
-        aligner.backward(loss_fn, batches)
-
-    total = struck(step, 10**9, 1)
-    model.zero_grad()
-    model.load_state_dict(before)
-    aligner.load_state_dict({"num_steps": done} | ({"mean": mean} if mean else {}))
-    for first in range(1, total, max(1, total // 12)):
-        for second in range(1, 60, 3):
-            with pytest.raises(KeyboardInterrupt):
-                struck(step, first, second)
-            after = state(model)
-            assert all(torch.equal(after[name], before[name]) for name in before), (first, second)
-            assert all(p.grad is None for p in model.parameters()), (first, second)
-            assert (aligner.num_steps, aligner.displaced, torch.is_grad_enabled()) == (done, False, True), (
-                first,
-                second,
-            )
-            now = aligner.state_dict().get("mean", [])
-            assert all(a is b is None or torch.equal(a, b) for a, b in zip(now, mean, strict=True)), (first, second)
+        torch.manual_seed(4)
+        options = {"objective": objective, "normalize": normalize, "difference": difference, "telemetry": telemetry}
+        aligner = GradAlign(model, 0.3, **options)
+        if one_by_one:
+            with aligner.accumulate(8) as step:
+                losses = [step.backward(lambda batch=batch: loss_fn(batch)) for batch in batches]
+            loss = torch.stack(losses).mean()
+        else:
+            loss = aligner.backward(loss_fn, batches)
+        results.append((grads(model), float(loss), aligner.stats.as_dict()))
+    assert_close(results[0][0], results[1][0], rtol=1e-9)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-12)
+    for name, value in results[0][2].items():
+        assert results[1][2][name] == (None if value is None else pytest.approx(value, rel=1e-6))
 
 
-def test_an_aborted_momentum_step_leaves_the_mean_of_past_gradients():
-    def steps(fail):
-        model, loss_fn, batches = make(Awkward, k=4, dtype=torch.float32)
-        model.eval()
-        aligner = gradalign.GradAlign(model, 0.3, estimator="momentum")
-        for index in range(4):
-            if fail and index == 2:
-                with pytest.raises(ZeroDivisionError):
-                    aligner.backward(lambda b: loss_fn(b) / (1 // (batches[3] is not b)), batches)
-                aligner._watch.note = lambda *_, **__: 1 / 0  # after the mean took in the gradient
-                with pytest.raises(ZeroDivisionError):
-                    aligner.backward(loss_fn, batches)
-                del aligner._watch.note
-            aligner.backward(loss_fn, batches)
-            found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-            model.zero_grad()
-        return found
+def test_accumulate_counts_its_calls():
+    model, loss_fn, batches = make(Counting)
+    aligner, before = GradAlign(model, 0.1), state(model)
+    with pytest.raises(ValueError, match="k: expected an integer of at least 2; got 1"):
+        aligner.accumulate(1)
 
-    assert all(map(torch.equal, steps(True), steps(False)))
+    def few():
+        with aligner.accumulate(4) as step:
+            for batch in batches[:3]:
+                step.backward(lambda batch=batch: loss_fn(batch))
 
-
-@pytest.mark.parametrize("weight", [0.0, 0.03])
-def test_masters_keep_what_a_forward_writes_into_its_parameters(weight):
-    def run(aligned):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Embedding(6, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, 1)).to(torch.bfloat16)
-        optimizer = AdamW(model.parameters(), lr=1e-2, master_weights=True)
-        with torch.no_grad():
-            model[0].weight.mul_(4)
-        data = [torch.randint(6, (4, 2)) for _ in range(4)]
-        aligner = gradalign.GradAlign(model, weight, optimizer=optimizer)
-        for _ in range(3):
-            if aligned:
-                aligner.backward(lambda x: model(x).float().square().mean(), data)
-            else:
-                for x in data:
-                    (model(x).float().square().mean() / 4).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        for x in data:
-            model(x)
-        return model[0].weight.detach().float()
-
-    rows = run(True)
-    assert float(rows.norm(dim=1).max()) < 1.01
-    if weight == 0:
-        assert torch.equal(rows, run(False))
+    with pytest.raises(ValueError, match=r"expected k = 4 calls of step.backward; got 3; .grad is None"):
+        few()
+    assert grads(model) == [None, None]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with aligner.accumulate(4) as step:
+        for batch in batches:
+            step.backward(lambda batch=batch: loss_fn(batch))
+        complete = grads(model)
+        with pytest.raises(ValueError, match="got one more"):
+            step.backward(lambda: loss_fn(batches[0]))
+    assert_close(grads(model), complete, rtol=0)
+    with pytest.raises(RuntimeError, match="expected a call inside"):
+        step.backward(lambda: loss_fn(batches[0]))
 
 
-def test_the_mean_of_a_resized_parameter_starts_anew():
-    model = nn.Linear(3, 2)
-    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
-    aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 5, 3)))
-    model.zero_grad()
-    model.weight.data, model.bias.data = torch.randn(4, 3), torch.randn(4)
-    with pytest.warns(UserWarning, match="momentum: expected parameters that keep their shape"):
-        aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 5, 3)))
-    assert [m.shape for m in aligner.state_dict()["mean"]] == [(4, 3), (4,)]
+def foreign_backward(model, optimizer, loss):
+    loss.backward()
 
 
-def test_a_bad_mean_leaves_the_aligner_as_it_was():
-    model = nn.Linear(3, 2)
-    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
-    with pytest.raises(TypeError, match="mean"):
-        aligner.load_state_dict({"num_steps": 5, "mean": ["no tensor"]})
-    assert aligner.num_steps == 0
+def foreign_step(model, optimizer, loss):
+    optimizer.step()
+
+
+def foreign_zero(model, optimizer, loss):
+    optimizer.zero_grad()
+
+
+def foreign_clip(model, optimizer, loss):
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "changed"),
+    [(foreign_backward, ".grad"), (foreign_step, "parameters"), (foreign_zero, ".grad"), (foreign_clip, ".grad")],
+)
+@pytest.mark.parametrize("at", [1, 3])
+def test_changes_between_the_micro_batches_of_accumulate_are_refused(foreign, changed, at):
+    model, loss_fn, batches = make(Counting)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    aligner = GradAlign(model, 0.1)
+
+    def step_with_a_change():
+        with aligner.accumulate(4) as step:
+            for i, batch in enumerate(batches):
+                if i == at:
+                    foreign(model, optimizer, loss_fn(batch))
+                    theta.update({name: p.clone() for name, p in model.named_parameters()})
+                step.backward(lambda batch=batch: loss_fn(batch))
+
+    theta = {}
+    with pytest.raises(RuntimeError, match=f"to be left alone between.*got changed {changed};"):
+        step_with_a_change()
+    assert grads(model) == [None, None]
+    assert all(torch.equal(p, theta[name]) for name, p in model.named_parameters())
+    aligner.backward(loss_fn, batches)
+
+
+def test_an_error_swallowed_inside_accumulate_does_not_make_a_step():
+    model, loss_fn, batches = make(Counting)
+    aligner = GradAlign(model, 0.1)
+
+    def swallow():
+        with aligner.accumulate(4) as step:
+            step.backward(lambda: loss_fn(batches[0]))
+            with pytest.raises(ZeroDivisionError):
+                step.backward(lambda: 1 / 0)
+            with pytest.raises(RuntimeError, match="after a failed one"):
+                step.backward(lambda: loss_fn(batches[1]))
+
+    with pytest.raises(ValueError, match="expected k = 4 calls"):
+        swallow()
+    assert grads(model) == [None, None]

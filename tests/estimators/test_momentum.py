@@ -6,10 +6,12 @@ import pytest
 import torch
 from support import oracle
 from support.networks import Awkward, Counting, make, state, trainable
+from torch import nn
 
 import gradalign
 from gradalign.engine.space import ParamSpace
 from gradalign.estimators.momentum import RunningMean
+from gradalign.optim import SGD, AdamW
 
 
 def by_hand(model, loss_fn, batches, shift):
@@ -174,3 +176,46 @@ def test_the_mean_belongs_to_its_parameters_and_not_to_their_places():
     third.requires_grad_(True)
     assert step() == [False, True, False]  # the mean of `second` stays, `third` has none yet
     assert step() == [False, True, True]
+
+
+@pytest.mark.parametrize(("kind", "key"), [(AdamW, "exp_avg"), (SGD, "momentum_buffer")])
+def test_momentum_takes_the_first_moment_of_the_optimizer(kind, key):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3).double()
+    batches = list(torch.randn(4, 5, 6, dtype=torch.float64))
+    optimizer = kind(model.parameters(), lr=1e-2, **({"momentum": 0.9} if kind is SGD else {}))
+    aligner = gradalign.GradAlign(model, 0.05, estimator="momentum", optimizer=optimizer)
+
+    def loss_fn(x):
+        if optimizer.state:
+            seen.append([p.detach().clone() for p in model.parameters()])
+        return model(x).tanh().square().mean()
+
+    for _ in range(2):
+        seen = []
+        theta = [p.detach().clone() for p in model.parameters()]
+        moments = [optimizer.first_moment(p) for p in model.parameters()]
+        aligner.backward(loss_fn, batches)
+        if moments[0] is not None:
+            norm = sum(float(m.square().sum()) for m in moments) ** 0.5
+            for p, t, m in zip(seen[0], theta, moments, strict=True):
+                torch.testing.assert_close(p, t - 0.05 * m / norm, rtol=1e-9, atol=1e-12)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(seen) == 4
+    assert key in optimizer.state[model.weight]
+    assert aligner.state_dict()["mean"] == []
+
+
+def test_an_optimizer_that_cannot_serve_is_refused():
+    model = torch.nn.Linear(3, 1)
+    without = gradalign.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="expected one with a first moment.*got SGD without momentum"):
+        gradalign.GradAlign(model, 0.1, estimator="momentum", optimizer=without)
+    gradalign.GradAlign(model, 0.1, optimizer=without)
+    gradalign.GradAlign(
+        model, 0.1, estimator="momentum", optimizer=gradalign.optim.SGD(model.parameters(), momentum=0.9)
+    )
+    other = gradalign.optim.AdamW(torch.nn.Linear(3, 1).parameters())
+    with pytest.raises(ValueError, match="expected the optimizer of the model's parameters; got one that steps none"):
+        gradalign.GradAlign(model, 0.1, optimizer=other)

@@ -1,3 +1,5 @@
+"""`split`: the last micro-batches, or rotating ones, are compared with the others."""
+
 from __future__ import annotations
 
 import itertools
@@ -5,11 +7,14 @@ import itertools
 import pytest
 import torch
 from support import oracle
+from support.estimator_checks import FORMS, Case, K, check_heads, mean_cosine, mean_dot
 from support.measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
 from support.networks import Awkward, Counting, Spectral, make, state, trainable
 
 import gradalign
 from gradalign.estimators.split import num_probes
+
+CASE = Case({}, lambda k: oracle.split_pairs(k, 2), lambda k: (k + 2, k + 4))
 
 
 @pytest.mark.parametrize("difference", ["forward", "central"])
@@ -170,3 +175,69 @@ def test_anchors_without_a_gradient_give_no_displacement_and_no_dot(where):
                 step.backward(lambda x=x: model(x).square().mean())
     assert float(aligner.stats.dot) == 0
     assert torch.isfinite(model.weight.grad).all()
+
+
+def rotated_pairs(k, index, m=2):
+    probes = [(index * m + j) % k for j in range(m)]
+    return [(i, [j for j in range(k) if j not in probes], 1 / m) for i in probes]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rotated_probes_visit_every_position_equally_and_survive_a_resume(objective):
+    model, loss_fn, batches = make(Counting, k=K)
+    aligner = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+    order = {id(batch): i for i, batch in enumerate(batches)}
+    probed, base = [], []
+
+    def watching(batch):
+        (probed if aligner.displaced else base).append(order[id(batch)])
+        return loss_fn(batch), order[id(batch)]
+
+    for step in range(6):
+        model.zero_grad()
+        del base[:]
+        _, aux = aligner.backward(watching, batches, has_aux=True)
+        assert aux == list(range(K))
+        assert base == [i for i in range(K) if i not in probed[-2:]] + sorted(probed[-2:])
+        if step == 2:
+            resumed = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+            resumed.load_state_dict(aligner.state_dict())
+            aligner = resumed
+    assert sorted(probed) == sorted(list(range(K)) * 2)
+
+
+def test_rotated_base_passes_are_the_plain_loop_in_that_order():
+    model, loss_fn, batches = make(Awkward, k=K, dtype=torch.float32)
+    twin, twin_loss, _ = make(Awkward, k=K, dtype=torch.float32)
+    torch.manual_seed(3)
+    gradalign.GradAlign(model, 1e-30, probes="rotate").backward(loss_fn, batches)
+    torch.manual_seed(3)
+    for i in (2, 3, 4, 5, 0, 1):
+        (twin_loss(batches[i]) / K).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(t, state(twin)[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("normalize", "difference", "telemetry"), FORMS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rotated_probes_give_the_term_of_double_backward(objective, normalize, difference, telemetry):
+    model, loss_fn, batches = make(Awkward, k=K)
+    model.eval()  # base passes come in another order: other dropout masks than the oracle's
+    options = {"objective": objective, "normalize": normalize, "difference": difference, "telemetry": telemetry}
+    found, aligner = measured_term(model, loss_fn, batches, radius=1e-5, probes="rotate", **options)
+    expected, g, _ = exact_term(model, loss_fn, batches, objective, normalize, rotated_pairs(K, 0))
+    assert relative(found, expected) < 1e-4
+    assert aligner.stats.passes == (K + 4 if difference == "central" else K + 2)
+    if telemetry:
+        assert float(aligner.stats.dot) == pytest.approx(mean_dot(g), rel=1e-9)
+    if telemetry and objective != "cosine":  # for which the pairs of two probes are not looked at
+        assert float(aligner.stats.cosine) == pytest.approx(mean_cosine(g), rel=1e-9)
+
+
+@pytest.mark.parametrize("normalize", ["none", "direction"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_heads_that_only_later_micro_batches_reach_count_as_zero_before(objective, normalize):
+    check_heads(CASE, objective, normalize)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradalign.backends import reference, triton
+from gradalign.backends import reference, signatures, triton
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,9 +55,9 @@ def test_steps_agree_with_the_reference(dtype: torch.dtype) -> None:
         steps = [torch.zeros((), device="cuda") for _ in params]
         scalars = (scalar(0.5), scalar(0.01), scalar(0.1))
         betas = {"beta1": 0.9, "beta2": 0.999}
-        backend.adamw_step_(params, grads, m, v, [], masters, steps, *scalars, eps=1e-8, **betas)
-        backend.lamb_step_(params, grads, m, v, masters, steps, *scalars, eps=1e-6, **betas)
-        backend.sgd_step_(params, grads, m, masters, steps, *scalars, momentum=0.9, zero_grads=True)
+        signatures.call(backend, "adamw_step_", params, grads, m, v, [], masters, steps, *scalars, eps=1e-8, **betas)
+        signatures.call(backend, "lamb_step_", params, grads, m, v, masters, steps, *scalars, eps=1e-6, **betas)
+        signatures.call(backend, "sgd_step_", params, grads, m, masters, steps, *scalars, momentum=0.9, zero_grads=True)
         results.append([*params, *grads, *m, *v, *masters])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5 if ours.dtype == torch.float32 else 1e-2, atol=1e-5)
@@ -69,7 +69,9 @@ def test_stochastic_rounding_draws_the_bits_of_the_reference() -> None:
         params, masters = tensors(torch.bfloat16, 1), tensors(torch.float32, 1)
         zeros, steps = [torch.zeros_like(p) for p in params], [torch.zeros((), device="cuda") for _ in params]
         seed = torch.full((), 2**40 + 3, dtype=torch.int64, device="cuda")
-        backend.sgd_step_(params, zeros, [], masters, steps, scalar(1), scalar(0), scalar(0), seed=seed)
+        signatures.call(
+            backend, "sgd_step_", params, zeros, [], masters, steps, scalar(1), scalar(0), scalar(0), seed=seed
+        )
         results.append(params)
     assert all(map(torch.equal, *results))
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from run import run
+from support.sanitizer import run
 
 from gradalign.extension import compiler
 

@@ -1,15 +1,12 @@
-"""Prints the high-water mark of one training process, in bytes of resident memory, and the size of its parameters.
+"""Peak memory of one training process, in bytes of resident memory, and the size of its parameters.
 
-    python tests/memory_probe.py METHOD [DTYPE]
-
-METHOD is "plain" or the options of GradAlign, or of the "baseline" they name, as JSON. A process of its own, since a
-high-water mark never falls.
+A high-water mark never falls, so that every measurement needs a process of its own.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,11 +23,18 @@ def high_water_mark() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def main(method: str, dtype: str = "float32") -> dict[str, int]:
+def report(method: str, dtype: str = "float32") -> None:
+    """Print both as JSON; `method` is "plain" or the options of GradAlign, or of the "baseline" they name, as JSON."""
+    print(json.dumps(measure(method, dtype)))
+
+
+def measure(method: str, dtype: str) -> dict[str, int]:
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    layers = [nn.Linear(WIDTH, WIDTH, bias=False, dtype=getattr(torch, dtype)) for _ in range(LAYERS)]
-    model = nn.Sequential(*layers)
+    make_layer = partial(nn.utils.skip_init, nn.Linear, WIDTH, WIDTH, bias=False, dtype=getattr(torch, dtype))
+    model = nn.Sequential(*(make_layer() for _ in range(LAYERS)))
+    for p in model.parameters():
+        nn.init.constant_(p, 1 / WIDTH)  # random values would take a second to draw
     masters = dtype == "bfloat16"
     # No foreach form: its temporaries of the size of the model would hide a copy.
     optimizer = (
@@ -61,7 +65,3 @@ def main(method: str, dtype: str = "float32") -> dict[str, int]:
         optimizer.zero_grad()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return {"peak": high_water_mark(), "parameters": size}
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))

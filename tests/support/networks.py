@@ -73,12 +73,18 @@ def make(kind=Awkward, k=4, rows=5, dtype=torch.float64, seed=0):
 
 
 def trainable(model):
+    """The parameters that require grad, in the order of the model."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def state(model):
     """Bitwise copies of all parameters and buffers."""
     return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def same_state(model, expected):
+    """Whether all parameters and buffers are bit for bit as `state` copied them."""
+    return all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
 
 
 def plain_loop(loss_fn, batches):

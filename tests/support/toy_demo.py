@@ -1,4 +1,4 @@
-"""A toy in the place of the pretrained encoder: quick, with dropout, of the same signature."""
+"""A small model in place of the pretrained encoder, with dropout and the same signature."""
 
 import torch
 from torch import nn
@@ -38,15 +38,15 @@ def toy_arm(make_backward, seed=0, lr=0.05, model=None):
     return Arm(model or toy_model(seed), lr, 2, seed, make_backward)
 
 
-class Counter:
-    """A watcher that counts."""
+class StepCounter:
+    """A `Progress` that counts steps."""
 
     def __init__(self):
         self.done = 0
-        self.expected = 0
+        self.added = 0
 
-    def expect(self, steps):
-        self.expected += steps
+    def add_steps(self, steps):
+        self.added += steps
 
     def advance(self):
         self.done += 1

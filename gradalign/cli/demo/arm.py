@@ -1,4 +1,4 @@
-"""One arm of the demo: a model in training, its optimizer, its own random stream, its curve."""
+"""One arm of the comparison: a model in training, with its own optimizer and random number generator state."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import gradalign
-from gradalign.cli.workload.model import Classifier
+from gradalign.cli.workload.model import Batch, Classifier
 
-Batch = dict[str, Tensor]
 Backward = Callable[[Callable[[Batch], Tensor], Sequence[Batch]], Tensor]
 
 
 @dataclass
 class Curve:
-    """What one arm did: a loss and a time for each step, test accuracies at some of them."""
+    """The loss and the time of each step, and (step, test accuracy) at some steps."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -29,14 +28,14 @@ class Curve:
 
 
 class Arm:
-    """One model in training: its optimizer, its random stream, its curve.
+    """One model in training: its optimizer, its random number generator state, its curve.
 
     Args:
         model: copied, so that all arms start from the same weights.
         lr: the learning rate after the warm-up.
         warmup: steps over which the learning rate rises linearly.
-        seed: of the random stream (dropout).
-        make_backward: from a model, the function that fills `.grad` from (loss_fn, micro_batches) and returns the mean loss.
+        seed: of the random numbers (dropout).
+        make_backward: model -> function that fills `.grad` from (loss_fn, micro_batches) and returns the mean loss.
     """
 
     def __init__(
@@ -48,23 +47,24 @@ class Arm:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: ramp(step, warmup))
         self.backward = make_backward(self.model)
         self.curve = Curve()
-        self._random = _random_state_after(seed, self.device)
+        torch.manual_seed(seed)
+        self._random_state = _random_state(self.device)
 
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """One optimizer step, timed."""
-        _set_random_state(self._random, self.device)
-        begun = _now(self.device)
+        _set_random_state(self._random_state, self.device)
+        start = _now(self.device)
         loss = self.backward(functools.partial(mean_loss, self.model), micro_batches)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.curve.seconds.append(_now(self.device) - begun)
+        self.curve.seconds.append(_now(self.device) - start)
         self.scheduler.step()
         self.curve.losses.append(float(loss))
-        self._random = _random_state(self.device)
+        self._random_state = _random_state(self.device)
 
     def evaluate(self, batches: Sequence[Batch]) -> None:
-        """Adds the share of right answers over `batches`, in eval mode, to the curve."""
+        """Adds the accuracy on `batches` in eval mode to the curve."""
         self.curve.accuracies.append((len(self.curve.losses), accuracy(self.model, batches)))
 
 
@@ -74,7 +74,7 @@ def mean_loss(model: Classifier, batch: Batch) -> Tensor:
 
 
 def plain_backward(model: Classifier) -> Backward:
-    """What a plain training loop does: accumulate loss / k."""
+    """The backward of a plain training loop: accumulate loss / k."""
 
     def backward(loss_fn: Callable[[Batch], Tensor], micro_batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=next(model.parameters()).device)
@@ -88,7 +88,7 @@ def plain_backward(model: Classifier) -> Backward:
 
 
 def aligned_backward(weight: float, warmup: int, **options: Any) -> Callable[[Classifier], Backward]:
-    """gradalign, its weight rising linearly over `warmup` steps."""
+    """The backward of gradalign, whose weight rises linearly over `warmup` steps."""
     return lambda model: gradalign.GradAlign(model, weight=lambda step: weight * ramp(step, warmup), **options).backward
 
 
@@ -98,23 +98,18 @@ def ramp(step: int, warmup: int) -> float:
 
 
 def accuracy(model: Classifier, batches: Sequence[Batch]) -> float:
-    """The share of right answers in eval mode."""
+    """The fraction of correct predictions in eval mode; leaves the model in training mode."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(b["input_ids"], b["attention_mask"]).argmax(1) == b["labels"]).sum()) for b in batches)
+        correct = sum(int((model(b["input_ids"], b["attention_mask"]).argmax(1) == b["labels"]).sum()) for b in batches)
     model.train()
-    return right / sum(len(b["labels"]) for b in batches)
+    return correct / sum(len(b["labels"]) for b in batches)
 
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _random_state_after(seed: int, device: torch.device) -> list[Tensor]:
-    torch.manual_seed(seed)
-    return _random_state(device)
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the demo measures beside training: how well gradients agree, and the peak memory of an arm."""
+"""What is measured beside training: how well gradients agree, and the peak memory of an arm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 import gradalign
-from gradalign.cli.demo.arm import Arm, Batch, mean_loss
-from gradalign.cli.workload.model import Classifier
+from gradalign.cli.demo.arm import Arm, mean_loss
+from gradalign.cli.workload.model import Batch, Classifier
 
 
 def alignment(model: Classifier, micro_batches: Sequence[Batch]) -> dict[str, float]:
@@ -32,10 +32,10 @@ def alignment(model: Classifier, micro_batches: Sequence[Batch]) -> dict[str, fl
 
 
 def peak_memory(make_arm: Callable[[], Arm], micro_batches: Sequence[Batch], device: torch.device) -> int:
-    """Bytes of tensors alive at the peak of training: parameters, gradients, optimizer state, activations, backups.
+    """Peak bytes of the tensors of an arm: parameters, gradients, optimizer state, activations, backups.
 
-    The first two steps of a fresh arm, its making included: by CUDA's own statistics there, and on the CPU by summing up the
-    allocations that the profiler records.
+    Measured over construction and two steps of a new arm: by the allocator's statistics on CUDA, by the allocations that the
+    profiler records on the CPU.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The demo's plot: training loss, accuracy over time, alignment, and the cost of a step."""
+"""The plot of a run: training loss, accuracy over time, alignment, and the time of a step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _accuracy_panel(axes: Axes, record: dict[str, Any]) -> None:
     per_step, steps = record["summary"]["seconds_per_step"], record["summary"]["steps"]
     for arm in ARMS:
         curves = [
-            [(step * per_step[arm], 100 * share) for step, share in s[arm]["accuracies"]] for s in record["seeds"]
+            [(step * per_step[arm], 100 * accuracy) for step, accuracy in s[arm]["accuracies"]] for s in record["seeds"]
         ]
         for curve in curves:
             axes.plot(*zip(*curve, strict=True), color=COLORS[arm], alpha=0.25, linewidth=0.8, marker=".")
@@ -99,18 +99,18 @@ def _cost_panel(axes: Axes, record: dict[str, Any]) -> None:
     axes.set(
         title=f"Time of a step: {factor:.2f} times AdamW's",
         xlabel="milliseconds (dashed: median)",
-        ylabel="share of the steps",
+        ylabel="fraction of the steps",
     )
     axes.legend(loc="lower right")
 
 
 def running_mean(values: Sequence[float], window: int = 10) -> list[float]:
-    """The mean of each value and up to window - 1 before it."""
+    """The mean of each value and of up to window - 1 values before it."""
     return [statistics.fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean point of each position; a curve that is shorter than others stays at its last point."""
+    """The mean point of each position; a shorter curve is extended by its last point."""
     longest = max(map(len, curves))
     padded = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves]
     positions = zip(*padded, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import statistics
 from typing import Any
 
@@ -12,36 +11,31 @@ import torch
 from gradalign._version import __version__
 from gradalign.backends import dispatch
 from gradalign.cli import machine
-from gradalign.cli.demo.arm import Arm
-from gradalign.cli.demo.train import cost_factor
-from gradalign.cli.paired import Interval, interval
+from gradalign.cli.demo.paired import Interval, interval
+from gradalign.cli.demo.train import Arms
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy")
 ARMS = ("adamw", "gradalign")
 
 
 def seed_record(
-    seed: int, steps: int, plain: Arm, aligned: Arm, alignments: dict[str, dict], data: dict[str, int]
+    seed: int, steps: int, arms: Arms, alignments: dict[str, dict[str, float]], data: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything one seed gave.
+    """The results of one seed.
 
     Args:
         seed: of initialisation, split, data order and dropout.
-        steps: that both arms took; the plain arm's curve goes on after them.
-        plain: AdamW's arm.
-        aligned: gradalign's arm.
-        alignments: "before", "adamw" and "gradalign" (after equal steps), each from `demo_measure.alignment`.
+        steps: of both arms; the curve of the plain arm continues after them.
+        arms: after training.
+        alignments: "before", "adamw" and "gradalign" (after equal steps), each from `measure.alignment`.
         data: sizes of the split.
     """
-    curves = {
-        name: {**vars(arm.curve), "alignment": alignments[name]}
-        for name, arm in zip(ARMS, (plain, aligned), strict=True)
-    }
+    curves = {name: {**vars(arm.curve), "alignment": alignments[name]} for name, arm in zip(ARMS, arms, strict=True)}
     return {
         "seed": seed,
         "steps": steps,
-        "further_adamw_steps": len(plain.curve.losses) - steps,
-        "cost_factor": cost_factor(plain.curve.seconds, aligned.curve.seconds),
+        "further_adamw_steps": len(arms.plain.curve.losses) - steps,
+        "cost_factor": arms.cost_factor,
         "data": data,
         "alignment_before": alignments["before"],
         **curves,
@@ -51,7 +45,7 @@ def seed_record(
 def run_record(
     settings: dict[str, Any], seeds: list[dict[str, Any]], peak_memory: dict[str, int], seconds: float
 ) -> dict[str, Any]:
-    """The whole run, as it goes into the JSON file."""
+    """The results of the whole run, as they are written to the JSON file."""
     return {
         "gradalign": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -67,7 +61,7 @@ def run_record(
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and paired differences over the seeds; accuracies as shares, differences in percentage points."""
+    """Means and paired differences over the seeds; accuracies as fractions, their differences in percentage points."""
     at = {
         "adamw": [accuracy_after(s["adamw"], s["steps"]) for s in seeds],
         "adamw_equal_time": [s["adamw"]["accuracies"][-1][1] for s in seeds],
@@ -92,17 +86,8 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_json(value: Any) -> Any:
-    """The same, with None for numbers that are not finite: JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def accuracy_after(curve: dict[str, Any], steps: int) -> float:
-    """The test accuracy measured after that many steps."""
+    """The test accuracy that was measured after `steps` steps."""
     return dict(curve["accuracies"])[steps]
 
 

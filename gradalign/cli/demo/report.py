@@ -1,4 +1,4 @@
-"""The demo's table and what it lets one say. ASCII alone, beside the frames: not every terminal has more."""
+"""The table of a run and the conclusions it allows. Text is ASCII, which every terminal can show."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gradalign.cli.paired import LEAST_SEEDS, Interval
+from gradalign.cli.demo.paired import MIN_SEEDS, Interval
 
 Row = tuple[str, str, str, str]
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Prints the table and, below it, the findings in words."""
+    """Prints the table and, below it, the conclusions."""
     console.print(table(record))
     for sentence in (conditions(record), *findings(record)):
         console.print(sentence, highlight=False)
 
 
 def table(record: dict[str, Any]) -> Table:
-    """One row a measure, one column an arm."""
+    """One row per measurement, one column per arm."""
     shown = Table(title=title(record["settings"]), title_style="bold", title_justify="left")
     shown.add_column()
     for arm in ("AdamW", "AdamW, equal time", "gradalign"):
@@ -31,7 +31,7 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def title(settings: dict[str, Any]) -> str:
-    """What was compared."""
+    """The title: what was compared."""
     noise = f" ({settings['label_noise']:.0%} wrong labels)" if settings["label_noise"] else ""
     aligned = f"{settings['objective']}, weight {settings['weight']:g}, {settings['normalize']}"
     return f"{settings['model']} on {settings['data']}{noise}: AdamW without and with gradalign ({aligned})"
@@ -66,20 +66,20 @@ def rows(s: dict[str, Any], peak_memory: dict[str, int]) -> list[Row]:
 
 
 def conditions(record: dict[str, Any]) -> str:
-    """How the numbers came about."""
+    """How the numbers were measured."""
     settings, s = record["settings"], record["summary"]
     seeds = "One seed" if s["num_seeds"] == 1 else f"Means of {s['num_seeds']} seeds"
-    spread = " with 95% intervals" if s["num_seeds"] >= LEAST_SEEDS else ", too few for an interval"
+    spread = " with 95% intervals" if s["num_seeds"] >= MIN_SEEDS else ", too few for an interval"
     return (
         f"{seeds}{spread}; {settings['train_size']} texts for training and {settings['test_size']} for the test, no group "
-        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms: AdamW, same weights, batches, "
-        "dropout. Loss: last 20 steps. Alignment: before -> after equal steps, held-out micro-batches, eval mode. Times: "
-        "medians, the arms taking turns."
+        f"(film) in both; {settings['k']} micro-batches of {settings['batch']}. Both arms use AdamW and the same initial "
+        "weights, batches and dropout. Loss: mean of the last 20 steps. Alignment: before -> after equal steps, on held-out "
+        "micro-batches in eval mode. Times: medians of alternating steps."
     )
 
 
 def findings(record: dict[str, Any]) -> list[str]:
-    """What the run shows and what it does not, a sentence each."""
+    """What the accuracies show at equal steps and at equal time, one sentence each."""
     s = record["summary"]
     return [
         verdict(Interval(**s["difference_points"][key]), words, s["num_seeds"])
@@ -88,17 +88,17 @@ def findings(record: dict[str, Any]) -> list[str]:
 
 
 def verdict(difference: Interval, at: str, num_seeds: int) -> str:
-    """What the accuracies of some seeds let one say, and no more."""
+    """What the accuracies of `num_seeds` seeds show, and no more."""
     measured = f"At {at}: gradalign minus AdamW = {difference.mean:+.2f} points"
     if difference.half_width is None:
         seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
-        return f"{measured} on {seeds}, which cannot show a difference; --seeds {LEAST_SEEDS} or more give an interval."
+        return f"{measured} on {seeds}, which cannot show a difference; --seeds {MIN_SEEDS} or more give an interval."
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
     bounds = f"{measured}, 95% interval {low:+.2f} to {high:+.2f} over {num_seeds} paired seeds"
     if difference.excludes_zero:
         return (
-            f"{bounds}: it leaves out 0, as one in 20 does by chance where there is no difference; repeat it with other seeds "
-            "(--first-seed) before you rely on it."
+            f"{bounds}: it excludes 0, which without a difference happens by chance in one of 20 runs; repeat it with other "
+            "seeds (--first-seed) before you rely on it."
         )
     return f"{bounds}: it includes 0, so no difference is shown."
 

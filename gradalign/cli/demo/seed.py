@@ -1,4 +1,4 @@
-"""One seed of the demo: split, batches, both arms, everything measured on them."""
+"""One seed of the demo: its data, both arms, and everything measured on them."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ import torch
 from torch import nn
 
 import gradalign
-from gradalign.cli.demo import record as demo_record
-from gradalign.cli.demo.arm import Arm, Backward, Batch, aligned_backward, plain_backward
+from gradalign.cli.demo.arm import Arm, Backward, aligned_backward, plain_backward
 from gradalign.cli.demo.measure import alignment, peak_memory
+from gradalign.cli.demo.record import seed_record
 from gradalign.cli.demo.settings import Settings
-from gradalign.cli.demo.train import Watcher, go_on, train
+from gradalign.cli.demo.train import Arms, Progress, train_equal_steps, train_equal_time
 from gradalign.cli.errors import CommandError
-from gradalign.cli.workload import data as demo_data
 from gradalign.cli.workload.data import Corpus
-from gradalign.cli.workload.model import Classifier, Collator
+from gradalign.cli.workload.model import Batch, Classifier, Collator
+from gradalign.cli.workload.sampling import flip_labels, shuffled_batches, split_by_group
 
 EVALUATION_BATCH = 128
-HELD_OUT = 32  # micro-batches that alignment is measured on: of 8 alone, a few texts would decide
+ALIGNMENT_BATCHES = 32  # with 8 of them the result would depend on a few texts
 
 
-class Texts:
+class SeedData:
     """The training and test texts of one seed as micro-batches.
 
     Args:
-        corpus: what to split.
+        corpus: all texts.
         tokenizer: of the model.
-        settings: sizes, label noise.
+        settings: sizes of the sets and of the batches, label noise.
         seed: of the split, the noise and the order.
         device: of the tensors.
     """
 
     def __init__(self, corpus: Corpus, tokenizer: Any, settings: Settings, seed: int, device: torch.device) -> None:
-        learned, held_out = demo_data.split(corpus, seed, settings.train_size, settings.test_size)
-        noisy = demo_data.flip_labels(learned, settings.label_noise, len(corpus.classes), seed)
-        self._train, self._test = Collator(tokenizer, noisy, device), Collator(tokenizer, held_out, device)
-        self.device = device
+        train, test = split_by_group(corpus, seed, settings.train_size, settings.test_size)
+        noisy = flip_labels(train, settings.label_noise, len(corpus.classes), seed)
+        self._train, self._test = Collator(tokenizer, noisy, device), Collator(tokenizer, test, device)
         self._k, self._batch, self._seed = settings.k, settings.batch, seed
-        self.test = self._test.by_length(EVALUATION_BATCH)
+        self.device = device
+        self.test_batches = self._test.by_length(EVALUATION_BATCH)
         self.counts = {
-            "train": len(learned),
-            "train_groups": len({s.group for s in learned}),
-            "test": len(held_out),
-            "test_groups": len({s.group for s in held_out}),
+            "train": len(train),
+            "train_groups": len({s.group for s in train}),
+            "test": len(test),
+            "test_groups": len({s.group for s in test}),
         }
 
     def steps(self) -> Iterator[list[Batch]]:
-        """The micro-batches of every step, without end; the same for the same seed."""
-        for indices in demo_data.batches(len(self._train), self._k * self._batch, self._seed):
+        """The micro-batches of each step, endless and the same for the same seed."""
+        for indices in shuffled_batches(len(self._train), self._k * self._batch, self._seed):
             yield [self._train(indices[i : i + self._batch]) for i in range(0, len(indices), self._batch)]
 
-    def held_out(self) -> list[Batch]:
-        """Fixed micro-batches of test texts, `HELD_OUT` or as many as there are, on which alignment is measured."""
-        num, total = max(2, min(HELD_OUT, len(self._test) // self._batch)), len(self._test)
+    def alignment_batches(self) -> list[Batch]:
+        """Fixed micro-batches of test texts that alignment is measured on: `ALIGNMENT_BATCHES`, or as many as there are."""
+        num, total = max(2, min(ALIGNMENT_BATCHES, len(self._test) // self._batch)), len(self._test)
         return [self._test([i % total for i in range(j * self._batch, (j + 1) * self._batch)]) for j in range(num)]
 
 
-def makers(settings: Settings) -> dict[str, Callable[[Classifier], Backward]]:
+def backward_factories(settings: Settings) -> dict[str, Callable[[Classifier], Backward]]:
     """How each arm fills `.grad`, by the arm's name."""
     return {
         "adamw": plain_backward,
@@ -68,41 +68,41 @@ def makers(settings: Settings) -> dict[str, Callable[[Classifier], Backward]]:
     }
 
 
-def train_seed(settings: Settings, seed: int, model: Classifier, texts: Texts, watcher: Watcher) -> dict[str, Any]:
+def train_seed(settings: Settings, seed: int, model: Classifier, data: SeedData, progress: Progress) -> dict[str, Any]:
     """Trains both arms and measures them.
 
     Args:
         settings: of the run.
-        seed: of the dropout; initialisation, split and order are in `model` and `texts`.
-        model: what both arms start from; left as it is.
-        texts: what both arms see.
-        watcher: told how far it is.
+        seed: of the dropout; `model` and `data` have used it for initialisation, split and order.
+        model: the model both arms start from; not changed.
+        data: the texts of both arms.
+        progress: advanced by one per step.
 
     Returns:
         The seed's part of the record.
     """
-    plain, aligned = (Arm(model, settings.lr, settings.warmup, seed, make) for make in makers(settings).values())
-    steps, held_out = texts.steps(), texts.held_out()
+    factories = backward_factories(settings).values()
+    arms = Arms(*(Arm(model, settings.lr, settings.warmup, seed, factory) for factory in factories))
+    steps, held_out = data.steps(), data.alignment_batches()
     alignments = {"before": alignment(model, held_out)}
-    train(plain, aligned, settings.steps, steps, texts.test, watcher)
-    alignments |= {"adamw": alignment(plain.model, held_out), "gradalign": alignment(aligned.model, held_out)}
-    go_on(plain, aligned, steps, texts.test, watcher)
-    return demo_record.seed_record(seed, settings.steps, plain, aligned, alignments, texts.counts)
+    train_equal_steps(arms, settings.steps, steps, data.test_batches, progress)
+    alignments |= {"adamw": alignment(arms.plain.model, held_out), "gradalign": alignment(arms.aligned.model, held_out)}
+    train_equal_time(arms, steps, data.test_batches, progress)
+    return seed_record(seed, settings.steps, arms, alignments, data.counts)
 
 
-def peak_memories(settings: Settings, model: Classifier, texts: Texts) -> dict[str, int]:
+def peak_memories(settings: Settings, model: Classifier, data: SeedData) -> dict[str, int]:
     """The peak memory of each arm in bytes."""
-    micro_batches = next(texts.steps())
+    micro_batches = next(data.steps())
+    arm = functools.partial(Arm, model, settings.lr, settings.warmup, 0)
     return {
-        name: peak_memory(
-            functools.partial(Arm, model, settings.lr, settings.warmup, 0, make), micro_batches, texts.device
-        )
-        for name, make in makers(settings).items()
+        name: peak_memory(functools.partial(arm, factory), micro_batches, data.device)
+        for name, factory in backward_factories(settings).items()
     }
 
 
 def check_aligner(settings: Settings, model: nn.Module) -> None:
-    """Raises CommandError, before any time is spent, for options that `GradAlign` refuses; builds kernels where needed."""
+    """Raises CommandError for options that `GradAlign` refuses; builds kernels where needed."""
     try:
         gradalign.GradAlign(model, weight=settings.weight, **settings.aligner_options)
     except ValueError as error:

@@ -1,49 +1,63 @@
 """Paired training: AdamW and gradalign side by side, from the same weights, on the same batches, with the same dropout.
 
-The two arms take turns step by step, so that their times are comparable: whatever else the machine does hits both. Each
-arm keeps its own random stream, seeded alike, which its steps alone advance.
+The two arms alternate step by step, so that other load on the machine slows both and their times can be compared. Each arm
+has its own random number generator state, seeded alike, which only its own steps advance.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from gradalign.cli.demo.arm import Arm, Batch
+from gradalign.cli.demo.arm import Arm
+from gradalign.cli.workload.model import Batch
 
 
-class Watcher(Protocol):
-    """Who is told how far the training is."""
+class Arms(NamedTuple):
+    """The two models in training that are compared."""
 
-    def expect(self, steps: int) -> None:
-        """So many further steps are to come."""
+    plain: Arm
+    aligned: Arm
+
+    @property
+    def cost_factor(self) -> float:
+        """See `cost_factor`."""
+        return cost_factor(self.plain.curve.seconds, self.aligned.curve.seconds)
+
+
+class Progress(Protocol):
+    """What training reports its progress to."""
+
+    def add_steps(self, steps: int) -> None:
+        """Adds steps to the total."""
 
     def advance(self) -> None:
-        """A step, of both arms or of AdamW's further ones, is done."""
+        """One step is done: of both arms, or of AdamW alone."""
 
 
-def train(
-    plain: Arm, aligned: Arm, steps: int, data: Iterator[Sequence[Batch]], test: Sequence[Batch], watcher: Watcher
+def train_equal_steps(
+    arms: Arms, steps: int, data: Iterator[Sequence[Batch]], test: Sequence[Batch], progress: Progress
 ) -> None:
-    """Equal steps: both arms take every step on the same micro-batches, in turns; the first to go alternates."""
-    marks = evaluation_steps(steps)
+    """Both arms take every step on the same micro-batches; which arm goes first alternates."""
+    evaluated = evaluation_steps(steps)
     for step in range(steps):
         micro_batches = next(data)
-        for arm in (plain, aligned) if step % 2 == 0 else (aligned, plain):
+        for arm in arms if step % 2 == 0 else reversed(arms):
             arm.step(micro_batches)
-            if step + 1 in marks:
+            if step + 1 in evaluated:
                 arm.evaluate(test)
-        watcher.advance()
+        progress.advance()
 
 
-def go_on(plain: Arm, aligned: Arm, data: Iterator[Sequence[Batch]], test: Sequence[Batch], watcher: Watcher) -> None:
-    """Equal time: AdamW takes the further steps that gradalign's extra time pays for, and is evaluated once more."""
+def train_equal_time(arms: Arms, data: Iterator[Sequence[Batch]], test: Sequence[Batch], progress: Progress) -> None:
+    """AdamW takes as many further steps as fit into the extra time of gradalign, and is evaluated once more."""
+    plain, aligned = arms
     extra = extra_steps(plain.curve.seconds, aligned.curve.seconds)
-    watcher.expect(extra)
+    progress.add_steps(extra)
     for _ in range(extra):
         plain.step(next(data))
-        watcher.advance()
+        progress.advance()
     if extra:
         plain.evaluate(test)
 
@@ -59,5 +73,5 @@ def extra_steps(plain: Sequence[float], aligned: Sequence[float]) -> int:
 
 
 def evaluation_steps(steps: int, points: int = 4) -> set[int]:
-    """Up to `points` steps, evenly spread, the last among them."""
+    """Up to `points` evenly spaced steps; the last step is always one of them."""
     return {max(1, round(steps * (i + 1) / points)) for i in range(points)}

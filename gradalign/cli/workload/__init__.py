@@ -1,1 +1,1 @@
-"""What `demo`, `tune` and the benchmarks train: film reviews, and small pretrained models."""
+"""What `demo`, `tune` and the benchmarks train: small pretrained text encoders on film reviews or your own texts."""

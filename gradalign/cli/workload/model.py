@@ -1,4 +1,4 @@
-"""The demo's model: a pretrained encoder, the mean of its token states, a linear classifier."""
+"""The model: a pretrained text encoder, the mean of its token states, a linear classifier."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from gradalign.cli.errors import CommandError
-from gradalign.cli.workload import assets as demo_assets
+from gradalign.cli.workload import assets
 from gradalign.cli.workload.data import Snippet
 
 MAX_TOKENS = 64
 
+Batch = dict[str, Tensor]
+
 
 class Classifier(nn.Module):
-    """logits = W mean_t(encoder(x)_t) + b, the mean over the tokens that are no padding."""
+    """logits = W mean_t(encoder(x)_t) + b, the mean over the tokens that are not padding."""
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
@@ -42,18 +44,11 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
         name: "bert-tiny", "minilm", a directory, or a name on the Hugging Face hub. Only the last may use the network.
 
     Raises:
-        CommandError: nothing of that name, or something that is no text encoder.
+        CommandError: there is no such model, or it is not a text encoder.
     """
-    path = demo_assets.locate(name) if name in demo_assets.MODELS else Path(name)
+    path = assets.locate(name) if name in assets.MODELS else Path(name)
     local = path.is_dir()
-    if local:  # before transformers is imported, which reads it once
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _hide_own_kernels()
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers = _import_transformers(offline=local)
     source = str(path) if local else name
     try:
         with warnings.catch_warnings():
@@ -67,24 +62,40 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
         ) from error
     except ImportError as error:
         raise CommandError(f"expected a transformers that can load {name}; got: {error}") from error
-    if encoder.config.is_encoder_decoder:
-        encoder = encoder.get_encoder()
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # the mean is the pooling here
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return encoder, tokenizer
+    return _without_head(encoder), tokenizer
+
+
+def _import_transformers(offline: bool) -> Any:
+    if offline:  # read when transformers is imported
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _hide_own_kernels()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def _without_head(model: Any) -> Any:
+    """The encoder alone: no decoder, and no pooler, since `Classifier` takes the mean."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    return encoder
 
 
 def _hide_own_kernels() -> None:
-    """In the source tree, transformers would take our folder `kernels/` for another package of that name."""
+    """Keeps transformers from importing the folder `kernels/` of the source tree as the package of that name."""
     found, own = importlib.util.find_spec("kernels"), importlib.util.find_spec("gradalign.kernels")
     if found and own and found.origin and own.origin and os.path.samefile(found.origin, own.origin):
         sys.modules["kernels"] = None  # type: ignore[assignment]
 
 
 class Collator:
-    """Texts to padded tensors, tokenised once."""
+    """Turns texts into padded tensors; they are tokenised once."""
 
     def __init__(self, tokenizer: Any, snippets: Sequence[Snippet], device: torch.device) -> None:
         self._pad = tokenizer.pad_token_id
@@ -95,7 +106,7 @@ class Collator:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, indices: Sequence[int]) -> Batch:
         """{"input_ids", "attention_mask"} of (batch, longest) and {"labels"} of (batch,), padded on the right."""
         rows = [self._ids[i] for i in indices]
         longest = max(map(len, rows))
@@ -108,7 +119,7 @@ class Collator:
             "labels": labels.to(self._device),
         }
 
-    def by_length(self, size: int) -> list[dict[str, Tensor]]:
-        """Everything in batches of at most `size`, texts of like length together: the least padding."""
+    def by_length(self, size: int) -> list[Batch]:
+        """All texts in batches of at most `size`, sorted by length to save padding."""
         order = sorted(range(len(self)), key=lambda i: len(self._ids[i]))
         return [self(order[i : i + size]) for i in range(0, len(order), size)]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from support.rows import HEADLINE, failed, row, split
 
+from benchmarks.errors import CommandError
 from benchmarks.steps import compare as comparison
-from gradalign.cli.errors import CommandError
 
 
 def verdicts(old, new):

@@ -5,7 +5,7 @@ from matplotlib import pyplot as plt
 from support.rows import HEADLINE, failed, result, row, split
 
 from benchmarks.steps import figures
-from benchmarks.steps.works import Work
+from benchmarks.steps.workloads import Workload
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def axes():
 
 
 def mlp(size):
-    return Work("mlp", 8, 4, size)
+    return Workload("mlp", 8, 4, size)
 
 
 SCALING = [
     row("double backward", mlp(1000), ratio=3.0, parameters=1088),
     row("double backward", mlp(10_000), ratio=4.0, parameters=10_200),
-    failed("double backward", work=mlp(100_000)),
-    failed("full Hessian", "took longer than 45 s", work=mlp(10_000)),
+    failed("double backward", workload=mlp(100_000)),
+    failed("full Hessian", "took longer than 45 s", workload=mlp(10_000)),
 ]
 
 

@@ -6,26 +6,25 @@ import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
-import gradalign
-from benchmarks.steps import record, runner
+from benchmarks import ROOT, record
+from benchmarks.steps import runner
 from benchmarks.steps.child import MARK
-from benchmarks.steps.runner import Runner, describe, in_process, without_paths
+from benchmarks.steps.runner import Request, Runner, describe, in_process, without_paths
 from benchmarks.steps.suites import Suite
-from benchmarks.steps.works import Work
+from benchmarks.steps.workloads import Workload
 
-WORK = Work("mlp", 4, 2, 1000)
+WORKLOAD = Workload("mlp", 4, 2, 1000)
 OK = {"status": "ok", "reason": None, "ratio": 1.0, "ratio_quartiles": [1.0, 1.0], "rounds": 3}
 FAILED = {"status": "failed", "reason": "RuntimeError: no"}
 
 
 @pytest.fixture
 def suite():
-    suite = Suite("toy", WORK, 1.0, "cpu")
-    suite.add(WORK, ("plain", "prefix", "momentum"), seconds=0.01, limit=60)
+    suite = Suite("toy", WORKLOAD, 1.0, "cpu")
+    suite.add(WORKLOAD, ("plain", "prefix", "momentum"), seconds=0.01, limit=60)
     return suite
 
 
@@ -43,14 +42,15 @@ def measured(monkeypatch):
 
 
 def run(suite, path, said=None, minutes=1.0, **options):
-    return Runner(suite, path, "cpu", 5, (said if said is not None else []).append, minutes).run(**options)
+    runner = Runner(suite, path, "cpu", 5, (said if said is not None else []).append)
+    return runner.run(Request(minutes, **options))
 
 
 def test_every_row_says_where_with_what_and_when(suite, measured, tmp_path):
     rows, left = run(suite, tmp_path / "toy.jsonl")
     assert (len(rows), left) == (3, [])
     for row in rows:
-        assert row["work"] == WORK.as_dict()
+        assert row["workload"] == WORKLOAD.as_dict()
         assert row["machine"]["cpu"]
         assert row["machine"]["threads"] >= 1
         assert row["versions"]["torch"]
@@ -66,7 +66,7 @@ def test_a_failure_is_a_row_and_the_rest_is_measured(suite, measured, tmp_path):
         ("prefix", "failed"),
         ("momentum", "ok"),
     ]
-    assert said[1] == f"[2/3] {WORK.name}: prefix: RuntimeError: no"
+    assert said[1] == f"[2/3] {WORKLOAD.name}: prefix: RuntimeError: no"
 
 
 def test_the_same_command_goes_on_after_an_interruption(suite, measured, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_the_same_command_goes_on_after_an_interruption(suite, measured, tmp_pat
         run(suite, path)
     assert [row["method"] for row in record.read_rows(path, "cpu")] == ["plain", "prefix"]
     with path.open("a") as file:
-        file.write('{"work": {"na')  # as a power cut leaves it
+        file.write('{"workload": {"na')  # as a power cut leaves it
     path.write_text(path.read_text() + "\n")
     monkeypatch.setattr(runner, "in_process", answer)
     measured.clear()
@@ -102,7 +102,7 @@ def test_what_failed_is_measured_again_on_request(suite, measured, tmp_path):
 def test_only_measures_what_is_named(suite, measured, tmp_path):
     rows, left = run(suite, tmp_path / "toy.jsonl", only="mom")
     assert [row["method"] for row in rows] == ["momentum"]
-    assert left == [(WORK.name, "plain"), (WORK.name, "prefix")]
+    assert left == [(WORKLOAD.name, "plain"), (WORKLOAD.name, "prefix")]
 
 
 def test_nothing_begins_after_the_bound(suite, measured, tmp_path):
@@ -115,6 +115,15 @@ def test_rows_of_another_device_are_not_taken(suite, measured, tmp_path):
     path = tmp_path / "toy.jsonl"
     run(suite, path)
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    measured.clear()
+    run(suite, path)
+    assert len(measured) == 3
+
+
+def test_rows_in_an_earlier_format_are_measured_again(suite, measured, tmp_path):
+    path = tmp_path / "toy.jsonl"
+    run(suite, path)
+    path.write_text(path.read_text().replace('"workload"', '"work"'))
     measured.clear()
     run(suite, path)
     assert len(measured) == 3
@@ -168,21 +177,20 @@ def test_what_its_own_limit_cuts_short_is_a_failure(suite, monkeypatch, tmp_path
 
 
 def test_reasons_name_no_folder_of_this_machine():
-    root = Path(gradalign.__file__).parents[1]
-    assert without_paths(f"no {root}/csrc/x.cpp for {sys.prefix}/bin/python") == "no csrc/x.cpp for bin/python"
+    assert without_paths(f"no {ROOT}/csrc/x.cpp for {sys.prefix}/bin/python") == "no csrc/x.cpp for bin/python"
     assert without_paths(None) is None
 
 
 def test_a_line_says_the_ratio_or_the_reason():
-    row = {"work": WORK.as_dict(), "method": "prefix", **OK, "ratio": 1.9, "ratio_quartiles": [1.85, 1.95]}
-    assert describe(row) == f"{WORK.name}: prefix: 1.90 times plain (1.85 to 1.95, 3 rounds)"
+    row = {"workload": WORKLOAD.as_dict(), "method": "prefix", **OK, "ratio": 1.9, "ratio_quartiles": [1.85, 1.95]}
+    assert describe(row) == f"{WORKLOAD.name}: prefix: 1.90 times plain (1.85 to 1.95, 3 rounds)"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["plain", "split m=k/4", "full Hessian"])
 def test_a_real_process_measures_everything(method):
-    work = {"model": "mlp", "k": 4, "batch": 2, "size": 1000}
-    request = {"work": work, "method": method, "device": "cpu", "threads": 1, "seed": 0, "seconds": 0.05}
+    workload = {"model": "mlp", "k": 4, "batch": 2, "size": 1000}
+    request = {"workload": workload, "method": method, "device": "cpu", "threads": 1, "seed": 0, "seconds": 0.05}
     row = in_process(request, 120)
     assert row["status"] == "ok", row
     assert row["parameters"] == 1088
@@ -195,8 +203,16 @@ def test_a_real_process_measures_everything(method):
 
 
 @pytest.mark.slow
+def test_a_real_process_is_found_from_any_folder_and_on_a_safe_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    request = {"workload": {"model": "mlp", "k": 2, "batch": 2, "size": 1000}, "device": "cpu", "threads": 1, "seed": 0}
+    assert in_process({**request, "method": "plain", "seconds": 0.01}, 120)["status"] == "ok"
+
+
+@pytest.mark.slow
 def test_a_real_process_says_why_a_method_cannot_run():
-    request = {"work": {"model": "mlp", "k": 4, "batch": 2, "size": 1000}, "device": "cpu", "threads": 1, "seed": 0}
+    request = {"workload": {"model": "mlp", "k": 4, "batch": 2, "size": 1000}, "device": "cpu", "threads": 1, "seed": 0}
     row = in_process({**request, "method": "split m=k/4 @nothing", "seconds": 0.05}, 120)
     assert row["status"] == "failed"
     assert "method: expected one of" in row["reason"]

@@ -30,24 +30,24 @@ def test_the_table_has_every_quantity_and_the_failures_with_their_reasons():
 
 def test_copies_of_a_small_model_are_not_told_from_noise():
     small = {"parameter_bytes": 17_000_000}
-    text = table.of_work([row(**small), split(**small)], HEADLINE.name)
+    text = table.of_workload([row(**small), split(**small)], HEADLINE.name)
     assert "+40 MB" in text
     assert "+2.4" not in text
 
 
 def test_notes_are_below_the_table():
-    text = table.of_work([row(), row("double backward", ratio=4.9)], HEADLINE.name)
+    text = table.of_workload([row(), row("double backward", ratio=4.9)], HEADLINE.name)
     assert "- double backward: compares every micro-batch with every other" in text
 
 
 def test_a_work_where_everything_failed():
-    assert "Nothing was measured.\n\n- plain: not measured: why" in table.of_work(
+    assert "Nothing was measured.\n\n- plain: not measured: why" in table.of_workload(
         [failed("plain", "why")], HEADLINE.name
     )
 
 
 def test_gpu_columns_are_there_for_rows_of_a_gpu():
-    text = table.of_work([row(host_seconds=0.0123, launches=400, synchronisations=0)], HEADLINE.name)
+    text = table.of_workload([row(host_seconds=0.0123, launches=400, synchronisations=0)], HEADLINE.name)
     assert "host ms | launches | synchronisations" in text
     assert "12.3 |      400 |                0 |" in text
 

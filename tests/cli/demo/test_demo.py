@@ -1,4 +1,4 @@
-"""The demo as a user runs it, only shorter."""
+"""The whole command, with fewer steps and texts."""
 
 import json
 
@@ -11,7 +11,9 @@ SHORT = ["--steps", "3", "--train-size", "100", "--test-size", "64", "--k", "4",
 
 
 @pytest.mark.slow
-def test_the_demo_prints_a_table_and_writes_plot_and_record(tmp_path, capsys):
+def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, capsys):
+    asset("bert-tiny")
+    asset("rotten-tomatoes")
     assert cli.main(["demo", *SHORT, "--seeds", "3", "--out", str(tmp_path / "new")]) == 0
     text = capsys.readouterr().out
     for words in (
@@ -36,7 +38,8 @@ def test_the_demo_prints_a_table_and_writes_plot_and_record(tmp_path, capsys):
     assert matplotlib.image.imread(tmp_path / "new" / "demo.png").std() > 0.05
 
 
-def test_a_csv_of_ones_own_with_three_classes_and_one_seed(tmp_path, capsys):
+def test_your_own_csv_with_three_classes_and_one_seed(asset, tmp_path, capsys):
+    asset("bert-tiny")
     rows = [f"sentence number {i} about subject {i % 3},class{i % 3}" for i in range(60)]
     (tmp_path / "texts.csv").write_text("\n".join(["sentence,subject", *rows]))
     columns = ["--csv", str(tmp_path / "texts.csv"), "--text-column", "sentence", "--label-column", "subject"]
@@ -51,18 +54,24 @@ def test_a_csv_of_ones_own_with_three_classes_and_one_seed(tmp_path, capsys):
     [
         (["--csv", "nowhere.csv"], "--csv: expected a CSV file; got 'nowhere.csv'"),
         (["--device", "abacus"], "--device: expected one that PyTorch can use here, such as cpu; got 'abacus'"),
-        (["--probe-fraction", "0"], "probe_fraction"),
         (["--normalize", "none"], "expected --weight with --objective dot --normalize none"),
     ],
 )
-def test_what_does_not_fit_is_said_without_a_traceback(tmp_path, capsys, argv, message):
+def test_invalid_options_are_reported_without_a_traceback(tmp_path, capsys, argv, message):
     assert cli.main(["demo", *SHORT, *argv, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gradalign demo: ")
     assert message in error
 
 
-def test_an_output_directory_that_cannot_be_made_is_said_before_any_work(tmp_path, capsys):
+def test_options_that_gradalign_refuses_are_reported_without_a_traceback(asset, tmp_path, capsys):
+    asset("bert-tiny")
+    asset("rotten-tomatoes")
+    assert cli.main(["demo", *SHORT, "--probe-fraction", "0", "--out", str(tmp_path)]) == 2
+    assert "probe_fraction" in capsys.readouterr().err
+
+
+def test_an_output_directory_that_cannot_be_made_is_refused_before_any_work(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["demo", *SHORT, "--out", str(tmp_path / "file" / "out")]) == 2
     assert "--out: expected a directory that can be written" in capsys.readouterr().err

@@ -5,8 +5,8 @@ import pytest
 import torch
 from support.toy_demo import toy_arm, toy_batches, toy_model
 
-from gradalign.cli.demo import measure as demo_measure
 from gradalign.cli.demo.arm import aligned_backward, mean_loss, plain_backward
+from gradalign.cli.demo.measure import alignment, peak_memory
 
 
 def gradients(model, batches):
@@ -21,7 +21,7 @@ def gradients(model, batches):
 def test_alignment_is_that_of_all_pairs_of_gradients():
     model, batches = toy_model(), toy_batches(5)
     pairs = list(itertools.combinations(gradients(model, batches), 2))
-    found = demo_measure.alignment(model, batches)
+    found = alignment(model, batches)
     assert found["dot"] == pytest.approx(sum(float(a @ b) for a, b in pairs) / 10, rel=1e-5)
     assert found["cosine"] == pytest.approx(sum(float(a @ b / (a.norm() * b.norm())) for a, b in pairs) / 10, rel=1e-5)
     norm = float(sum(gradients(model, batches)).norm()) / 5
@@ -31,7 +31,7 @@ def test_alignment_is_that_of_all_pairs_of_gradients():
 def test_alignment_leaves_the_model_as_it_was():
     model, batches = toy_model().train(), toy_batches(5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    demo_measure.alignment(model, batches)
+    alignment(model, batches)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -42,11 +42,9 @@ def test_peak_memory_counts_copies_of_the_parameters():
     model.embedding = torch.nn.Embedding(50_000, 8)  # 1.6 MB, far more than the activations
     copy = sum(p.nbytes for p in model.parameters())
     peaks = {
-        name: demo_measure.peak_memory(
-            functools.partial(toy_arm, make, model=model), toy_batches(4), torch.device("cpu")
-        )
+        name: peak_memory(functools.partial(toy_arm, make, model=model), toy_batches(4), torch.device("cpu"))
         for name, make in (("plain", plain_backward), ("aligned", aligned_backward(0.001, 2)))
     }
-    # The model, its gradient and two moments at least; beyond them what the optimizer's step and the passes hold for a while.
+    # At least the model, its gradient and two moments; above that, temporary tensors of the optimizer step and the passes.
     assert 4 * copy <= peaks["plain"] < 7.5 * copy
     assert peaks["plain"] - 0.1 * copy <= peaks["aligned"] < peaks["plain"] + 1.5 * copy

@@ -2,10 +2,10 @@ import itertools
 
 import pytest
 import torch
-from support.toy_demo import Counter, toy_model
+from support.toy_demo import StepCounter, toy_model
 
-from gradalign.cli.demo import seed as demo_seed
-from gradalign.cli.demo.settings import PRESETS, Settings
+from gradalign.cli.demo.seed import SeedData, check_aligner, train_seed
+from gradalign.cli.demo.settings import Settings
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.data import Corpus, Snippet
 
@@ -38,7 +38,7 @@ SETTINGS = Settings(
 
 
 class ToyTokenizer:
-    """A text of numbers is its own tokens."""
+    """Takes texts of numbers, which are the token ids."""
 
     pad_token_id = 0
 
@@ -47,13 +47,13 @@ class ToyTokenizer:
 
 
 def corpus():
-    """Class 1 has the larger tokens; the last token of a text tells its group."""
+    """Class 1 has the larger tokens; the last token of a text is its group."""
     snippets = [Snippet(f"{1 + i % 7 + 10 * (i % 2)} {i % 10}", i % 2, str(i % 10)) for i in range(120)]
     return Corpus("toy", ["a", "b"], snippets)
 
 
-def texts(seed=0):
-    return demo_seed.Texts(corpus(), ToyTokenizer(), SETTINGS, seed, torch.device("cpu"))
+def seed_data(seed=0):
+    return SeedData(corpus(), ToyTokenizer(), SETTINGS, seed, torch.device("cpu"))
 
 
 def tokens(micro_batches):
@@ -65,7 +65,7 @@ def groups(micro_batches):
 
 
 def test_a_step_is_k_micro_batches_and_follows_the_seed():
-    first, again, other = (list(itertools.islice(texts(seed).steps(), 3)) for seed in (1, 1, 2))
+    first, again, other = (list(itertools.islice(seed_data(seed).steps(), 3)) for seed in (1, 1, 2))
     assert [len(step) for step in first] == [4, 4, 4]
     assert {len(batch["labels"]) for step in first for batch in step} == {2}
     assert [tokens(step) for step in first] == [tokens(step) for step in again]
@@ -73,30 +73,31 @@ def test_a_step_is_k_micro_batches_and_follows_the_seed():
 
 
 def test_alignment_is_measured_on_groups_that_training_does_not_see():
-    made = texts()
-    seen = set().union(*(groups(step) for step in itertools.islice(made.steps(), 30)))
-    assert len(made.held_out()) == 15  # 30 test texts in micro-batches of 2
-    assert not seen & groups(made.held_out())
-    assert made.counts == {"train": 60, "train_groups": len(seen), "test": 30, "test_groups": len(groups(made.test))}
+    data = seed_data()
+    seen = set().union(*(groups(step) for step in itertools.islice(data.steps(), 30)))
+    assert len(data.alignment_batches()) == 15  # 30 test texts in micro-batches of 2
+    assert not seen & groups(data.alignment_batches())
+    assert data.counts == {
+        "train": 60,
+        "train_groups": len(seen),
+        "test": 30,
+        "test_groups": len(groups(data.test_batches)),
+    }
 
 
-def test_a_seed_gives_its_whole_record():
-    watcher = Counter()
+def test_training_a_seed_returns_its_whole_record_and_keeps_the_model():
+    progress = StepCounter()
     model = toy_model()
     before = [p.clone() for p in model.parameters()]
-    record = demo_seed.train_seed(SETTINGS, 0, model, texts(), watcher)
+    record = train_seed(SETTINGS, 0, model, seed_data(), progress)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert watcher.done == 4 + record["further_adamw_steps"]
-    assert watcher.expected == record["further_adamw_steps"]
+    assert progress.done == 4 + record["further_adamw_steps"]
+    assert progress.added == record["further_adamw_steps"]
     assert record["adamw"]["alignment"] != record["alignment_before"]
     assert record["gradalign"]["accuracies"][-1][0] == 4
 
 
-def test_options_that_gradalign_refuses_are_said():
+def test_options_that_gradalign_refuses_are_reported():
     settings = Settings(**{**vars(SETTINGS), "probe_fraction": 0.0})
     with pytest.raises(CommandError, match="probe_fraction"):
-        demo_seed.check_aligner(settings, toy_model())
-
-
-def test_the_models_with_presets_are_those_that_ship():
-    assert set(PRESETS) == {"bert-tiny", "minilm"}
+        check_aligner(settings, toy_model())

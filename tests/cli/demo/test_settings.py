@@ -2,14 +2,15 @@ import argparse
 
 import pytest
 
-from gradalign.cli.demo import settings as demo_settings
+from gradalign.cli.demo.settings import PRESETS, add_settings, resolve
 from gradalign.cli.errors import CommandError
+from gradalign.cli.workload.assets import MODELS
 
 
 def settings(*argv):
     parser = argparse.ArgumentParser()
-    demo_settings.add_settings(parser)
-    return demo_settings.resolve(parser.parse_args(argv))
+    add_settings(parser)
+    return resolve(parser.parse_args(argv))
 
 
 def test_the_defaults_are_bert_tiny_on_three_seeds():
@@ -21,15 +22,19 @@ def test_the_defaults_are_bert_tiny_on_three_seeds():
 @pytest.mark.parametrize(
     ("objective", "weight"), [("dot", 0.001), ("norm", 0.03), ("variance", 0.03), ("cosine", 0.03)]
 )
-def test_the_weight_starts_where_the_objective_does(objective, weight):
+def test_each_objective_has_its_default_weight(objective, weight):
     assert settings("--objective", objective).weight == weight
 
 
-def test_options_win_over_defaults():
+def test_options_override_defaults():
     s = settings(
         "--weight", "0", "--steps", "8", "--seeds", "5", "--lr", "0.1", "--normalize", "none", "--csv", "my.csv"
     )
     assert (s.weight, s.steps, s.warmup, s.seeds, s.lr, s.data) == (0.0, 8, 2, 5, 0.1, "my.csv")
+
+
+def test_every_model_that_ships_has_a_preset():
+    assert set(PRESETS) == set(MODELS)
 
 
 def test_other_models_have_their_own_defaults():
@@ -37,7 +42,7 @@ def test_other_models_have_their_own_defaults():
     assert settings("--model", "some/encoder").lr < settings("--model", "bert-tiny").lr
 
 
-def test_a_weight_without_a_starting_value_is_asked_for():
+def test_a_weight_without_a_default_must_be_given():
     with pytest.raises(CommandError, match="expected --weight with --objective dot --normalize gradient; got none"):
         settings("--normalize", "gradient")
 
@@ -48,7 +53,7 @@ def test_a_weight_without_a_starting_value_is_asked_for():
         (["--steps", "0"], "argument --steps: expected an integer of at least 1; got '0'"),
         (["--k", "1"], "argument --k: expected an integer of at least 2; got '1'"),
         (["--seeds", "two"], "argument --seeds: expected an integer of at least 1; got 'two'"),
-        (["--probe-fraction", "1.5"], "argument --probe-fraction: expected a share from 0 to 1; got '1.5'"),
+        (["--probe-fraction", "1.5"], "argument --probe-fraction: expected a number from 0 to 1; got '1.5'"),
         (["--radius", "-1"], "argument --radius: expected a number above 0; got '-1'"),
         (["--lr", "nan"], "argument --lr: expected a number above 0; got 'nan'"),
         (["--lr", "fast"], "argument --lr: expected a number; got 'fast'"),
@@ -56,7 +61,7 @@ def test_a_weight_without_a_starting_value_is_asked_for():
         (["--objective", "cos"], "argument --objective: invalid choice: 'cos'"),
     ],
 )
-def test_wrong_values_are_refused(argv, message, capsys):
+def test_invalid_values_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         settings(*argv)
     assert stop.value.code == 2
@@ -72,7 +77,10 @@ def test_columns_and_estimators_have_their_own_defaults():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--group-column", "film"], "--group-column: expected only with --csv; got no --csv, where that does nothing"),
+        (
+            ["--group-column", "film"],
+            "--group-column: expected only with --csv; got no --csv, where it would have no effect",
+        ),
         (["--text-column", "text", "--label-column", "y"], "--text-column, --label-column: expected only with --csv"),
         (
             ["--estimator", "prefix", "--probe-fraction", "0.5"],
@@ -80,10 +88,10 @@ def test_columns_and_estimators_have_their_own_defaults():
         ),
         (
             ["--estimator", "exact", "--difference", "central", "--radius", "0.1"],
-            "--difference, --radius: expected only with an estimator by finite differences; got --estimator exact",
+            "--difference, --radius: expected only with an estimator that takes finite differences; got --estimator exact",
         ),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(argv, message):
+def test_options_without_an_effect_are_refused(argv, message):
     with pytest.raises(CommandError, match=message):
         settings(*argv)

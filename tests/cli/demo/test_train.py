@@ -2,10 +2,17 @@ import itertools
 
 import pytest
 import torch
-from support.toy_demo import Counter, toy_arm, toy_batches
+from support.toy_demo import StepCounter, toy_arm, toy_batches
 
-from gradalign.cli.demo import train as demo_train
 from gradalign.cli.demo.arm import aligned_backward, plain_backward
+from gradalign.cli.demo.train import (
+    Arms,
+    cost_factor,
+    evaluation_steps,
+    extra_steps,
+    train_equal_steps,
+    train_equal_time,
+)
 
 
 def data(k=4):
@@ -15,44 +22,43 @@ def data(k=4):
 
 def test_with_weight_0_the_arms_are_the_same_run_bit_for_bit():
     plain, aligned = toy_arm(plain_backward), toy_arm(aligned_backward(0.0, 2))
-    demo_train.train(plain, aligned, 5, data(), toy_batches(3, seed=99), Counter())
-    assert plain.curve.losses == pytest.approx(
-        aligned.curve.losses, rel=1e-6
-    )  # the mean of the losses rounds elsewhere
+    train_equal_steps(Arms(plain, aligned), 5, data(), toy_batches(3, seed=99), StepCounter())
+    # Only the mean of the losses is rounded differently.
+    assert plain.curve.losses == pytest.approx(aligned.curve.losses, rel=1e-6)
     assert plain.curve.accuracies == aligned.curve.accuracies
     for a, b in zip(plain.model.parameters(), aligned.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_an_arm_in_turns_is_the_same_as_an_arm_alone():
+def test_an_arm_that_alternates_is_the_same_as_an_arm_alone():
     plain, aligned = toy_arm(plain_backward), toy_arm(aligned_backward(0.5, 2, objective="variance"))
-    demo_train.train(plain, aligned, 4, data(), toy_batches(1), Counter())
+    train_equal_steps(Arms(plain, aligned), 4, data(), toy_batches(1), StepCounter())
     alone = toy_arm(aligned_backward(0.5, 2, objective="variance"))
     for micro_batches in itertools.islice(data(), 4):
-        torch.rand(7)  # somebody else draws random numbers in between
+        torch.rand(7)  # other random numbers drawn in between
         alone.step(micro_batches)
     assert alone.curve.losses == aligned.curve.losses
     assert alone.curve.losses != plain.curve.losses
 
 
-def test_training_learns_and_is_evaluated_at_quarters_the_last_step_included():
+def test_training_learns_and_is_evaluated_after_each_quarter():
     plain, aligned = toy_arm(plain_backward), toy_arm(aligned_backward(0.001, 2))
-    watcher = Counter()
-    demo_train.train(plain, aligned, 40, data(), toy_batches(8, seed=99), watcher)
-    assert watcher.done == 40
+    progress = StepCounter()
+    train_equal_steps(Arms(plain, aligned), 40, data(), toy_batches(8, seed=99), progress)
+    assert progress.done == 40
     for arm in (plain, aligned):
         assert [step for step, _ in arm.curve.accuracies] == [10, 20, 30, 40]
         assert arm.curve.accuracies[-1][1] > 0.9
         assert len(arm.curve.losses) == len(arm.curve.seconds) == 40
 
 
-@pytest.mark.parametrize(("steps", "marks"), [(1, {1}), (3, {1, 2, 3}), (120, {30, 60, 90, 120})])
-def test_evaluation_steps_end_with_the_last(steps, marks):
-    assert demo_train.evaluation_steps(steps) == marks
+@pytest.mark.parametrize(("steps", "expected"), [(1, {1}), (3, {1, 2, 3}), (120, {30, 60, 90, 120})])
+def test_evaluation_steps_end_with_the_last(steps, expected):
+    assert evaluation_steps(steps) == expected
 
 
 def test_the_cost_factor_is_the_median_of_paired_steps():
-    assert demo_train.cost_factor([1.0, 2.0, 10.0], [1.5, 2.4, 12.5]) == pytest.approx(1.25)
+    assert cost_factor([1.0, 2.0, 10.0], [1.5, 2.4, 12.5]) == pytest.approx(1.25)
 
 
 @pytest.mark.parametrize(
@@ -60,20 +66,20 @@ def test_the_cost_factor_is_the_median_of_paired_steps():
     [
         ([1.0] * 8, [1.25] * 8, 2),  # 8 steps of 1.25 s pay for 10 of 1 s
         ([1.0] * 10, [1.26] * 10, 3),  # rounded
-        ([1.0] * 10, [0.9] * 10, 0),  # no time to give away
-        ([1.0, 1.0, 9.0, 1.0], [1.5, 1.5, 1.5, 1.5], 2),  # one disturbed step changes nothing
+        ([1.0] * 10, [0.9] * 10, 0),  # no extra time
+        ([1.0, 1.0, 9.0, 1.0], [1.5, 1.5, 1.5, 1.5], 2),  # one slow step changes nothing
     ],
 )
 def test_extra_steps_are_those_that_the_extra_time_pays_for(plain, aligned, extra):
-    assert demo_train.extra_steps(plain, aligned) == extra
+    assert extra_steps(plain, aligned) == extra
 
 
-def test_adamw_goes_on_alone_and_is_evaluated_again():
+def test_adamw_trains_longer_alone_and_is_evaluated_again():
     plain, aligned = toy_arm(plain_backward), toy_arm(aligned_backward(0.001, 2))
-    steps, watcher, test = data(), Counter(), toy_batches(2, seed=99)
-    demo_train.train(plain, aligned, 4, steps, test, watcher)
+    steps, progress, test = data(), StepCounter(), toy_batches(2, seed=99)
+    train_equal_steps(Arms(plain, aligned), 4, steps, test, progress)
     plain.curve.seconds, aligned.curve.seconds = [1.0] * 4, [1.5] * 4
-    demo_train.go_on(plain, aligned, steps, test, watcher)
+    train_equal_time(Arms(plain, aligned), steps, test, progress)
     assert (len(plain.curve.losses), len(aligned.curve.losses)) == (6, 4)
     assert plain.curve.accuracies[-1][0] == 6
-    assert (watcher.expected, watcher.done) == (2, 6)
+    assert (progress.added, progress.done) == (2, 6)

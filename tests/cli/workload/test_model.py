@@ -1,22 +1,23 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from gradalign.cli.errors import CommandError
-from gradalign.cli.workload import assets as demo_assets
-from gradalign.cli.workload import model as demo_model
 from gradalign.cli.workload.data import Snippet
+from gradalign.cli.workload.model import Classifier, Collator, load_pretrained
 
 CPU = torch.device("cpu")
 SNIPPETS = [Snippet("A wonderful film.", 0, "a"), Snippet("A long, dull and predictable mess of a film.", 1, "b")]
 
 
 @pytest.fixture(scope="module")
-def bert():
-    return demo_model.load_pretrained("bert-tiny")
+def bert(asset):
+    asset("bert-tiny")
+    return load_pretrained("bert-tiny")
 
 
 def test_bert_tiny_is_the_pretrained_encoder_without_a_pooler(bert):
@@ -26,10 +27,10 @@ def test_bert_tiny_is_the_pretrained_encoder_without_a_pooler(bert):
     assert encoder.pooler is None
 
 
-def test_padding_changes_no_answer(bert):
+def test_padding_changes_no_logits(bert):
     encoder, tokenizer = bert
-    model = demo_model.Classifier(encoder, 128, 2).eval()
-    collate = demo_model.Collator(tokenizer, SNIPPETS, CPU)
+    model = Classifier(encoder, 128, 2).eval()
+    collate = Collator(tokenizer, SNIPPETS, CPU)
     with torch.no_grad():
         together = collate([0, 1])
         logits = model(together["input_ids"], together["attention_mask"])
@@ -43,7 +44,7 @@ def test_the_classifier_averages_the_token_states():
         def forward(self, input_ids, attention_mask):
             return type("Output", (), {"last_hidden_state": input_ids.unsqueeze(-1).float()})
 
-    model = demo_model.Classifier(States(), 1, 1)
+    model = Classifier(States(), 1, 1)
     nn.init.ones_(model.head.weight)
     nn.init.zeros_(model.head.bias)
     logits = model(torch.tensor([[2, 4, 9]]), torch.tensor([[1, 1, 0]]))
@@ -52,27 +53,28 @@ def test_the_classifier_averages_the_token_states():
 
 def test_batches_by_length_hold_every_text_once(bert):
     snippets = [Snippet("word " * n, n % 2, "") for n in (9, 1, 5, 3, 7)]
-    batches = demo_model.Collator(bert[1], snippets, CPU).by_length(2)
+    batches = Collator(bert[1], snippets, CPU).by_length(2)
     assert [b["attention_mask"].sum(1).tolist() for b in batches] == [[3, 5], [7, 9], [11]]  # with [CLS] and [SEP]
     assert [b["input_ids"].shape[1] for b in batches] == [5, 9, 11]
 
 
-def test_a_directory_can_be_given(bert):
-    encoder, _ = demo_model.load_pretrained(str(demo_assets.locate("bert-tiny")))
+def test_a_directory_can_be_given(asset, bert):
+    encoder, _ = load_pretrained(str(asset("bert-tiny")))
     for a, b in zip(encoder.parameters(), bert[0].parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_something_that_is_no_model_is_explained(tmp_path):
+def test_a_directory_without_a_model_is_reported(tmp_path):
     with pytest.raises(
         CommandError, match=r"--model: expected bert-tiny, minilm, a directory or a Hugging Face name.*; got '"
     ):
-        demo_model.load_pretrained(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
-def test_the_source_tree_is_not_taken_for_another_package():
+def test_the_source_tree_is_not_taken_for_another_package(asset):
     """transformers imports whatever top-level package is called `kernels`; in the source tree that would be ours."""
-    root = demo_assets.REQUIREMENTS.parents[3]
+    asset("bert-tiny")
+    root = Path(__file__).resolve().parents[3]
     load = "from gradalign.cli.workload.model import load_pretrained; load_pretrained('bert-tiny')"
     script = f"import sys; {load}; print(sys.modules['kernels'])"
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)

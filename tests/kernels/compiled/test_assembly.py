@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
+import runpy
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import triton
 import triton.language as tl
 from support.triton.assembly import TARGETS, Assembly, Case, compiled, element_bytes
-from support.triton.cases import ROWS, Row, dtype_names
+from support.triton.cases import ROWS, Row, compiled_row, dtype_names
 
 from gradalign.kernels.sweep import read_wide
 
 REGISTERS = 64
-
-
-def compiled_row(place: tuple[int, str]) -> Assembly:
-    row, target = place
-    return compiled(ROWS[row].case, target)
+IMPORT_PATH = Path(__file__).parents[2] / "import_path.py"  # makes `support` importable in a spawned process
 
 
 @pytest.fixture(scope="session")
 def assemblies() -> dict[tuple[int, str], Assembly]:
     """Of all rows and targets, compiled by as many processes as there are cores."""
     places = [(row, target) for row in range(len(ROWS)) for target in TARGETS]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), runpy.run_path, (str(IMPORT_PATH),)) as pool:
         return dict(zip(places, pool.map(compiled_row, places, chunksize=8), strict=True))
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from support.triton import no_gpu
 
-from gradalign import kernels
+from gradalign.backends import signatures, triton
 from gradalign.kernels import launch
-from gradalign.kernels.columns import column
 from gradalign.kernels.sweep import CHUNK
+from gradalign.kernels.tensor_lists import entry_of
 
 HALF = torch.tensor(0.5)
 
@@ -36,7 +36,7 @@ def ones(*sizes: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 
 def test_one_launch_a_combination_of_dtypes_and_one_for_the_sums(launches: list[tuple]) -> None:
     xs = [*ones(10, CHUNK + 1), *ones(7, dtype=torch.bfloat16), *ones(3)]
-    kernels.norm_dot(xs)
+    triton.norm_dot(xs)
     # float32: chunks 1 + 2 + 1; bfloat16: 1; then the sums.
     assert [grid for grid, *_ in launches] == [(4, 1, 1), (1, 1, 1), (3, 1, 1)]
     assert {stream for _, stream, *_ in launches} == {7}
@@ -44,7 +44,7 @@ def test_one_launch_a_combination_of_dtypes_and_one_for_the_sums(launches: list[
 
 def test_what_the_kernel_gets(launches: list[tuple]) -> None:
     params, backups, xs = ones(10, 3 * CHUNK), ones(10, 3 * CHUNK), ones(10, 3 * CHUNK)
-    kernels.perturb_(params, backups, xs, HALF)
+    triton.perturb_(params, backups, xs, HALF)
     _, _, chunks, numels, first, total, columns, scalars, *_ = launches[0]
     assert chunks.tolist() == [0, 1 << 32, 1 << 32 | 1, 1 << 32 | 2]
     assert numels.tolist() == [10, 3 * CHUNK]
@@ -58,10 +58,10 @@ def test_a_second_call_compiles_nothing_and_makes_no_table(
 ) -> None:
     accs, grads = ones(5, 6), ones(5, 6)
     for _ in range(2):
-        kernels.accumulate_(accs, grads, HALF)
+        triton.accumulate_(accs, grads, HALF)
     monkeypatch.setattr(launch, "Compiled", None)
     tables = launches[-2][2:5], launches[-2][6]
-    kernels.accumulate_(accs, grads, HALF)
+    triton.accumulate_(accs, grads, HALF)
     assert all(map(same, tables[0][:2], launches[-2][2:4]))
     assert all(map(same, tables[1], launches[-2][6]))
 
@@ -72,9 +72,9 @@ def same(a: Any, b: Any) -> bool:
 
 def test_new_gradients_renew_their_addresses_only(launches: list[tuple]) -> None:
     accs = ones(5, 6)
-    kernels.accumulate_(accs, ones(5, 6), HALF)
+    triton.accumulate_(accs, ones(5, 6), HALF)
     grads = ones(5, 6)
-    kernels.accumulate_(accs, grads, HALF)
+    triton.accumulate_(accs, grads, HALF)
     (old, _), (new, addresses) = launches[0][6], launches[2][6]
     assert new is old
     assert addresses.tolist() == [g.data_ptr() for g in grads]
@@ -84,38 +84,38 @@ def test_new_gradients_renew_their_addresses_only(launches: list[tuple]) -> None
 def test_a_tensor_whose_memory_moved_is_found(launches: list[tuple]) -> None:
     xs = ones(5, 6)
     for _ in range(2):
-        kernels.norm_dot(xs)
+        triton.norm_dot(xs)
     xs[1].data = torch.zeros(6)
-    kernels.norm_dot(xs)
+    triton.norm_dot(xs)
     assert launches[-2][6][0].tolist() == [x.data_ptr() for x in xs]
 
 
 def test_an_identity_that_passed_to_another_tensor_is_no_hit() -> None:
     xs = ones(8, 8)
-    first = column(xs)
-    assert column(xs) is first
-    assert column(xs) is first
+    first = entry_of(xs)
+    assert entry_of(xs) is first
+    assert entry_of(xs) is first
     memory = xs[1].data_ptr()
     xs[1] = xs[1].view(torch.bfloat16)  # the same address, another dtype; perhaps the same identity
     gc.collect()
-    second = column(xs)
+    second = entry_of(xs)
     assert second is not first
     assert second.addresses[1] == memory
-    assert second.kinds != first.kinds
+    assert second.formats != first.formats
 
 
 def test_views_of_one_memory_are_told_apart() -> None:
     x = torch.ones(4, 6)
-    kinds = [column([view]).kinds for view in (x, x.t(), x[:, ::2], x)]
-    assert kinds[0] == kinds[3]
-    assert len(set(kinds)) == 3
+    formats = [entry_of([view]).formats for view in (x, x.t(), x[:, ::2], x)]
+    assert formats[0] == formats[3]
+    assert len(set(formats)) == 3
 
 
 def test_permuted_tensors_that_agree_are_not_copied(launches: list[tuple]) -> None:
     params, backups, xs = ([torch.ones(4, 6).t()] for _ in range(3))
-    kernels.perturb_(params, backups, xs, HALF)
+    triton.perturb_(params, backups, xs, HALF)
     assert [c.tolist() for c in launches[0][6]] == [[t[0].data_ptr()] for t in (params, backups, xs)]
-    kernels.perturb_(params, backups, [torch.ones(6, 4)], HALF)
+    triton.perturb_(params, backups, [torch.ones(6, 4)], HALF)
     copied = launches[3][6]  # after the sums of no regular tensor
     assert copied[0].tolist() != [params[0].data_ptr()]
 
@@ -123,8 +123,8 @@ def test_permuted_tensors_that_agree_are_not_copied(launches: list[tuple]) -> No
 def test_a_stochastic_step_takes_elements_in_row_major_order(launches: list[tuple]) -> None:
     params, grads = ([torch.ones(4, 6, dtype=torch.bfloat16).t()] for _ in range(2))
     scalars = (torch.tensor(1.0),) * 3
-    kernels.sgd_step_(params, grads, [], [], [torch.zeros(())], *scalars)
-    kernels.sgd_step_(params, grads, [], [], [torch.zeros(())], *scalars, seed=torch.tensor(1))
+    signatures.call(triton, "sgd_step_", params, grads, [], [], [torch.zeros(())], *scalars)
+    signatures.call(triton, "sgd_step_", params, grads, [], [], [torch.zeros(())], *scalars, seed=torch.tensor(1))
     plain, stochastic = (launches[k][6][0].tolist() for k in (1, 3))
     assert plain == [params[0].data_ptr()]
     assert stochastic != plain
@@ -132,12 +132,12 @@ def test_a_stochastic_step_takes_elements_in_row_major_order(launches: list[tupl
 
 def test_an_interrupt_finds_a_launch_and_its_version_bumps_together(launches: list[tuple]) -> None:
     params, backups = ones(5, 6), ones(5, 6)
-    kernels.restore_(params, backups)
+    triton.restore_(params, backups)
     seen = set()
     for at in range(1, 2000):
         launches.clear()
         versions = [p._version for p in params]
-        finished = interrupted_call(at, lambda: kernels.restore_(params, backups))
+        finished = interrupted_call(at, lambda: triton.restore_(params, backups))
         bumped = [p._version > v for p, v in zip(params, versions, strict=True)]
         assert bumped == [bool(launches)] * 2
         seen.add(bumped[0])

@@ -1,14 +1,10 @@
 """The kernels run under Triton's interpreter, on the CPU: a few milliseconds a block, so that sizes and cases are chosen."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "backends"))
-
 from support import kernel_cases
+
+pytest.register_assert_rewrite("support.op_cases", "support.step_cases")
 
 # Around the length of a block (1024) and of a masked block (128); what is longer than a chunk has a test of its own.
 kernel_cases.tensors.__defaults__ = (((), (3,), (0,), (33, 31), (1024,), (41, 25), (2, 3, 5, 7)),)

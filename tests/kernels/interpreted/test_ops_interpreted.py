@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ops import (  # noqa: F401
+from support.op_cases import (  # noqa: F401
     test_accumulate,
     test_combine,
     test_denormals_are_not_flushed,

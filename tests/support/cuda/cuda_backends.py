@@ -7,7 +7,6 @@ from types import ModuleType
 import pytest
 
 from gradalign.backends import native
-from gradalign.extension import UnavailableError
 from support.cuda.emulated import emulated
 from support.cuda.on_device import OnDevice
 
@@ -15,10 +14,9 @@ from support.cuda.on_device import OnDevice
 def cuda_backend(kind: str) -> ModuleType | OnDevice:
     """ "emulated" or "gpu"; skips or fails the test that asks for what is not there."""
     if kind == "emulated":
-        try:
-            return emulated()
-        except (RuntimeError, UnavailableError) as error:
-            pytest.skip(f"no emulated GPU: {error}")
+        if native.why_unavailable() is not None:
+            pytest.skip(f"no emulated GPU: {native.why_unavailable()}")
+        return emulated()
     reason = native.why_not_on("cuda")
     if reason is not None:
         pytest.fail(f"the CUDA kernels do not work here: {reason}")

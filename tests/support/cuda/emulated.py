@@ -10,10 +10,9 @@ from types import ModuleType
 
 import torch
 
-from gradalign.backends import native
+from gradalign.backends import native, signatures
 from gradalign.extension import ensure, library
 from gradalign.extension.library import Library, Unit
-from gradalign.ops import SCHEMAS
 
 EMULATOR = Path(__file__).resolve().parent / "emulator"
 
@@ -34,7 +33,7 @@ def emulated_library() -> Library:
             *(Unit(f"cuda/{name}", f"{name}.o", flags) for name in kernels),
         ),
         link=cpu.link,
-        inputs=("math", "cpu/operand.h", "cpu/tensors.h", "cuda"),
+        inputs=("math", "tensor", "cuda"),
         built_for=f"{cpu.built_for}, emulator {headers}",
     )
 
@@ -46,10 +45,7 @@ def emulated() -> ModuleType:
     if reason is not None:
         raise RuntimeError(reason)
     path = ensure(emulated_library())
-    definitions = torch.library.Library("gradalign_emulated", "DEF")
-    for name in SCHEMAS:
-        schema = getattr(torch.ops.gradalign_native, name).default._schema
-        definitions.define(str(schema).removeprefix("gradalign_native::"))
+    signatures.define("gradalign_emulated")
     torch.ops.load_library(path)
 
     spec = importlib.util.spec_from_file_location("gradalign_emulated", native.__file__)
@@ -59,5 +55,5 @@ def emulated() -> ModuleType:
     spec.loader.exec_module(module)
     module.NAME = "cuda"
     module._kernel = functools.cache(lambda name: getattr(torch.ops.gradalign_emulated, name).default._op)
-    module.definitions = definitions  # a Library takes its ops away when it goes
+    module.IS_EMULATED = True
     return module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.ops import SCHEMAS
+from gradalign.backends.signatures import VECTOR_OPS, StepScalars, StepTensors
 
 
 class OnDevice:
@@ -21,7 +21,7 @@ class OnDevice:
         self._device = torch.device(device)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op not in SCHEMAS:
+        if op != "step_" and op not in VECTOR_OPS:
             raise AttributeError(op)
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -36,6 +36,8 @@ class OnDevice:
         return run
 
     def _moved(self, value: Any, there: dict[tuple, tuple[Tensor, Tensor]]) -> Any:
+        if isinstance(value, (StepTensors, StepScalars)):
+            return type(value)(*(self._moved(v, there) for v in value))
         if isinstance(value, (list, tuple)):
             return [self._moved(v, there) for v in value]
         if not isinstance(value, Tensor):

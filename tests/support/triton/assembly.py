@@ -66,7 +66,7 @@ def compiled(case: Case, target: str, kernel: Any = sweep) -> Assembly:
         "numels": "*i64",
         "first": "i32",
         "total": "i32",
-        "columns": ("*i64",) * len(case.dtypes),
+        "lists": ("*i64",) * len(case.dtypes),
         "scalars": case.scalars,
         "per_tensor": case.per_tensor,
         "floats": ("fp32",) * case.num_floats,

@@ -18,7 +18,7 @@ from gradalign.kernels.perturb import perturb_block
 from gradalign.kernels.restore import restore_block
 from gradalign.kernels.sgd_step import sgd_step_block
 from gradalign.kernels.swap import swap_block
-from support.triton.assembly import Case
+from support.triton.assembly import Assembly, Case, compiled
 
 F32, BF16, F16 = tl.float32, tl.bfloat16, tl.float16
 F32_SCALAR, F64_SCALAR = "*fp32", "*fp64"
@@ -136,3 +136,9 @@ ROWS = [
     *mixed_rows(),
     *mixed_step_rows(),
 ]
+
+
+def compiled_row(place: tuple[int, str]) -> Assembly:
+    """The row of that number for a target. Here, since processes that are spawned cannot import a test file."""
+    row, target = place
+    return compiled(ROWS[row].case, target)

@@ -1,8 +1,7 @@
 // The CUDA ops on CPU tensors.
-#include <torch/csrc/stable/library.h>
-
 #include "device.h"
 
-#include "../../../csrc/cuda/register.h"
+#include "../../../../csrc/cuda/ops.h"
+#include "../../../../csrc/tensor/register.h"
 
-STABLE_TORCH_LIBRARY_IMPL(gradalign_emulated, CPU, m) { gradalign::register_cuda(m); }
+STABLE_TORCH_LIBRARY_IMPL(gradalign_emulated, CPU, m) { GRADALIGN_REGISTER(m, cuda); }

@@ -1,0 +1,91 @@
+"""A small program for compute-sanitizer: every CUDA kernel once, with awkward sizes, layouts and dtypes.
+
+`compute-sanitizer --tool memcheck python -m benchmarks.gpu.driver`. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is an
+allocation of its own, so that an access beside it is seen. Prints how many ops ran; the results are tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.backends import native, signatures
+
+SIZES = (1, 3, 255, 1024, 4099, 8192, 8193)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LAYOUTS = ("contiguous", "misaligned", "transposed")
+
+
+def tensors(dtype: torch.dtype, layout: str, device: str) -> list[Tensor]:
+    """One tensor of each size; none of its elements is uninitialised."""
+    made = []
+    for n in SIZES:
+        if layout == "misaligned":
+            made.append(torch.full((n + 1,), 0.5, dtype=dtype, device=device)[1:])
+        elif layout == "transposed":
+            made.append(torch.full((2, n), 0.5, dtype=dtype, device=device).t())
+        else:
+            made.append(torch.full((n,), 0.5, dtype=dtype, device=device))
+    return made
+
+
+def vector_ops(dtype: torch.dtype, layout: str, device: str) -> int:
+    """The ops on lists."""
+    p, backups, x, y = (tensors(dtype, layout, device) for _ in range(4))
+    half = torch.full((), 0.5, dtype=torch.float64, device=device)
+    native.norm_dot(x)
+    native.norm_dot(x, y)
+    native.perturb_(p, backups, x, half)
+    native.swap_(p, backups)
+    native.restore_(p, backups)
+    native.perturb_(p, backups, x, half, y, half)
+    native.perturb_(p, x, x, half)
+    native.accumulate_(p, y, half)
+    native.combine_(p, x, y, half, half)
+    return 9
+
+
+def steps(dtype: torch.dtype, layout: str, device: str, masters: bool, skipped: bool) -> int:
+    """The optimizers."""
+    wide = torch.float32 if masters else dtype
+    p, g = (tensors(dtype, layout, device) for _ in range(2))
+    m, v, largest, kept = (tensors(wide, layout, device) for _ in range(4))
+    counts = [torch.zeros((), device=device) for _ in p]
+    one, small = (torch.full((), value, dtype=torch.float64, device=device) for value in (1.0, 0.01))
+    skip = torch.full((), float(skipped), device=device)
+    seed = torch.full((), 7, dtype=torch.int64, device=device) if dtype == torch.bfloat16 and not masters else None
+    own = kept if masters else []
+    tail = (counts, one, small, small, skip, seed)
+    adam: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "zero_grads": True}
+    signatures.call(native, "adamw_step_", p, g, m, v, [], own, *tail, **adam)
+    signatures.call(native, "adamw_step_", p, g, m, v, largest, own, *tail, **adam)
+    signatures.call(native, "sgd_step_", p, g, m, own, *tail, momentum=0.9)
+    signatures.call(native, "sgd_step_", p, g, [], own, *tail)
+    signatures.call(native, "lamb_step_", p, g, m, v, own, *tail, **adam)
+    return 5
+
+
+def main() -> int:
+    device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+    reason = native.why_not_on(device)
+    if reason is not None:
+        print(f"native kernels on {device}: {reason}", file=sys.stderr)
+        return 3
+    ran = 0
+    for dtype, layout in itertools.product(DTYPES, LAYOUTS):
+        ran += vector_ops(dtype, layout, device)
+        ran += steps(dtype, layout, device, masters=False, skipped=False)
+    for dtype, skipped in itertools.product((torch.bfloat16, torch.float16), (False, True)):
+        ran += steps(dtype, "contiguous", device, masters=True, skipped=skipped)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"{ran} ops ran")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

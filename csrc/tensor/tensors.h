@@ -1,0 +1,112 @@
+// Tensors of the LibTorch stable ABI as the kernels' operands, and how bad input is refused: for the CPU and CUDA.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../math/storage.h"
+#include "operand.h"
+
+namespace gradalign {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Operands = std::vector<Operand>;
+
+[[noreturn]] inline void refuse(const char* op, const std::string& message) {
+  throw std::invalid_argument(std::string(op) + ": " + message);
+}
+
+// For constant messages only: one that has to be put together is made after the check, with `refuse`.
+inline void expect(bool holds, const char* op, const char* message) {
+  if (!holds) refuse(op, message);
+}
+
+inline Dtype dtype_of(const Tensor& tensor, const char* op) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64();
+  static const int32_t bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
+  if (dtype == f32) return Dtype::f32;
+  if (dtype == f64) return Dtype::f64;
+  if (dtype == bf16) return Dtype::bf16;
+  expect(dtype == f16, op, "expected tensors of float32, float64, bfloat16 or float16; convert them first");
+  return Dtype::f16;
+}
+
+// Of a tensor whose layout and device the caller has checked.
+inline Operand operand_of(const Tensor& tensor, const char* op) {
+  Operand operand{};
+  operand.dtype = dtype_of(tensor, op);
+  operand.data = static_cast<char*>(tensor.data_ptr());
+  operand.flat = tensor.is_contiguous();
+  if (!operand.flat) {
+    operand.ndim = tensor.dim();
+    expect(operand.ndim <= 64, op, "expected at most 64 dimensions");
+    operand.sizes = tensor.sizes().data();
+    operand.strides = tensor.strides().data();
+  }
+  return operand;
+}
+
+inline bool is_strided(const Tensor& tensor) {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  static const int32_t strided = aoti_torch_layout_strided();
+  return layout == strided;
+}
+
+inline std::string wrong_length(const char* name, size_t expected, size_t got) {
+  return "expected " + std::string(name) + " to have " + std::to_string(expected) + " tensors; got " + std::to_string(got);
+}
+
+inline std::string wrong_steps(size_t expected, size_t got) {
+  return "expected one of steps for each of params (" + std::to_string(expected) + "); got " + std::to_string(got);
+}
+
+// Whether the elements fill one contiguous range of memory, in any order of the dimensions.
+inline bool is_dense(const Operand& operand) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < operand.ndim; ++d) {
+    if (operand.sizes[d] != 1) dims.emplace_back(operand.strides[d], operand.sizes[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline bool same_strides(const Operand& a, const Operand& b) {
+  if (a.flat || b.flat || a.ndim != b.ndim) return false;
+  for (int64_t d = 0; d < a.ndim; ++d) {
+    if (a.sizes[d] != b.sizes[d] || (a.strides[d] != b.strides[d] && a.sizes[d] != 1)) return false;
+  }
+  return true;
+}
+
+// Marks as flat the tensors that are dense in the same order of dimensions in every list: they are processed in memory order.
+inline void flatten_alike(const std::vector<Operands*>& lists) {
+  Operands& first = *lists.front();
+  for (size_t i = 0; i < first.size(); ++i) {
+    if (first[i].flat || !is_dense(first[i])) continue;
+    bool alike = true;
+    for (Operands* list : lists) alike = alike && (list->empty() || same_strides(first[i], (*list)[i]));
+    if (!alike) continue;
+    for (Operands* list : lists) {
+      if (!list->empty()) (*list)[i].flat = true;
+    }
+  }
+}
+
+}  // namespace gradalign

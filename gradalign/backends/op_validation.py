@@ -1,0 +1,157 @@
+"""Input validation of the ops. An error says what was expected, what was got and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
+from gradalign.engine.addresses import span
+
+
+def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
+    """The lists of an op agree in length, shapes and device, and nothing that is written overlaps.
+
+    A list that is written may be the same tensor, element for element, as one that is read (in place); anything else that
+    shares memory is refused, since the result would depend on the order of the work.
+    """
+    named = {**mutated, **read}
+    for name, tensors in named.items():
+        tensor_list(op, name, tensors)
+    (first_name, first), *others = named.items()
+    for name, tensors in others:
+        if len(tensors) != len(first):
+            raise ValueError(
+                f"{op}: expected {name} to have one tensor for each of {first_name} ({len(first)}); got {len(tensors)}"
+            )
+    devices = {t.device for tensors in named.values() for t in tensors}
+    if len(devices) > 1:
+        raise ValueError(
+            f"{op}: expected tensors of one device; got {sorted(map(str, devices))}; call it once a device"
+        )
+    for name, tensors in named.items():
+        for i, t in enumerate(tensors):
+            if not t.is_floating_point() or t.layout != torch.strided:
+                raise TypeError(
+                    f"{op}: expected dense real floating-point tensors; got {t.dtype}, {t.layout} in {name}[{i}]"
+                )
+            if t.shape != first[i].shape:
+                shapes = f"{tuple(first[i].shape)}; got {tuple(t.shape)}"
+                raise ValueError(f"{op}: expected {name}[{i}] to have the shape of {first_name}[{i}], {shapes}")
+    _no_overlap(op, mutated, read)
+
+
+def tensor_list(op: str, name: str, tensors: Any) -> None:
+    """A list that can be read more than once (an iterator would be empty the second time), of tensors."""
+    if isinstance(tensors, (Tensor, Mapping, str)) or not (
+        hasattr(tensors, "__len__") and hasattr(tensors, "__getitem__")
+    ):
+        remedy = f"[{name}]" if isinstance(tensors, Tensor) else f"list({name})"
+        raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(tensors).__name__}; pass {remedy}")
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(t).__name__} in {name}[{i}]")
+
+
+def zero_dim(op: str, device: torch.device | None, named: Mapping[str, object]) -> None:
+    """0-dim tensors where the lists are; None is left out."""
+    for name, value in named.items():
+        if value is None:
+            continue
+        where = device or "the device of the lists"
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{op}: expected {name} to be a 0-dim tensor on {where}; got {type(value).__name__} ({value!r}); "
+                "make it with torch.full((), value, device=...)"
+            )
+        if value.dim() != 0 or (device is not None and value.device != device):
+            raise ValueError(
+                f"{op}: expected {name} to be a 0-dim tensor on {where}; got shape {tuple(value.shape)} on {value.device}; "
+                "make it with torch.full((), value, device=...)"
+            )
+
+
+def backups_hold(op: str, backups: Tensors, params: Tensors, wider: bool) -> None:
+    """Every backup has the dtype of its parameter, or (`wider`) one that holds all of its values."""
+    for i, (b, p) in enumerate(zip(backups, params, strict=True)):
+        if b.dtype != (torch.promote_types(b.dtype, p.dtype) if wider else p.dtype):
+            dtype = f"{p.dtype} or wider" if wider else str(p.dtype)
+            raise TypeError(
+                f"{op}: expected backups[{i}] to be {dtype}, as params[{i}]; got {b.dtype}, which would not give it back "
+                "bit for bit"
+            )
+
+
+def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
+    for name, tensors in mutated.items():
+        for i, t in enumerate(tensors):
+            if t.numel() > 1 and any(
+                stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
+            ):
+                raise ValueError(
+                    f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
+                )
+    spans = sorted(
+        (*span(t), name in mutated, i, name, _layout(t))
+        for name, tensors in {**mutated, **read}.items()
+        for i, t in enumerate(tensors)
+        if t.numel() and t.device.type != "meta"
+    )
+    reach: tuple | None = None  # of those so far, the one that reaches furthest
+    written: tuple | None = None  # the same, of those that are written
+    for here in spans:
+        for other in (written, reach if here[2] else None):
+            if other is not None and here[0] < other[1]:
+                in_place = (
+                    here[3] == other[3] and here[5] == other[5] and not (here[2] and other[2] and here[4] == other[4])
+                )
+                if not in_place:
+                    raise ValueError(
+                        f"{op}: expected tensors that do not share memory; {here[4]}[{here[3]}] overlaps "
+                        f"{other[4]}[{other[3]}]; clone one of them"
+                    )
+        if reach is None or here[1] > reach[1]:
+            reach = here
+        if here[2] and (written is None or here[1] > written[1]):
+            written = here
+
+
+def _layout(t: Tensor) -> tuple:
+    return (t.data_ptr(), tuple(t.stride()), str(t.dtype))
+
+
+def step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
+    """The lists and scalars of an optimizer step agree, and nothing that is written overlaps."""
+    op, params, steps = options.op, tensors.params, tensors.steps
+    states = dict(zip(options.states, tensors.states, strict=True))
+    mutated = {"params": params, "grads": tensors.grads}
+    mutated |= {name: ts for name, ts in states.items() if ts or name in options.required_states}
+    if tensors.masters:
+        mutated["masters"] = tensors.masters
+    tensor_lists(op, mutated, {})
+    tensor_list(op, "steps", steps)
+    if len(steps) != len(params):
+        raise ValueError(
+            f"{op}: expected steps to have one tensor for each of params ({len(params)}); got {len(steps)}; "
+            "make them with torch.zeros((), device=p.device)"
+        )
+    device = params[0].device if params else None
+    zero_dim(op, device, {**{f"steps[{i}]": count for i, count in enumerate(steps)}, **scalars._asdict()})
+    if scalars.seed is not None:
+        stochastic_rounding(op, params, tensors.masters)
+
+
+def stochastic_rounding(op: str, params: Tensors, masters: Tensors = ()) -> None:
+    """Parameters that a seed can be used with: bfloat16, without masters."""
+    if masters:
+        raise ValueError(
+            f"{op}: expected either masters or stochastic rounding; got both; masters lose nothing to rounding: drop the seed"
+        )
+    for p in params:
+        if p.dtype != torch.bfloat16:
+            raise TypeError(
+                f"{op}: expected bfloat16 parameters for stochastic rounding; got {p.dtype}; keep fp32 masters for them instead"
+            )

@@ -1,0 +1,15 @@
+import io
+
+from rich.console import Console
+
+from gradalign.cli.demo.progress import ProgressBar
+
+
+def test_the_bar_shows_steps_done_of_all_steps_and_added_ones():
+    text = io.StringIO()
+    with ProgressBar(Console(file=text, force_terminal=True, width=100), steps=3) as progress:
+        progress.describe("seed 1 of 2")
+        progress.advance()
+        progress.add_steps(2)
+    assert "seed 1 of 2" in text.getvalue()
+    assert "1/5" in text.getvalue()

@@ -1,0 +1,38 @@
+"""`prefix`: every micro-batch is compared with all before it."""
+
+from __future__ import annotations
+
+import pytest
+from support.estimator_checks import FORMS, Case, check_heads, check_mean_over_orders, check_replay, check_term
+from support.measure import OBJECTIVES
+from support.networks import Counting, Spectral
+
+
+def pairs(k):
+    return [(i, list(range(i)), 2 * i / (k * (k - 1))) for i in range(1, k)]
+
+
+CASE = Case({"estimator": "prefix"}, pairs, lambda k: (2 * k - 1, 3 * k - 2))
+
+
+@pytest.mark.parametrize(("normalize", "difference", "telemetry"), FORMS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_term_is_that_of_double_backward(objective, normalize, difference, telemetry):
+    check_term(CASE, objective, normalize, difference, telemetry)
+
+
+@pytest.mark.parametrize("kind", [Spectral, Counting])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_displaced_passes_replay_random_numbers_and_buffers(objective, kind):
+    check_replay(CASE, objective, kind)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_averaged_over_all_orders_it_is_the_gradient_of_A(objective):  # noqa: N802
+    check_mean_over_orders(CASE, objective)
+
+
+@pytest.mark.parametrize("normalize", ["none", "direction"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_heads_that_only_later_micro_batches_reach_count_as_zero_before(objective, normalize):
+    check_heads(CASE, objective, normalize)

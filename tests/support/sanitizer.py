@@ -1,0 +1,59 @@
+"""Runs the CPU kernels under a sanitizer: `python tests/support/sanitizer.py address|thread [ISA ...]`.
+
+`address` is AddressSanitizer with UndefinedBehaviorSanitizer, `thread` is ThreadSanitizer. The kernels are compiled for the
+instruction sets named, or for all of them, with the flags that they are shipped with, and run without torch: its own threads
+and allocator would hide what is looked for.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gradalign.extension import compiler, library
+
+SANITIZERS = {"address": "-fsanitize=address,undefined -fno-sanitize-recover=all", "thread": "-fsanitize=thread"}
+DRIVER = Path(__file__).parents[1] / "sanitizers" / "kernels.cpp"
+
+
+def run(sanitizer: str, sets: list[str]) -> str:
+    """What the driver printed.
+
+    Raises:
+        RuntimeError: there is no compiler, it refused, or the sanitizer complained.
+    """
+    found = compiler.find_compiler()
+    if found is None:
+        raise RuntimeError("no C++ compiler found")
+    units = {unit.object: unit for unit in library.cpu().units if unit.source == "cpu/kernels.cpp"}
+    flags = [*library.COMMON, "-g", "-O1", *SANITIZERS[sanitizer].split()]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compiled(name: str, source: Path, *more: str) -> None:
+            checked([*found.command, *flags, *more, "-c", str(source), "-o", name], folder)
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(compiled, "driver.o", DRIVER)]
+            jobs += [pool.submit(compiled, u.object, library.sources() / u.source, *u.flags) for u in units.values()]
+            for job in jobs:
+                job.result()
+        checked([*found.command, *flags, "-pthread", "-o", "driver", "driver.o", *units], folder)
+        return "".join(checked(["./driver"], folder, GRADALIGN_CPU_ISA=isa) for isa in sets)
+
+
+def checked(command: list[str], folder: str, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    print(run(sys.argv[1], sys.argv[2:] or list(library.INSTRUCTION_SETS)), end="")

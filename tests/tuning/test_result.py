@@ -1,0 +1,40 @@
+import json
+
+import pytest
+import torch
+from support.tuning_cases import two_layers
+
+import gradalign
+
+
+def test_the_text_names_reference_radii_and_weights():
+    result = gradalign.tune(*two_layers(dtype=torch.float32))
+    text = str(result)
+    assert result.table() in text
+    assert "against double backward: 163 parameters, float32" in text
+    assert f"radius={result.radius['central']:g} for central differences" in text
+    assert "cosine       0.03" in text
+    assert "untested, by analogy" in text
+    assert [line.split()[0] for line in result.table().splitlines()[1:]] == [f"{p.radius:g}" for p in result.curve]
+
+
+def test_an_extrapolation_says_how_accurate_it_is():
+    text = str(gradalign.tune(*two_layers(), reference="richardson"))
+    assert "against a Richardson extrapolation: 163 parameters, float64" in text
+    assert "The extrapolation is accurate to about " in text
+
+
+def test_the_displacement_is_that_of_the_recommended_radii_and_json_has_everything():
+    result = gradalign.tune(*two_layers(), radii=(0.01, 0.1))
+    assert result.displacement["forward"] == result.at(result.radius["forward"])
+    assert json.loads(json.dumps(result.as_dict()))["curve"][0]["radius"] == 0.01
+
+
+def test_a_radius_that_was_not_measured_is_refused():
+    with pytest.raises(ValueError, match=r"radius: expected one of \[0.01\]; got 0.5"):
+        gradalign.tune(*two_layers(), radii=(0.01,)).at(0.5)
+
+
+def test_a_sweep_without_a_good_radius_and_a_minimum_at_its_end_are_reported():
+    assert "no radius of the sweep is good; try others" in str(gradalign.tune(*two_layers(), radii=(30.0, 100.0)))
+    assert "the smallest error is at an end of the sweep" in str(gradalign.tune(*two_layers(), radii=(0.8, 1.5)))
