@@ -105,6 +105,10 @@ class FirstMoment(PastGradients):
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Nothing: the optimizer's own step does it."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """No mean of our own."""
+        return {"mean": []}
+
 
 class RunningMean(PastGradients):
     """m <- decay m + (1 - decay) g over the steps, uncorrected: only its direction is used."""
