@@ -1,7 +1,7 @@
-"""Which backend runs an op.
+"""Chooses the backend that runs an op.
 
-`auto` takes the first of native, triton and reference that works for the device and the dtypes at hand, and logs once which
-it took and why not a better one. A backend asked for by name is taken or refused; it never falls back in silence.
+`auto` takes the first of native, triton and reference that works for the device and the dtypes, and logs once which it took
+and why not an earlier one. A backend that is asked for by name is used or refused; there is no silent fallback.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def _best(device_type: str, dtypes: frozenset[torch.dtype]) -> ModuleType:
 
 
 def _unfit(name: str, device_type: str, dtypes: frozenset[torch.dtype]) -> str | None:
-    module = load(name)
-    reason = module.why_unavailable()
-    if reason is None and not module.supports(device_type, dtypes):
-        why_not_on = getattr(module, "why_not_on", lambda _: None)
+    backend = load(name)
+    reason = backend.why_unavailable()
+    if reason is None and not backend.supports(device_type, dtypes):
+        why_not_on = getattr(backend, "why_not_on", lambda _: None)
         reason = why_not_on(device_type) or f"does not support {', '.join(sorted(map(str, dtypes)))} on {device_type}"
     return reason

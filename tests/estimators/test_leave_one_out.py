@@ -8,12 +8,12 @@ from support.estimator_checks import FORMS, Case, check_heads, check_mean_over_o
 from support.measure import OBJECTIVES
 from support.networks import Counting, Spectral
 
+from gradalign.estimators import LeaveOneOut
+
 CASES = {
     "device": Case({"estimator": "leave_one_out"}, oracle.all_pairs, lambda k: (2 * k, 3 * k)),
-    "host": Case({"estimator": "leave_one_out", "gradients": "host"}, oracle.all_pairs, lambda k: (2 * k, 3 * k)),
-    "recompute": Case(
-        {"estimator": "leave_one_out", "gradients": "recompute"}, oracle.all_pairs, lambda k: (3 * k, 4 * k)
-    ),
+    "host": Case({"estimator": LeaveOneOut(gradients="host")}, oracle.all_pairs, lambda k: (2 * k, 3 * k)),
+    "recompute": Case({"estimator": LeaveOneOut(gradients="recompute")}, oracle.all_pairs, lambda k: (3 * k, 4 * k)),
 }
 
 

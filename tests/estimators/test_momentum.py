@@ -10,7 +10,7 @@ from torch import nn
 
 import gradalign
 from gradalign.engine.space import ParamSpace
-from gradalign.estimators.momentum import RunningMean
+from gradalign.estimators.momentum import Momentum, RunningMean
 from gradalign.optim import SGD, AdamW
 
 
@@ -219,3 +219,14 @@ def test_an_optimizer_that_cannot_serve_is_refused():
     other = gradalign.optim.AdamW(torch.nn.Linear(3, 1).parameters())
     with pytest.raises(ValueError, match="expected the optimizer of the model's parameters; got one that steps none"):
         gradalign.GradAlign(model, 0.1, optimizer=other)
+
+
+def test_the_decay_of_the_mean_is_an_option():
+    model = torch.nn.Linear(4, 1)
+    aligner = gradalign.GradAlign(model, 0.1, estimator=Momentum(decay=0.5))
+    expected = torch.zeros(1, 4)
+    for x in torch.randn(3, 4, 2, 4):
+        aligner.backward(lambda x: model(x).square().mean(), list(x))
+        expected = 0.5 * expected + 0.5 * model.weight.grad
+        model.zero_grad()
+    torch.testing.assert_close(aligner.state_dict()["mean"][0], expected)

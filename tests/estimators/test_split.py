@@ -12,6 +12,7 @@ from support.measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, mea
 from support.networks import Awkward, Counting, Spectral, make, state, trainable
 
 import gradalign
+from gradalign.estimators import Split
 from gradalign.estimators.split import num_probes
 
 CASE = Case({}, lambda k: oracle.split_pairs(k, 2), lambda k: (k + 2, k + 4))
@@ -185,7 +186,7 @@ def rotated_pairs(k, index, m=2):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_rotated_probes_visit_every_position_equally_and_survive_a_resume(objective):
     model, loss_fn, batches = make(Counting, k=K)
-    aligner = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+    aligner = gradalign.GradAlign(model, 0.3, objective=objective, estimator=Split(probes="rotate"))
     order = {id(batch): i for i, batch in enumerate(batches)}
     probed, base = [], []
 
@@ -200,7 +201,7 @@ def test_rotated_probes_visit_every_position_equally_and_survive_a_resume(object
         assert aux == list(range(K))
         assert base == [i for i in range(K) if i not in probed[-2:]] + sorted(probed[-2:])
         if step == 2:
-            resumed = gradalign.GradAlign(model, 0.3, objective=objective, probes="rotate")
+            resumed = gradalign.GradAlign(model, 0.3, objective=objective, estimator=Split(probes="rotate"))
             resumed.load_state_dict(aligner.state_dict())
             aligner = resumed
     assert sorted(probed) == sorted(list(range(K)) * 2)
@@ -210,7 +211,7 @@ def test_rotated_base_passes_are_the_plain_loop_in_that_order():
     model, loss_fn, batches = make(Awkward, k=K, dtype=torch.float32)
     twin, twin_loss, _ = make(Awkward, k=K, dtype=torch.float32)
     torch.manual_seed(3)
-    gradalign.GradAlign(model, 1e-30, probes="rotate").backward(loss_fn, batches)
+    gradalign.GradAlign(model, 1e-30, estimator=Split(probes="rotate")).backward(loss_fn, batches)
     torch.manual_seed(3)
     for i in (2, 3, 4, 5, 0, 1):
         (twin_loss(batches[i]) / K).backward()
@@ -227,7 +228,7 @@ def test_rotated_probes_give_the_term_of_double_backward(objective, normalize, d
     model, loss_fn, batches = make(Awkward, k=K)
     model.eval()  # base passes come in another order: other dropout masks than the oracle's
     options = {"objective": objective, "normalize": normalize, "difference": difference, "telemetry": telemetry}
-    found, aligner = measured_term(model, loss_fn, batches, radius=1e-5, probes="rotate", **options)
+    found, aligner = measured_term(model, loss_fn, batches, radius=1e-5, estimator=Split(probes="rotate"), **options)
     expected, g, _ = exact_term(model, loss_fn, batches, objective, normalize, rotated_pairs(K, 0))
     assert relative(found, expected) < 1e-4
     assert aligner.stats.passes == (K + 4 if difference == "central" else K + 2)
