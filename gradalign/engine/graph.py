@@ -59,11 +59,13 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
                 kind = found.foreign_params if isinstance(node.variable, Parameter) else found.foreign_leaves
                 kind.append(node.variable)
             continue
-        if node._sequence_nr() < since:
+        of_param = node.name() == CAST and any(
+            source is not None and source.name() == LEAF and id(source.variable) in known
+            for source, _ in node.next_functions
+        )
+        casts = casts or (of_param and node._input_metadata[0].dtype in NARROW)
+        if not of_param and node._sequence_nr() < since:  # casts of parameters may be in autocast's cache
             found.older_nodes.append(node)
-        if node.name() == CAST and node._input_metadata[0].dtype in NARROW:
-            sources = [source for source, _ in node.next_functions if source is not None and source.name() == LEAF]
-            casts = casts or any(id(source.variable) in known for source in sources)
     return found._replace(casts_to_16_bit=casts)
 
 

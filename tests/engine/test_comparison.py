@@ -7,6 +7,7 @@ import torch
 from support.begun_step import Bowl, begun_step
 
 from gradalign.engine.comparison import compare, displaced_passes
+from gradalign.engine.term import Term
 
 THETA, CENTRE, CURVATURE = [1.0, 2.0], [1.0, -2.0], 3.0  # g = 3 (theta - c) = (0, 12), stored as half of it
 
@@ -15,7 +16,7 @@ def compared(reference, omega=0.5, **options):
     """(model, step, term, what `keep` was given)."""
     model = Bowl(THETA, CURVATURE)
     step = begun_step(model, radius=0.25, **options)
-    term, kept = step.space.zeros(), []
+    term, kept = Term(step.space), []
     given = [torch.tensor(reference, dtype=torch.float64)]
     loss = compare(
         step,
@@ -27,7 +28,7 @@ def compared(reference, omega=0.5, **options):
         lambda g, sums: kept.append((g[0].clone(), sums.clone())),
     )
     assert float(loss) == CURVATURE / 2 * 16
-    return model, step, term[0], kept
+    return model, step, term.unit * term.vector[0], kept
 
 
 @pytest.mark.parametrize("difference", ["forward", "central"])
@@ -63,7 +64,7 @@ def test_a_reference_of_zero_gives_no_term():
 def test_displaced_passes_run_in_order_on_one_side_or_both(difference):
     model = Bowl(THETA)
     step = begun_step(model, radius=0.25, difference=difference)
-    seen, term = [], step.space.zeros()
+    seen, term = [], Term(step.space)
 
     def closure_of(name):
         def closure():

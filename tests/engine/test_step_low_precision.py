@@ -61,7 +61,7 @@ def term_of(model, loss_fn, batches, radius, weight=8.0, **options):
             displaced.update((p, p.detach().clone()) for p in model.parameters())
         return loss_fn(model, batch)
 
-    aligner = gradalign.GradAlign(model, weight, radius=radius, **options)
+    aligner = gradalign.GradAlign(model, weight, radius=radius, check_replay=False, **options)
     aligner.backward(watching, batches)
     exact = type(model)()
     gbar, term, g, _ = oracle.term(

@@ -144,7 +144,7 @@ ORDERS = {
 
 def order_of_passes(**options):
     model = nn.Linear(3, 1)
-    aligner, seen = GradAlign(model, 0.1, **options), []
+    aligner, seen = GradAlign(model, 0.1, check_replay=False, **options), []
 
     def loss_fn(batch):
         number, x = batch
