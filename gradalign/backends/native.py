@@ -140,7 +140,12 @@ def _mutate(
     name: str, written: tuple[Tensors, ...], args: tuple[object, ...], options: Mapping[str, object] | None = None
 ) -> Any:
     kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
-    # The unpacking is one bytecode, which runs the kernel and then the bumps in one C loop (see the module's docstring).
-    calls = chain(map(kernel, *((arg,) for arg in args)), map(torch._C._increment_version, written))
-    result, *_ = calls
-    return result
+    # One C call runs the kernel and then the bumps (see the module's docstring). A StopIteration from inside the kernel, as a
+    # torch mode may raise, ends the iteration before the bumps; the missing result shows it.
+    bumped = written[0] if len(written) == 1 else [*chain.from_iterable(written)]
+    calls = list(zip(map(kernel, *((arg,) for arg in args)), map(torch._C._increment_version, (bumped,)), strict=False))
+    if not calls:
+        raise RuntimeError(
+            f"{name}: expected a kernel that runs to its end; got StopIteration from inside it (a torch mode?)"
+        )
+    return calls[0][0]

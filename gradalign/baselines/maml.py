@@ -56,6 +56,8 @@ class MAML(InnerMethod):
 class MAMLSchedule(Schedule):
     """theta_i is a function of theta, and stays one until the last backward."""
 
+    reuses_graphs = True
+
     def __init__(self, step: Step, total: Vector, inner_lr: float, models: Iterable[nn.Module]) -> None:
         super().__init__(step)
         self.total = total

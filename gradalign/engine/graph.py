@@ -96,6 +96,7 @@ class GraphWatch:
         self._num_losses = 0
         self._leaves: list[Tensor] = []
         self._older: list[Any] = []
+        self.may_reuse_graphs = False
         self.casts_to_16_bit = casts_to_16_bit
 
     def begin(self) -> int | None:
@@ -114,10 +115,11 @@ class GraphWatch:
         found = inspect_graph(loss, self._params, since)
         _no_foreign_params(found.foreign_params)
         _no_older_leaves(found.foreign_leaves, self._leaves)
-        if any(node is other for node in found.older_nodes for other in self._older):
-            raise older_graph()
+        if not self.may_reuse_graphs:
+            if any(node is other for node in found.older_nodes for other in self._older):
+                raise older_graph()
+            self._older = found.older_nodes
         self._leaves += found.foreign_leaves
-        self._older = found.older_nodes
         self.casts_to_16_bit = bool(self.casts_to_16_bit) or found.casts_to_16_bit
 
 

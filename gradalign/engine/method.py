@@ -280,6 +280,8 @@ class Method(ABC):
             carried=replace(self._carried(space), frozen_low_precision=any(p.dtype in LOW_PRECISION for p in frozen)),
         )
         schedule = self._checked_schedule(step, weight, request)
+        if schedule.reuses_graphs:
+            passes.allow_reused_graphs()
         if weight and schedule.replays:
             record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
             passes.observe(SideEffects(self._models.modules, frozen), record)

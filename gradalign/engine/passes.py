@@ -85,7 +85,7 @@ class Passes:
 
     def base_pass(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
         """A pass at theta whose gradient is added to `into`; returns its loss, detached."""
-        start = self.replay_state() if self._recording else None
+        start = self.replay_state() if self._recording and self.recorded is None else None
         effects = self._side_effects
         before = None if effects is None else effects.before(getattr(closure, "micro_batch", None))
         with self._watching_autocast():
@@ -155,8 +155,12 @@ class Passes:
             )
 
     def observe(self, side_effects: SideEffects, record: bool) -> None:
-        """From now on, refuse base passes with side effects, and record the last base pass if asked to."""
+        """From now on, refuse base passes with side effects, and record the first base pass if asked to."""
         self._side_effects, self._recording = side_effects, record
+
+    def allow_reused_graphs(self) -> None:
+        """Later passes go on from the graphs of earlier ones."""
+        self._graphs.may_reuse_graphs = True
 
     def evaluate_again(self, recorded: Recorded) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; random numbers and buffers are put back."""

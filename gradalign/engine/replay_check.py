@@ -18,7 +18,7 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
 
     Args:
         passes: those of the step; parameters are at theta.
-        recorded: a base pass.
+        recorded: the first base pass. State that it left behind has moved on with every pass since.
         radius: length of the displacements.
         gradient_norm: of the mean gradient known by now; None: not known.
         share: turns a returned loss into L_i.

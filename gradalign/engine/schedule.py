@@ -21,11 +21,13 @@ class Schedule(ABC):
             schedule implements `run` and is refused by `accumulate`.
         differentiates: it calls autograd itself. A `backward=` of the user's would never be called and is refused.
         replays: it evaluates micro-batches at theta and displaced, and compares the two.
+        reuses_graphs: its later passes go on from the graphs of earlier ones.
     """
 
     needs_all = False
     differentiates = False
     replays = True
+    reuses_graphs = False
 
     def __init__(self, step: Step) -> None:
         self.step = step

@@ -15,17 +15,23 @@ class Term:
     pass, whatever is not linear in backward would see it (hooks that clamp, float16). So the first factor is taken out as the
     unit: passes are differentiated at ratios near 1, and the unit goes into the last sum.
 
+    Args:
+        space: the parameters.
+        unit: where it is known beforehand.
+        largest: how many times the first factor later ones will be, where that is known.
+
     Attributes:
         vector: what passes add to.
         unit: 0-dim tensor; None: 1.
     """
 
-    def __init__(self, space: ParamSpace, unit: Tensor | None = None) -> None:
+    def __init__(self, space: ParamSpace, unit: Tensor | None = None, largest: float = 1.0) -> None:
         self.vector: Vector = space.zeros()
         self.unit = unit
+        self._largest = largest
 
     def ratio(self, gain: Tensor) -> Tensor:
         """A factor in units of the first one."""
         if self.unit is None:
-            self.unit = torch.where(gain != 0, gain, 1.0)
+            self.unit = torch.where(gain != 0, gain * self._largest, 1.0)
         return gain / self.unit

@@ -80,12 +80,21 @@ class OpenStep:
             losses: those of the base passes, detached.
         """
         step, before = self.step, self.progress
-        if self.passes.recorded is not None:
-            check_replay(self.passes, self.passes.recorded, step.radius, step.gradient_norm, step.loss_share)
+        self.check_replay()
         stats = step.stats(losses, self.schedule.finish())
         inspected = before.inspected or step.active
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded())
+
+    def check_replay(self) -> None:
+        """Where a base pass was recorded: evaluate it again.
+
+        Raises:
+            RuntimeError: the loss is another one.
+        """
+        step, recorded = self.step, self.passes.recorded
+        if recorded is not None:
+            check_replay(self.passes, recorded, step.radius, step.gradient_norm, step.loss_share)
 
     def abort(self) -> None:
         """Parameters and buffers as before the step, `.grad` None; may be called again after an interrupt."""

@@ -39,7 +39,7 @@ class PrefixSchedule(Schedule):
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.term = Term(step.space)
+        self.term = Term(step.space, largest=step.num - 1)
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass; from the second micro-batch on, displaced passes."""

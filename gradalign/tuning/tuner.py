@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.backends.dispatch import BackendName
-from gradalign.batches import shallow_copy
 from gradalign.engine import validation
-from gradalign.engine.method import Method, MethodOptions, Reduction, StepRequest
-from gradalign.engine.passes import Closure
+from gradalign.engine.method import BatchClosure, Method, MethodOptions, Reduction, StepRequest
 from gradalign.engine.replay import RandomState
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
@@ -92,16 +90,16 @@ def tune(
     sweep = sweep_radii(radii)
     validation.one_of("reference", reference, REFERENCES)
     batches = validation.micro_batches(micro_batches)
-    tuner = _Tuner(model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer))
-
-    def closure_of(batch: Any) -> Closure:
-        return lambda: loss_fn(shallow_copy(batch))
+    tuner = _Tuner(
+        model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer, check_replay=True)
+    )
 
     random_state = RandomState({p.device for p in tuner.trainable()})
     step = tuner._begin(StepRequest(len(batches), reduction, has_aux, backward))
     assert isinstance(step.schedule, Differences)
     try:
-        step.schedule.run([closure_of(batch) for batch in batches])
+        step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
+        step.check_replay()
         return _measure(step.schedule, sweep, reference)
     finally:
         step.abort()

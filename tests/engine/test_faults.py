@@ -126,7 +126,30 @@ def writes_through_data(model, data):
     aligned(model, lambda b: (scale_(b[0].data), cross_entropy(model, *b))[1], [(x.clone(), y) for x, y in data])
 
 
-STATE = [hidden_state, an_iterator, an_own_generator, a_criterion_with_a_buffer, writes_through_data]
+def an_average_of_the_student(model, data):
+    """A teacher that is not among the models, and has settled by the end of the step."""
+    teacher = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.mul_(2)
+
+    def loss_fn(b):
+        with torch.no_grad():
+            for t, s in zip(teacher.parameters(), model.parameters(), strict=True):
+                t.mul_(0.5).add_(s, alpha=0.5)
+        return cross_entropy(model, *b) + (model(b[0]) - teacher(b[0])).square().mean()
+
+    aligned(model, loss_fn, data)
+
+
+STATE = [
+    an_average_of_the_student,
+    hidden_state,
+    an_iterator,
+    an_own_generator,
+    a_criterion_with_a_buffer,
+    writes_through_data,
+]
 
 
 @pytest.mark.parametrize("case", STATE, ids=lambda case: case.__name__)
@@ -332,6 +355,42 @@ def test_an_embedding_with_max_norm_is_refused_by_momentum():
 
 def clamped(value):
     return lambda g: g.clamp(-value, value)
+
+
+def test_tune_refuses_what_training_would_refuse():
+    model, data = perceptron(), batches()
+    with pytest.raises(RuntimeError, match="got a write into a tensor"):
+        gradalign.tune(model, lambda b: (scale_(b[0]), cross_entropy(model, *b))[1], data, radii=[0.01])
+    source = itertools.cycle(data[:5])
+    with pytest.raises(RuntimeError, match="expected the same loss when a micro-batch is evaluated again"):
+        gradalign.tune(model, lambda b: cross_entropy(model, *next(source)), list(range(K)), radii=[0.01])
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Clamped(torch.autograd.Function):
+    """The identity, whose gradient is clamped: nothing shows that outside."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(-0.05, 0.05)
+
+
+@pytest.mark.parametrize("estimator", ["prefix", "symmetric", "leave_one_out"])
+def test_a_clamp_inside_backward_sees_gradients_of_the_usual_size(estimator):
+    def run(clamp):
+        model = perceptron()
+
+        def loss_fn(b):
+            logits = model(b[0])
+            return nn.functional.cross_entropy(Clamped.apply(logits) if clamp else logits, b[1])
+
+        return aligned(model, loss_fn, batches(), objective="dot", estimator=estimator)
+
+    assert off(run(True), run(False)) < 1e-3
 
 
 @pytest.mark.parametrize("objective", ["dot", "variance", "cosine"])
