@@ -158,6 +158,12 @@ class Passes:
         """From now on, refuse base passes with side effects, and record the first base pass if asked to."""
         self._side_effects, self._recording = side_effects, record
 
+    def take_recorded(self) -> Recorded | None:
+        """The recorded base pass, once."""
+        recorded, self.recorded = self.recorded, None
+        self._recording = self._recording and recorded is None
+        return recorded
+
     def allow_reused_graphs(self) -> None:
         """Later passes go on from the graphs of earlier ones."""
         self._graphs.may_reuse_graphs = True
@@ -187,11 +193,10 @@ class Passes:
     @property
     def forward_dtype(self) -> torch.dtype:
         """The least precise dtype that the forward is known to compute in."""
-        dtypes = {p.dtype for p in self._space.params} | self._autocast_dtypes
+        params = (p for model in self._models for p in model.parameters() if p.is_floating_point())
+        dtypes = {p.dtype for p in params} | self._autocast_dtypes
         if self._graphs.casts_to_16_bit and not self._autocast_dtypes:
             dtypes.add(torch.bfloat16)
-        if self.recorded is not None:
-            dtypes.add(self.recorded.loss.dtype)
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def replay_state(self) -> ReplayState:

@@ -13,6 +13,10 @@ ULPS = 64  # of the loss, in the dtype of the forward: what nondeterministic ker
 SHARE_OF_CHANGE = 0.1  # of what the displacement changes the loss by, about radius ||g||
 
 
+def _epsilon(passes: Passes, recorded: Recorded) -> float:
+    return max(torch.finfo(dtype).eps for dtype in (passes.forward_dtype, recorded.loss.dtype))
+
+
 def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_norm: Tensor | None, share: int) -> None:
     """Evaluate a recorded base pass once more, from its random numbers and buffers, and put both back.
 
@@ -28,7 +32,7 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
     """
     first, again = float(recorded.loss), float(passes.evaluate_again(recorded))
     slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
-    allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * torch.finfo(passes.forward_dtype).eps * abs(first))
+    allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * _epsilon(passes, recorded) * abs(first))
     if not math.isfinite(first) or not math.isfinite(allowed) or abs(again - first) <= allowed:
         return
     raise RuntimeError(

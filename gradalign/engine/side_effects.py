@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -64,7 +65,7 @@ class SideEffects:
 
 def contents(tensors: Sequence[Tensor]) -> Contents:
     """Versions and addresses as they are now."""
-    return Contents(_versions(tensors), [t.data_ptr() for t in tensors])
+    return Contents(_versions(tensors), [_address(t) for t in tensors])
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -86,6 +87,14 @@ def _plain_tensors_of(value: Any) -> Iterator[Tensor]:
     """As `tensors_of`, without looking into further objects."""
     if isinstance(value, (Tensor, Mapping, list, tuple)):
         yield from tensors_of(value)
+
+
+def _address(t: Tensor) -> int:
+    """Where a tensor is; 0 for one without memory of its own: sparse, or a subclass that wraps others."""
+    try:
+        return t.data_ptr() if t.layout is torch.strided else 0
+    except RuntimeError:
+        return 0
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

@@ -80,21 +80,30 @@ class OpenStep:
             losses: those of the base passes, detached.
         """
         step, before = self.step, self.progress
-        self.check_replay()
+        self.check_replay(step.gradient_norm)
         stats = step.stats(losses, self.schedule.finish())
         inspected = before.inspected or step.active
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded())
 
-    def check_replay(self) -> None:
-        """Where a base pass was recorded: evaluate it again.
+    def check_replay(self, gradient_norm: Tensor | None) -> None:
+        """Where a base pass was recorded and not looked at yet: evaluate it again.
+
+        Args:
+            gradient_norm: of the mean gradient known by now.
 
         Raises:
             RuntimeError: the loss is another one.
         """
-        step, recorded = self.step, self.passes.recorded
+        recorded = self.passes.take_recorded()
         if recorded is not None:
-            check_replay(self.passes, recorded, step.radius, step.gradient_norm, step.loss_share)
+            check_replay(self.passes, recorded, self.step.radius, gradient_norm, self.step.loss_share)
+
+    def check_replay_now(self) -> None:
+        """The same while control is about to go to the caller, whose closure may mean another micro-batch afterwards."""
+        step = self.step
+        if self.passes.recorded is not None:
+            self.check_replay(step.space.norm_dot(step.space.grads())[0].sqrt() * step.own_scale)
 
     def abort(self) -> None:
         """Parameters and buffers as before the step, `.grad` None; may be called again after an interrupt."""
@@ -213,6 +222,7 @@ class Accumulation:
         """The passes of a micro-batch."""
         self._fingerprint.check(step.fingerprint())
         loss = step.schedule.visit(closure)
+        step.check_replay_now()
         self._losses.append(loss)
         self._fingerprint = step.fingerprint()
         return loss

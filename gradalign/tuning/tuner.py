@@ -99,7 +99,7 @@ def tune(
     assert isinstance(step.schedule, Differences)
     try:
         step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
-        step.check_replay()
+        step.check_replay(step.step.gradient_norm)
         return _measure(step.schedule, sweep, reference)
     finally:
         step.abort()

@@ -174,6 +174,35 @@ def test_a_criterion_among_the_models_is_right():
     assert torch.equal(criterion.centre, small.centre)
 
 
+@pytest.mark.parametrize("estimator", ["split", "prefix"])
+def test_closures_over_a_loop_variable_are_checked_while_it_holds(estimator):
+    def run(loss_fn, model):
+        aligner = GradAlign(model, 0.03, estimator=estimator)
+        with aligner.accumulate(K) as step:
+            for batch in batches():
+                step.backward(lambda: loss_fn(batch))  # noqa: B023
+        return aligner
+
+    model = perceptron()
+    assert run(lambda b: cross_entropy(model, *b), model).num_steps == 1
+    source = itertools.cycle(batches()[:5])
+    model = perceptron()
+    with pytest.raises(RuntimeError, match="expected the same loss when a micro-batch is evaluated again"):
+        run(lambda _: cross_entropy(model, *next(source)), model)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_sparse_tensors_in_a_micro_batch_are_no_fault():
+    model, data = perceptron(), batches()
+    found = aligned(
+        model,
+        lambda b: cross_entropy(model, b["x"].to_dense(), b["y"]),
+        [{"x": x.to_sparse(), "y": y} for x, y in data],
+    )
+    model.zero_grad()
+    assert off(found, aligned(model, lambda b: cross_entropy(model, *b), data)) < 1e-5
+
+
 def test_the_replay_check_can_be_turned_off_and_runs_once():
     model, data = perceptron(), batches()
     calls = []
