@@ -21,7 +21,7 @@ from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
-from gradalign.engine.replay import Buffers
+from gradalign.engine.replay import Buffers, RandomWatch
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
@@ -284,7 +284,8 @@ class Method(ABC):
             passes.allow_reused_graphs()
         if weight and schedule.replays:
             record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
-            passes.observe(SideEffects(self._models.modules, frozen), record)
+            random = None if request.one_by_one or self._progress.inspected else RandomWatch()
+            passes.observe(SideEffects(self._models.modules, frozen), record, random)
         return OpenStep(step, schedule, Buffers(self._models.modules, self._memory).state(), self._progress)
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
 from gradalign.engine.graph import GraphWatch, older_graph
-from gradalign.engine.replay import Buffers, ReplayState
+from gradalign.engine.replay import Buffers, RandomWatch, ReplayState
 from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
 
@@ -79,6 +79,7 @@ class Passes:
         self._autocast_dtypes = _autocast_dtypes(self._devices)
         self._side_effects: SideEffects | None = None
         self._recording = False
+        self._random: RandomWatch | None = None
         self.recorded: Recorded | None = None
         self.count = 0
         self.aux: list[Any] = []
@@ -86,12 +87,16 @@ class Passes:
     def base_pass(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
         """A pass at theta whose gradient is added to `into`; returns its loss, detached."""
         start = self.replay_state() if self._recording and self.recorded is None else None
+        if self._random is not None:
+            self._random.check()
         effects = self._side_effects
         before = None if effects is None else effects.before(getattr(closure, "micro_batch", None))
         with self._watching_autocast():
             loss = self._run(closure, into, ratio, keep_aux=True)
         if effects is not None and before is not None:
             effects.check(before)
+        if self._random is not None:
+            self._random.note()
         if start is not None:
             self.recorded = Recorded(closure, start, loss)
         return loss
@@ -154,9 +159,9 @@ class Passes:
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
             )
 
-    def observe(self, side_effects: SideEffects, record: bool) -> None:
-        """From now on, refuse base passes with side effects, and record the first base pass if asked to."""
-        self._side_effects, self._recording = side_effects, record
+    def observe(self, side_effects: SideEffects, record: bool, random: RandomWatch | None) -> None:
+        """From now on, refuse side effects of base passes; if asked to, record the first and watch random numbers."""
+        self._side_effects, self._recording, self._random = side_effects, record, random
 
     def take_recorded(self) -> Recorded | None:
         """The recorded base pass, once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +32,29 @@ class RandomState:
         random.setstate(self._python)
         if self._numpy is not None:
             _numpy_random().set_state(self._numpy)
+
+
+class RandomWatch:
+    """Sees torch's CPU generator move between the base passes of a step: another thread draws from it."""
+
+    def __init__(self) -> None:
+        self._after: Tensor | None = None
+
+    def note(self) -> None:
+        """A base pass has ended; the next one begins with the same state."""
+        self._after = torch.get_rng_state()
+
+    def check(self) -> None:
+        """A base pass begins."""
+        if self._after is not None and not torch.equal(self._after, torch.get_rng_state()):
+            warnings.warn(
+                "expected random numbers that only this step draws; got torch's generator moved between its passes: another "
+                "thread draws from it, so that displaced passes see other dropout masks than their base passes; give threads "
+                "generators of their own, or train in one thread",
+                UserWarning,
+                stacklevel=2,
+            )
+            self._after = None
 
 
 class Buffers:

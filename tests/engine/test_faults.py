@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradalign
 from gradalign import GradAlign
+from gradalign.engine.replay import RandomWatch
 
 K = 8
 
@@ -341,6 +343,21 @@ def test_features_computed_outside_are_refused(retain):
     backward = (lambda loss: loss.backward(retain_graph=True)) if retain else None
     with pytest.raises(RuntimeError, match="compute them inside loss_fn"):
         both.backward(lambda b: nn.functional.cross_entropy(head(h), b[1]), data, backward=backward)
+
+
+@pytest.mark.parametrize("drawing", [False, True])
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out", "symmetric"])
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_another_thread_that_draws_between_passes_is_warned_of(estimator, difference, drawing, monkeypatch):
+    model, data = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 2)), batches()
+    note = RandomWatch.note
+    if drawing:  # as another thread would, after a base pass
+        monkeypatch.setattr(RandomWatch, "note", lambda watch: (note(watch), torch.rand(())))
+    aligner = GradAlign(model, 0.03, estimator=estimator, difference=difference)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        aligner.backward(lambda b: cross_entropy(model, *b), data)
+    assert any("another thread draws from it" in str(w.message) for w in caught) == drawing
 
 
 def test_params_that_were_replaced_are_refused():
