@@ -322,3 +322,12 @@ def test_a_wheel_without_native_code_holds_the_sources(tmp_path, monkeypatch):
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*")}
     assert {f"gradalign/{name}" for name in sources} <= names
     assert not any(name.endswith(".so") for name in names)
+
+
+def test_the_documented_installation_names_what_the_build_requires():
+    (required,) = re.findall(
+        r'^requires = \["(setuptools[^"]*)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    page = (ROOT / "docs" / "install.md").read_text()
+    before = page.partition("pip install --no-build-isolation .")[0]
+    assert f'pip install "{required}"' in before
