@@ -7,11 +7,13 @@ what (see `provenance`), and its figures. A result is all rows of a suite.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.errors import CommandError
+from gradalign.cli import places
 
 Row = dict[str, Any]
 
@@ -37,21 +39,27 @@ def read_rows(path: Path, device: str) -> list[Row]:
     A line cut short by an interruption and rows in an earlier format are left out: they are measured again.
     """
     rows: dict[tuple[str, str], Row] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["device"] == device and not _missing(row, EVERY_ROW):
+        if not _missing(row, EVERY_ROW) and not _missing(row["workload"], ("name",)) and row["device"] == device:
             rows[key(row)] = row
     return list(rows.values())
 
 
 def append_row(path: Path, row: Row) -> None:
-    """One line more, on the disk when this returns."""
+    """One line more, on the disk when this returns; a line that was cut short before it is left to itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(f"{json.dumps(row)}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def result(suite: str, headline: str | None, rows: Sequence[Row], left: Sequence[Any] = ()) -> Row:
@@ -63,9 +71,7 @@ def write_result(path: Path, found: Row) -> None:
     """A line for each row; all of the file or nothing, whenever the process is stopped."""
     head = json.dumps({name: found[name] for name in RESULT if name != "rows"})
     rows = ",\n".join(json.dumps(row) for row in found["rows"])
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
-    part.replace(path)
+    places.write_text(path, f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
 
 
 def read_result(path: Path, fields: Fields) -> Row:

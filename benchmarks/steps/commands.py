@@ -58,7 +58,7 @@ def _say(line: str) -> None:
 
 def _write(result: Row, out: Path, with_figures: bool, written: list[str]) -> None:
     text = "\n\n".join([table.markdown(result), shortfalls.markdown(result), table.provenance(result)])
-    (out / f"{result['suite']}.md").write_text(f"# Benchmarks: {result['suite']}\n\n{text}\n")
+    places.write_text(out / f"{result['suite']}.md", f"# Benchmarks: {result['suite']}\n\n{text}\n")
     print(f"\n{text}\n")
     written = [f"{result['suite']}.md", *written]
     if with_figures:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.record import Row
 from benchmarks.steps.table import Line, lines
+from gradalign.cli import places
 
 COLORS = {"plain": "#9aa5b1", "gradalign": "#d9572b", "same term": "#3b6ea8", "other": "#7a9a5b"}
 FAMILIES = {
@@ -46,7 +47,8 @@ def save(result: Row, out: Path) -> list[str]:
             draw(axes, result)
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
                 names.append(f"{result['suite']}-{name}.{kind}")
-                figure.savefig(out / names[-1], dpi=150, metadata=metadata)
+                with places.whole_file(out / names[-1]) as part:
+                    figure.savefig(part, dpi=150, metadata=metadata)
             plt.close(figure)
     return names
 

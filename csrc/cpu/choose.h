@@ -14,7 +14,8 @@ namespace gradalign {
 // The best table that this machine runs, or the one that GRADALIGN_CPU_ISA names.
 inline const Kernels& choose_kernels() {
   const char* named = std::getenv("GRADALIGN_CPU_ISA");
-  const auto allowed = [named](const char* isa) { return named == nullptr || std::strcmp(named, isa) == 0; };
+  const bool any = named == nullptr || *named == '\0';
+  const auto allowed = [any, named](const char* isa) { return any || std::strcmp(named, isa) == 0; };
 #if defined(__x86_64__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradalign.backends import signatures
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
-from gradalign.extension import UnavailableError, cuda, ensure, library, shipped
+from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
 NAME = "native"
 
@@ -34,7 +34,7 @@ def why_unavailable() -> str | None:
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:
-        return f"the built kernels do not load: {error}"
+        return why_not_loaded(error, binary)
     return None
 
 
@@ -52,14 +52,15 @@ def why_not_on(device_type: str) -> str | None:
     present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     try:
         ready = shipped(cuda.contents(present))  # needs no nvcc
-        torch.ops.load_library(ready or ensure(cuda.cuda(cuda.architectures(present), present)))
+        binary = ready or ensure(cuda.cuda(cuda.architectures(present), present))
+        torch.ops.load_library(binary)
         _kernel("norm_dot")(
             [torch.zeros(1, device=device_type)], None
         )  # a driver or GPU that it does not fit refuses here
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:
-        return f"the built CUDA kernels do not load: {error}"
+        return why_not_loaded(error, binary)
     except RuntimeError as error:
         return f"the built CUDA kernels do not run: {error}"
     return None

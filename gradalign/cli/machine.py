@@ -110,7 +110,9 @@ def _version_line(name: str, argument: str) -> str | None:
     if path is None:
         return None
     try:
-        done = subprocess.run([path, *argument.split()], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            [path, *argument.split()], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path} (does not run: {error})"
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

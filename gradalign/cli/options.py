@@ -9,9 +9,11 @@ from typing import Any
 
 from gradalign.cli.errors import CommandError
 
+LARGEST = 2**63 - 1  # what an int64 holds, and so a seed of torch
+
 
 def count(minimum: int) -> Callable[[str], int]:
-    """An integer of at least `minimum`."""
+    """An integer from `minimum` to `LARGEST`."""
 
     def parse(text: str) -> int:
         try:
@@ -20,6 +22,8 @@ def count(minimum: int) -> Callable[[str], int]:
             number = minimum - 1
         if number < minimum:
             raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}; got {text!r}")
+        if number > LARGEST:
+            raise argparse.ArgumentTypeError(f"expected an integer of at most {LARGEST}; got {text!r}")
         return number
 
     return parse

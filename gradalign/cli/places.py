@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +53,28 @@ def make_directory(path: Path) -> None:
         raise CommandError(f"--out: expected a directory that can be written; got {path}: {reason}") from error
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; what was written there gets its name when it is complete and on the disk."""
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes all of a text or nothing."""
+    with whole_file(path) as part:
+        part.write_text(text)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes plain data as JSON, with null for numbers that are not finite, which JSON cannot hold."""
-    path.write_text(json.dumps(_without_nonfinite(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_without_nonfinite(value), indent=1, allow_nan=False) + "\n")
 
 
 def _without_nonfinite(value: Any) -> Any:

@@ -66,16 +66,18 @@ def run(args: argparse.Namespace) -> int:
     arguments.fill_columns(args)
     assets.require_extras()
     from rich.console import Console  # one of the extras
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a name with brackets is a name
     places.make_directory(args.out)
     device = places.usable_device(args.device)
-    with console.status(f"loading {args.model}") as status:
+    with console.status(Text(f"loading {args.model}")) as status:
         model, batches = load(args, device)
         status.update("measuring")
         result = measure(args, model, batches)
     print(result)
-    result.plot(args.out / "tune.png")
+    with places.whole_file(args.out / "tune.png") as part:
+        result.plot(part)
     places.write_json(args.out / "tune.json", {"settings": settings(args), "result": result.as_dict()})
     print(f"\n{args.out / 'tune.png'} and {args.out / 'tune.json'} written.")
     return 0

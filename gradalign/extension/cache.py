@@ -1,25 +1,25 @@
-"""Where binaries are kept, and why that place can be trusted.
+"""Where binaries are kept, and why they can be loaded.
 
-What lies in the cache is loaded into the process, so whoever can write to it can run code as the user: a folder that others
-can write is refused. A binary appears under its final name by one rename, complete or not at all; a lock makes processes that
-start together build once.
+The folder is private (see `private_folder`). A binary appears under its final name by one rename, when it is on the disk;
+its size and hash lie beside it, since loading a file that a full disk or a crash has cut short kills the process. A lock
+makes processes that start together build once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+from . import private_folder
+from .private_folder import UntrustedError
 
-
-class UntrustedError(RuntimeError):
-    """Another user could have written to the cache."""
+__all__ = ["UntrustedError", "build_folder", "directory", "find", "locked", "open_directory", "publish"]
 
 
 def directory() -> Path:
@@ -45,56 +45,35 @@ def open_directory() -> Path:
         UntrustedError: it, or a folder above it, can be written by others, or it belongs to somebody else.
     """
     root = directory()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_owned(root)
-    for folder in root.parents:
-        _check_ancestor(folder)
+    private_folder.make(root)
+    private_folder.check(root)
     return root
 
 
-def check_owned(path: Path) -> None:
-    """`path` belongs to this user, and nobody else can write to it."""
-    status = path.lstat()
-    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid():
-        raise UntrustedError(f"{path} belongs to somebody else (user {status.st_uid}); {_remedy()}")
-    if status.st_mode & OTHERS_WRITE:
-        raise UntrustedError(f"others can write to {path}; run chmod go-w on it, or {_remedy()}")
-
-
-def _check_ancestor(folder: Path) -> None:
-    # Who can write to a folder above can put another one in our folder's place, unless the sticky bit keeps what others own.
-    status = folder.stat()
-    if status.st_uid not in (0, os.getuid()):
-        raise UntrustedError(f"{folder} belongs to somebody else (user {status.st_uid}); {_remedy()}")
-    writable = status.st_mode & (stat.S_IWOTH if _is_private_group(status.st_gid) else OTHERS_WRITE)
-    if writable and not status.st_mode & stat.S_ISVTX:
-        raise UntrustedError(f"others can write to {folder}, above the cache; {_remedy()}")
-
-
-def _is_private_group(gid: int) -> bool:
-    # Many systems give each user a group of the same name and let it write.
-    import grp
-    import pwd
-
-    try:
-        group = grp.getgrgid(gid)
-        return group.gr_name == pwd.getpwuid(os.getuid()).pw_name and not group.gr_mem
-    except KeyError:
-        return False
-
-
-def _remedy() -> str:
-    return "set GRADALIGN_CACHE_DIR to a folder that only you can write"
-
-
 def find(key: str, name: str) -> Path | None:
-    """The binary under `key`, if it is there; checked like the folder."""
+    """The binary under `key`, if it is there as it was built; who can write to it is checked as for the folder."""
     binary = open_directory() / key / name
     if not binary.is_file():
         return None
-    check_owned(binary.parent)
-    check_owned(binary)
-    return binary
+    private_folder.check_owned(binary.parent)
+    private_folder.check_owned(binary)
+    return binary if _is_as_built(binary) else None
+
+
+def _is_as_built(binary: Path) -> bool:
+    try:
+        return json.loads(_record_of(binary).read_text()) == _fingerprint(binary)
+    except (FileNotFoundError, ValueError):  # kept by an earlier version, or cut short
+        return False
+
+
+def _record_of(binary: Path) -> Path:
+    return binary.with_name(f"{binary.name}.json")
+
+
+def _fingerprint(binary: Path) -> dict[str, object]:
+    content = binary.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @contextmanager
@@ -121,11 +100,27 @@ def build_folder(key: str) -> Iterator[Path]:
 
 
 def publish(key: str, binary: Path) -> Path:
-    """Give a finished binary its name, by one rename."""
-    with tempfile.TemporaryDirectory(prefix=f"{key}.work-", dir=open_directory()) as staging:
+    """Give a finished binary its name, by one rename, in the place of one that was not as built."""
+    root = open_directory()
+    with tempfile.TemporaryDirectory(prefix=f"{key}.work-", dir=root) as staging:
         ready = Path(staging) / "ready"
-        ready.mkdir(mode=0o700)
+        private_folder.make(ready)
         binary.chmod(0o700)
-        binary.rename(ready / binary.name)
-        ready.rename(directory() / key)
-    return directory() / key / binary.name
+        placed = binary.rename(ready / binary.name)
+        record = _record_of(placed)
+        record.write_text(json.dumps(_fingerprint(placed)))
+        for path in (placed, record, ready):
+            _flush_to_disk(path)
+        if (root / key).exists():
+            (root / key).rename(Path(staging) / "replaced")  # processes that have loaded it keep it
+        ready.rename(root / key)
+    _flush_to_disk(root)
+    return root / key / binary.name
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

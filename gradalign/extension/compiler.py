@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,8 +12,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .library import COMMON, Library, sources
+
+TEXT: dict[str, Any] = {
+    "text": True,
+    "encoding": "utf-8",
+    "errors": "replace",
+}  # whatever a compiler writes can be read
 
 
 class CompileError(RuntimeError):
@@ -30,12 +38,31 @@ class Compiler:
 def find_compiler() -> Compiler | None:
     """$CXX, else the first of c++, g++ and clang++ that runs; None where there is none."""
     named = os.environ.get("CXX")
-    for command in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
-        if command and shutil.which(command[0]):
-            asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-            if asked.returncode == 0 and asked.stdout:
-                return Compiler(tuple(command), asked.stdout.splitlines()[0])
+    for command in [_words(named)] if named else [["c++"], ["g++"], ["clang++"]]:
+        version = _version(command)
+        if version is not None:
+            return Compiler(tuple(command), version)
     return None
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        return []
+
+
+def _version(command: list[str]) -> str | None:
+    if not command or not shutil.which(command[0]):
+        return None
+    try:
+        asked = subprocess.run([*command, "--version"], capture_output=True, check=False, timeout=60, **TEXT)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if asked.returncode != 0 or not asked.stdout.strip():
+        return None
+    # It becomes a string in C++: what would end or change a string there is left out.
+    return re.sub(r'[^ -~]|["\\\\]', "?", asked.stdout.strip().splitlines()[0])
 
 
 def build(library: Library, compiler: Compiler, folder: Path, defines: tuple[str, ...] = ()) -> Path:
@@ -58,15 +85,34 @@ def build(library: Library, compiler: Compiler, folder: Path, defines: tuple[str
         for unit in library.units
     }
     link = [*(library.linker or compiler.command), "-shared", "-o", library.name, *objects, *library.link]
-    ninja = _ninja()
-    if ninja is not None:
-        (folder / "build.ninja").write_text(_ninja_file(library.name, commands, link))
-        _run([*ninja], folder)
-    else:
+    if not _built_by_ninja(library.name, commands, link, folder):
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             list(pool.map(lambda command: _run(command, folder), commands.values()))
         _run(link, folder)
+    if not (folder / library.name).is_file():
+        raise CompileError(f"{shlex.join(link)}\nended without an error, but made no {library.name}")
     return folder / library.name
+
+
+def _built_by_ninja(name: str, commands: dict[str, list[str]], link: list[str], folder: Path) -> bool:
+    """Whether ninja made the binary; False where there is no ninja, or one that does not work.
+
+    Raises:
+        CompileError: ninja works, and a command failed.
+    """
+    ninja = _ninja()
+    if ninja is None:
+        return False
+    (folder / "build.ninja").write_text(_ninja_file(name, commands, link))
+    try:
+        _run(ninja, folder)
+    except CompileError as error:
+        if "\nFAILED: " in str(error):  # ninja's word for a command of ours that failed
+            raise
+        return False
+    except OSError:
+        return False
+    return (folder / name).is_file()
 
 
 def _ninja() -> list[str] | None:
@@ -89,6 +135,9 @@ def _ninja_file(name: str, commands: dict[str, list[str]], link: list[str]) -> s
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    english = {**os.environ, "LC_ALL": "C"}  # what failed is looked for in what it writes
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, env=english, **TEXT
+    )
     if done.returncode != 0:
         raise CompileError(f"{shlex.join(command)}\n{done.stdout}")

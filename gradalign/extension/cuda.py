@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .compiler import TEXT
 from .library import TORCH_TARGET, Library, Unit, sources, torch_folder, torch_version
 
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX")
@@ -44,8 +45,11 @@ def find_nvcc() -> str:
 
 def nvcc_version(nvcc: str) -> str:
     """Its release, as "13.0"."""
-    asked = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"release (\d+\.\d+)", asked.stdout)
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, check=False, **TEXT).stdout
+    except OSError:
+        said = ""
+    found = re.search(r"release (\d+\.\d+)", said)
     if found is None:
         raise ModuleNotFoundError(f"{nvcc} does not say which release it is; set CUDA_HOME to a CUDA toolkit")
     return found[1]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from . import cache, compiler, cuda, library
+from . import cache, compiler, cuda, failures, library
 
 log = logging.getLogger("gradalign")
 
@@ -74,6 +74,11 @@ def _compiler() -> compiler.Compiler:
     if os.name != "posix":
         raise UnavailableError("native kernels are built on Linux and macOS only")
     found = compiler.find_compiler()
+    named = os.environ.get("CXX")
+    if found is None and named:
+        raise UnavailableError(
+            f"CXX: expected the command of a C++ compiler; got {named!r}, which does not run; correct it or unset it"
+        )
     if found is None:
         raise UnavailableError("no C++ compiler found; install g++ or clang++, or set CXX")
     return found
@@ -81,12 +86,31 @@ def _compiler() -> compiler.Compiler:
 
 def _cached(binary: library.Library, found: compiler.Compiler) -> Path:
     key = binary.key(found.version)
-    ready = cache.find(key, binary.name)
+    ready = _kept(binary, found, key)
     if ready is not None:
         return ready
     with cache.locked(key):
-        ready = cache.find(key, binary.name)  # another process may have built it while this one waited
+        ready = _kept(binary, found, key)  # another process may have built it while this one waited
         return ready if ready is not None else _build(binary, found, key)
+
+
+def _kept(binary: library.Library, found: compiler.Compiler, key: str) -> Path | None:
+    """The binary from the cache, None where it was not tried; an error where the build is known to fail."""
+    ready = cache.find(key, binary.name)
+    if ready is None:
+        _refuse_if_failed(binary, found, key)
+    return ready
+
+
+def _refuse_if_failed(binary: library.Library, found: compiler.Compiler, key: str) -> None:
+    reason = failures.recall(key, _commands(binary, found), binary.what)
+    if reason is not None:
+        _report(reason)
+        raise UnavailableError(reason)
+
+
+def _commands(binary: library.Library, found: compiler.Compiler) -> str:
+    return shlex.join(binary.linker or found.command)
 
 
 def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
@@ -100,16 +124,26 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
         try:
             made = compiler.build(binary, found, folder, _build_defines(binary, found))
         except compiler.CompileError as error:
-            report = cache.directory() / f"{key}.log"
-            report.write_text(str(error))
-            raise UnavailableError(
-                f"{shlex.join(found.command)} could not build {binary.what}; what it said is in {report}"
-            ) from error
+            _note_failure(binary, found, key, str(error))
+            raise
         if binary.key(found.version) != key:
-            raise UnavailableError(f"the sources of {binary.what} changed while they were compiled; start again")
+            raise UnavailableError(_changed(binary))
         path = cache.publish(key, made)
+    failures.forget(key)
     _report(f"built {binary.what} in {time.monotonic() - start:.0f} s, kept in {path.parent}")
     return path
+
+
+def _note_failure(binary: library.Library, found: compiler.Compiler, key: str, output: str) -> None:
+    """Remembers the failure, and raises it as an error of one line."""
+    if binary.key(found.version) != key:  # half of them were of another version: says nothing of either
+        raise UnavailableError(_changed(binary))
+    failures.remember(key, _commands(binary, found), output)
+    _refuse_if_failed(binary, found, key)
+
+
+def _changed(binary: library.Library) -> str:
+    return f"the sources of {binary.what} changed while they were compiled; start again"
 
 
 def _build_defines(binary: library.Library, found: compiler.Compiler) -> tuple[str, ...]:
@@ -119,13 +153,17 @@ def _build_defines(binary: library.Library, found: compiler.Compiler) -> tuple[s
 
 def shipped(binary: library.Library) -> Path | None:
     """Built ahead of time: of these very sources, for these GPUs, for this torch or an older one (the ABI is stable)."""
-    path = Path(__file__).resolve().parent.parent / binary.name
+    path = _package() / binary.name
     record = path.with_suffix(".json")
     if not (path.is_file() and record.is_file()):
         return None
     made = json.loads(record.read_text())
     fits = made["digest"] == binary.digest() and _runs_on_this(made["built_for"], binary.built_for)
     return path if fits and cuda.cover(made["architectures"].split(), binary.present) else None
+
+
+def _package() -> Path:
+    return Path(__file__).resolve().parent.parent
 
 
 def _runs_on_this(made_for: str, wanted: str) -> bool:
@@ -152,9 +190,25 @@ def load_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gradalign._C", path)
     if spec is None or spec.loader is None:
         raise UnavailableError(f"{path} is not an extension module of this Python")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UnavailableError(why_not_loaded(error, path)) from error
     return module
+
+
+def why_not_loaded(error: Exception, path: Path) -> str:
+    """The reason of the system's loader, which torch leaves in the cause of its own error, with the remedy."""
+    reason = str(error.__cause__ or error)
+    # What Linux says of a file system that is mounted noexec.
+    if "failed to map segment" in reason or "Operation not permitted" in reason:
+        remedy = "set GRADALIGN_CACHE_DIR to a folder on a file system that is not mounted noexec"
+    elif path.parent == _package():
+        remedy = "reinstall gradalign"
+    else:
+        remedy = f"delete {path.parent} to build them again"
+    return f"the built kernels do not load: {reason}; {remedy}"
 
 
 def _report(message: str) -> None:

@@ -164,3 +164,16 @@ def test_every_instruction_set_writes_the_same_bits(isa):
     if "GRADALIGN_CPU_ISA: expected" in run.stderr:
         pytest.skip(f"this CPU has no {isa}")
     assert run.stdout.split() == [isa, results_digest(isa)]
+
+
+def test_an_empty_instruction_set_is_none_named():
+    code = "from gradalign.backends import native; print(native.cpu_isa())"
+    found = []
+    for environment in ({"GRADALIGN_CPU_ISA": ""}, {}):
+        unset = {name: value for name, value in os.environ.items() if name != "GRADALIGN_CPU_ISA"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env={**unset, **environment}, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        found.append(run.stdout)
+    assert found[0] == found[1]

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.rows import HEADLINE, result, row, split
@@ -15,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.steps import commands, runner, table
 from benchmarks.steps.suites import Suite
 from benchmarks.steps.workloads import Workload
+from gradalign.cli import places
 
 WORKLOAD = Workload("mlp", 4, 2, 1000)
 RESULTS = ROOT / "benchmarks" / "results"
@@ -214,3 +216,28 @@ def test_without_matplotlib_the_message_comes_before_any_time_is_spent(bench, mo
 def test_outside_of_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance.gradalign, "__file__", str(tmp_path / "gradalign" / "__init__.py"))
     assert provenance.commit() is None
+
+
+def test_a_seed_that_torch_cannot_hold_is_refused_in_words(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--seed", str(10**23)])
+    assert stop.value.code == 2
+    assert "--seed: expected an integer of at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["toy.md", "toy-cost.png", "toy.json"])
+def test_results_are_renamed_when_they_are_whole(bench, tmp_path, monkeypatch, name):
+    assert bench("--quick") == 0
+    out = tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    original = places.os.replace
+
+    def interrupted(part, path):
+        if Path(path).name == name:
+            raise KeyboardInterrupt
+        original(part, path)
+
+    monkeypatch.setattr(places.os, "replace", interrupted)
+    assert bench("--quick") == 130
+    assert {path.name for path in out.iterdir()} == set(before)
+    assert (out / name).read_bytes() == before[name]

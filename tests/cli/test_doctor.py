@@ -91,6 +91,14 @@ def test_a_compiler_that_does_not_run_is_a_finding(monkeypatch, tmp_path):
     assert found["clang++"] is None
 
 
+def test_a_compiler_whose_version_is_not_utf8_is_a_finding(monkeypatch, tmp_path):
+    fake = tmp_path / "g++"
+    fake.write_text("#!/bin/sh\nprintf 'g++ \\351 1.0\\n'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.compilers()["g++"] == "g++ \ufffd 1.0"
+
+
 def test_it_needs_nothing_beside_torch():
     blocked = "import sys; sys.modules.update(dict.fromkeys(('rich', 'transformers', 'matplotlib', 'triton')))"
     script = f"{blocked}; from gradalign import cli; sys.exit(cli.main(['doctor']))"

@@ -2,6 +2,7 @@ import argparse
 
 import pytest
 
+from gradalign import cli
 from gradalign.cli import options
 from gradalign.cli.errors import CommandError
 
@@ -55,3 +56,18 @@ def test_options_without_an_effect_are_refused_only_where_they_were_given():
         options.fill_defaults(args, "--suite", "--compare", group_column=None, seed=0, fresh=False, out="here")
     options.fill_defaults(args, "--suite", "--compare", fresh=False, out="here")
     assert args.out == "here"
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "1" + 23 * "0"])
+def test_a_number_that_torch_cannot_hold_is_refused_in_words(text):
+    assert options.count(0)("9223372036854775807") == 2**63 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected an integer of at most {2**63 - 1}; got '{text}'"):
+        options.count(0)(text)
+
+
+@pytest.mark.parametrize("command", [["demo", "--first-seed"], ["tune", "--seed"]])
+def test_a_seed_that_is_too_large_is_refused_without_a_traceback(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, str(10**23)])
+    assert stop.value.code == 2
+    assert f"{command[1]}: expected an integer of at most" in capsys.readouterr().err

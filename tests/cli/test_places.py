@@ -49,3 +49,24 @@ def test_a_device_that_stores_no_values_is_refused(name):
 def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):
     places.write_json(tmp_path / "a.json", {"a": [math.nan, 1.0], "b": (math.inf,), "c": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.0], "b": [None], "c": 2}
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    places.write_json(path, {"a": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        places.write_json(path, {"a": object()})
+    with pytest.raises(KeyboardInterrupt), places.whole_file(path) as part:  # noqa: PT012 (what is interrupted is the writing)
+        part.write_text("half")
+        assert (part.parent, part.suffix) == (path.parent, path.suffix)
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    synced = []
+    monkeypatch.setattr(places.os, "fsync", lambda descriptor: synced.append(path.exists()))
+    places.write_json(path, {"a": 1})
+    assert synced == [False]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.toy_demo import toy_batches, toy_model
 
+import gradalign
 from gradalign import cli
 from gradalign.cli import tune
 
@@ -108,3 +109,30 @@ def test_bert_tiny_on_your_own_texts(asset, tmp_path, capsys):
     record = json.loads((tmp_path / "tune.json").read_text())
     assert record["result"]["reference"] == "double_backward"
     assert record["result"]["curve"][0]["forward"] < 0.05
+
+
+def test_what_is_written_is_renamed_when_it_is_whole(toy, tmp_path, monkeypatch):
+    assert cli.main(["tune", "--out", str(tmp_path)]) == 0
+    before = (tmp_path / "tune.png").read_bytes()
+
+    def cut_short(self, path):
+        path.write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradalign.TuningResult, "plot", cut_short)
+    assert cli.main(["tune", "--out", str(tmp_path)]) == 130
+    assert (tmp_path / "tune.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tune.json", "tune.png"]
+
+
+@pytest.mark.parametrize("command", ["tune", "demo"])
+@pytest.mark.parametrize("name", ["[/b]", "[bold", ":smile:"])
+def test_a_model_name_with_markup_is_text(asset, tmp_path, capsys, monkeypatch, command, name):
+    asset("rotten-tomatoes")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main([command, "--model", name, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"--model: expected bert-tiny, minilm, a directory or a Hugging Face name of a text encoder; got {name!r}"
+        in error
+    )

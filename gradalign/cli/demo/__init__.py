@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from gradalign.cli.demo import comparison, plot, record, report  # these need the extras too
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a name with brackets is a name
     places.make_directory(args.out)
     seeds, memory = comparison.compare(resolved, console)
     result = record.run_record(asdict(resolved), seeds, memory, time.perf_counter() - start)

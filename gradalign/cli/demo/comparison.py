@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from gradalign.cli import places
 from gradalign.cli.demo.progress import ProgressBar
@@ -34,7 +35,7 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
 
 def _load(settings: Settings, console: Console, device: torch.device) -> tuple[Corpus, Any, Any]:
     """Texts, encoder and tokenizer; the kernels are built and the options checked before anything is trained."""
-    with console.status(f"loading {settings.model} and {settings.data}") as status:
+    with console.status(Text(f"loading {settings.model} and {settings.data}")) as status:
         corpus = load_corpus(settings.csv, settings.text_column, settings.label_column, settings.group_column)
         encoder, tokenizer = load_pretrained(settings.model)
         status.update("preparing gradalign (its first use on a machine may build kernels)")

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from gradalign.cli import places
 from gradalign.cli.demo.record import ARMS
 from gradalign.cli.demo.report import title
 
@@ -35,12 +36,13 @@ def save_plot(record: dict[str, Any], path: Path) -> None:
     """Writes the four panels to a PNG file."""
     with plt.rc_context(STYLE):
         figure, ((loss, accuracy), (alignment, cost)) = plt.subplots(2, 2, figsize=(10.5, 7.2), layout="constrained")
-        figure.suptitle(f"{title(record['settings'])}, {_seeds(record)}", fontsize=12)
+        figure.suptitle(f"{title(record['settings'])}, {_seeds(record)}", fontsize=12, parse_math=False)
         _loss_panel(loss, record)
         _accuracy_panel(accuracy, record)
         _alignment_panel(alignment, record)
         _cost_panel(cost, record)
-        figure.savefig(path, dpi=150)
+        with places.whole_file(path) as part:
+            figure.savefig(part, dpi=150)
         plt.close(figure)
 
 

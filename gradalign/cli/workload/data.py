@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
 import re
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload import assets
+from gradalign.cli.workload.table import Row, Table, read_table
 
 
 class Snippet(NamedTuple):
@@ -42,7 +40,7 @@ def load_corpus(csv_file: str | None, text_column: str, label_column: str, group
 
 def rotten_tomatoes(path: Path) -> Corpus:
     """Review snippets, fresh or rotten, grouped by film, without the plot summaries in the file."""
-    rows = [row for row in _rows(path) if row["category"] != "plot"]
+    rows = [row.values for row in read_table(path).rows if row.values["category"] != "plot"]
     return _corpus("Rotten Tomatoes", [(row["text"], row["category"], row["movie_name"]) for row in rows])
 
 
@@ -52,21 +50,24 @@ def from_csv(path: Path, text_column: str, label_column: str, group_column: str 
     Rows without a text or a label are skipped.
 
     Raises:
-        CommandError: the file does not exist or cannot be read, lacks a column, or has fewer than two classes.
+        CommandError: the file does not exist or cannot be read, lacks a column, has a row that does not fit, or has fewer
+            than two classes.
     """
     if not path.is_file():
         raise CommandError(f"--csv: expected a CSV file; got {str(path)!r}, which is not a file")
-    try:
-        rows = _rows(path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"--csv: expected a CSV file in UTF-8; got {path}, which cannot be read: {error}") from error
+    table = read_table(path)
     names = {"--text-column": text_column, "--label-column": label_column, "--group-column": group_column}
-    _check_columns(path, list(rows[0]) if rows else [], names)
-    usable = [r for r in rows if r[text_column] and r[label_column]]
-    triples = [
-        (r[text_column], r[label_column], r[group_column] if group_column else str(i)) for i, r in enumerate(usable)
-    ]
-    corpus = _corpus(path.name, triples)
+    _check_columns(path, table.columns, names)
+    usable = [row for row in table.rows if row.values.get(text_column) and row.values.get(label_column)]
+    if group_column is not None:
+        _check_groups(path, table, usable, group_column)
+    corpus = _corpus(
+        path.name,
+        [
+            (row.values[text_column], row.values[label_column], row.values[group_column] if group_column else str(i))
+            for i, row in enumerate(usable)
+        ],
+    )
     if len(corpus.classes) < 2:
         raise CommandError(f"--label-column: expected at least two classes in {label_column!r}; got {corpus.classes}")
     return corpus
@@ -77,6 +78,15 @@ def _check_columns(path: Path, columns: list[str], names: dict[str, str | None])
         if name is not None and name not in columns:
             raise CommandError(
                 f"{option}: expected one of the columns {', '.join(columns) or '(none)'} of {path}; got {name!r}"
+            )
+
+
+def _check_groups(path: Path, table: Table, rows: list[Row], group_column: str) -> None:
+    for row in rows:
+        if group_column not in row.values:
+            raise CommandError(
+                f"--group-column: expected a value of {group_column!r} in each row; got {path}, line {row.line}, which has "
+                f"{len(row.values)} of the {len(table.columns)} columns; complete it"
             )
 
 
@@ -102,13 +112,3 @@ def _root(parent: dict[str, str], group: str) -> str:
 def _normalised(text: str) -> str:
     """Two snippets are duplicates if their letters and digits agree, regardless of case, punctuation and spaces."""
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with _open(path) as file:
-        return list(csv.DictReader(file))
-
-
-def _open(path: Path) -> IO[str]:
-    opener = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8-sig", newline="")

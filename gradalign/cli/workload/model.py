@@ -53,18 +53,27 @@ def load_pretrained(name: str) -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
-            encoder = transformers.AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32)
+            # Without the last, transformers asks on the terminal whether to run code that comes with a model.
+            options = {"local_files_only": local, "trust_remote_code": False}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            encoder = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError) as error:
         raise CommandError(
             f"--model: expected bert-tiny, minilm, a directory or a Hugging Face name of a text encoder; got {name!r}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{_first_line(error)}"
         ) from error
     except ImportError as error:
         raise CommandError(f"expected a transformers that can load {name}; got: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return _without_head(encoder), tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    if "trust_remote_code" in text:  # transformers' advice is an option that there is not
+        return "it comes with custom code; gradalign does not run code that comes with a model"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def _import_transformers(offline: bool) -> Any:

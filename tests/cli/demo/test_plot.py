@@ -18,6 +18,13 @@ def test_the_plot_is_a_png_with_something_drawn(tmp_path, gains):
     assert pixels[..., :3].std() > 0.05
 
 
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
+    r = record(0.01)
+    r["settings"]["model"] = "a$\\no_such_symbol$"
+    save_plot(r, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
 def test_a_run_that_diverged_can_be_plotted_and_written(tmp_path):
     r = record(0.01)
     r["seeds"][0]["gradalign"]["losses"] = [math.nan, math.inf]

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +81,37 @@ def test_the_source_tree_is_not_taken_for_another_package(asset):
     script = f"import sys; {load}; print(sys.modules['kernels'])"
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
+
+
+@pytest.fixture
+def own_code(asset, tmp_path, monkeypatch):
+    """A copy of the model to change, whose code of its own would leave a file; a question on the terminal fails the test."""
+    model, marker = tmp_path / "model", tmp_path / "it ran"
+    shutil.copytree(asset("bert-tiny"), model)
+    (model / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
+    monkeypatch.setattr("signal.alarm", lambda seconds: pytest.fail("a prompt") if seconds else 0)
+    yield model
+    assert not marker.exists()
+
+
+def add_settings(path, **changed):
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**settings, **changed}))
+
+
+def test_a_model_with_code_of_its_own_is_refused(own_code):
+    auto_map = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    add_settings(own_code / "config.json", model_type="own", auto_map=auto_map)
+    with pytest.raises(CommandError) as caught:
+        load_pretrained(str(own_code))
+    assert str(caught.value).startswith("--model: expected bert-tiny")
+    assert str(caught.value).endswith(
+        ": it comes with custom code; gradalign does not run code that comes with a model"
+    )
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_run(own_code):
+    auto_map = {"AutoTokenizer": ["own.Own", None]}
+    add_settings(own_code / "tokenizer_config.json", tokenizer_class="Own", auto_map=auto_map)
+    load_pretrained(str(own_code))  # without it, transformers has one for this kind of model

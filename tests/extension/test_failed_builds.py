@@ -1,0 +1,131 @@
+"""A build that fails is said once in one line, remembered, and tried again when something that matters has changed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from support.tiny_library import TINY, answer
+
+from gradalign.extension import UnavailableError, compiler, ensure, library
+
+pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def broken(tiny):
+    (library.sources() / "tiny.cpp").write_text("#error the header is missing\n")
+    return tiny
+
+
+def refused(binary) -> str:
+    with pytest.raises(UnavailableError) as caught:
+        ensure(binary)
+    return str(caught.value)
+
+
+def test_the_reason_and_the_remedy_are_one_line_on_stderr(home, broken, capfd):
+    reason = refused(broken)
+    said = [line for line in capfd.readouterr().err.splitlines() if "could not build" in line]
+    (log,) = home.glob("*.log")
+    assert "could not build a tiny library: " in reason
+    assert "#error the header is missing" in reason
+    assert reason.endswith(f"; all of it is in {log}; correct it, then delete that file to try again")
+    assert said == [f"gradalign: {reason}"]
+    assert "#error the header is missing" in log.read_text()
+    assert not list(home.glob("*/libtiny.so"))
+
+
+def test_it_is_not_tried_again_and_said_again(home, broken, num_builds, capfd):
+    first = refused(broken)
+    capfd.readouterr()
+    assert refused(broken) == first
+    assert len(num_builds) == 1
+    assert capfd.readouterr().err == f"gradalign: {first}\n"
+
+
+def test_without_ninja_the_reason_is_the_same(home, broken, monkeypatch):
+    first = refused(broken)
+    (log,) = home.glob("*.log")
+    log.unlink()
+    monkeypatch.setattr(compiler, "_ninja", lambda: None)
+    assert refused(broken) == first
+
+
+def test_deleting_the_log_tries_again(home, broken, num_builds):
+    refused(broken)
+    (log,) = home.glob("*.log")
+    log.unlink()
+    refused(broken)
+    assert len(num_builds) == 2
+
+
+def test_other_sources_are_tried(home, broken):
+    refused(broken)
+    (library.sources() / "tiny.cpp").write_text(TINY)
+    assert answer(ensure(broken)) == 42
+
+
+def test_another_torch_is_tried(home, broken, num_builds):
+    refused(broken)
+    refused(library.Library(**{**vars(broken), "built_for": "torch 2.11.0"}))
+    assert len(num_builds) == 2
+
+
+def test_another_command_of_the_same_compiler_is_tried(home, tiny, monkeypatch):
+    command = shlex.join(compiler.find_compiler().command)
+    monkeypatch.setenv("CXX", f"{command} -fno-such-option")
+    assert "could not build a tiny library" in refused(tiny)
+    monkeypatch.setenv("CXX", command)
+    assert answer(ensure(tiny)) == 42
+    assert not list(home.glob("*.log"))
+
+
+def test_a_log_that_others_can_write_is_not_believed(home, broken):
+    refused(broken)
+    (log,) = home.glob("*.log")
+    log.chmod(0o666)
+    assert "others can write to" in refused(broken)
+
+
+def try_to_build(home: str, sources: str, results) -> None:
+    os.environ["GRADALIGN_CACHE_DIR"] = home
+    library.sources = compiler.sources = lambda: Path(sources)
+    attempts = []
+    original = compiler.build
+    compiler.build = lambda *args: attempts.append(1) or original(*args)
+    unit = library.Unit("tiny.cpp", "tiny.o", ())
+    try:
+        ensure(library.Library("libtiny.so", "a tiny library", (unit,), (), ("tiny.cpp",), "torch 2.10.0"))
+    except UnavailableError:
+        results.put(len(attempts))
+
+
+def test_processes_that_start_together_try_once(home, broken):
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=try_to_build, args=(str(home), str(library.sources()), results)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sum(results.get() for _ in processes) == 1
+
+
+def test_sources_that_changed_meanwhile_are_no_failure_to_remember(home, tiny, monkeypatch):
+    original = compiler.build
+
+    def edited(*args):
+        made = original(*args)
+        (library.sources() / "tiny.cpp").write_text(TINY + "// newer\n")
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "build", edited)
+        assert "changed while they were compiled; start again" in refused(tiny)
+    assert not list(home.glob("*.log"))
