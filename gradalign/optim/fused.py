@@ -88,7 +88,7 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients.
-            ValueError: parameters that were to_device to another device than their state.
+            ValueError: expanded parameters; parameters that were moved to another device than their state.
         """
         loss = None
         if closure is not None:
@@ -165,6 +165,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     def _batches_of(self, group: Mapping[str, Any], params: list[Tensor]) -> list[Batch]:
         """Of parameters that share device and dtype."""
+        arguments.not_expanded(params)  # again: `.data` may have been set since
         names = self._all_names(params[0].dtype, group)
         states = [self.state[p] for p in params]
         try:

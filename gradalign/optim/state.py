@@ -27,7 +27,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
         self._masters_made = False
-        arguments.settings(defaults)
+        arguments.settings(defaults, defaults)
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -66,14 +66,15 @@ class StatefulOptimizer(torch.optim.Optimizer):
             param_group: "params" (parameters, or (name, parameter) pairs) and the settings that are the group's own.
 
         Raises:
-            ValueError: settings out of range, or of all groups together; the group is then not added.
+            ValueError: settings out of range, or of all groups together; expanded parameters; the group is then not added.
             TypeError: settings that are no numbers; complex or sharded parameters, float16 ones with stochastic rounding.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            arguments.settings(group)
+            arguments.settings(group, self.defaults)
             arguments.parameters(group["params"], stochastic=group["stochastic_rounding"])
+            arguments.not_expanded(group["params"])
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
