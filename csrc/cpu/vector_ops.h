@@ -50,6 +50,8 @@ inline Tensor perturb_cpu(const Tensors& params, const Tensors& backups, const T
   const bool two = ys && scale_y;
   Operands y = two ? operands_of(*ys, numels, op, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
+  expect_own_elements({&p}, op);
+  if (!from_backups) expect_own_elements({&backup}, op);
   PerturbArgs args{};
   args.params = p.data();
   args.backups = backup.data();
@@ -69,6 +71,7 @@ inline void restore_cpu(const Tensors& params, const Tensors& backups) {
   Operands p = operands_of(params, numels, "restore_", "params");
   Operands backup = operands_of(backups, numels, "restore_", "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p}, "restore_");
   launch(kernels().restore, {p.data(), backup.data(), exceeds_cache(2 * total_bytes(p, numels))}, plan_of(numels));
 }
 
@@ -77,6 +80,7 @@ inline void swap_cpu(const Tensors& params, const Tensors& backups) {
   Operands p = operands_of(params, numels, "swap_", "params");
   Operands backup = operands_of(backups, numels, "swap_", "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p, &backup}, "swap_");
   launch(kernels().swap, {p.data(), backup.data()}, plan_of(numels));
 }
 
@@ -85,6 +89,7 @@ inline Tensor accumulate_cpu(const Tensors& accs, const Tensors& grads, const Te
   Operands acc = operands_of(accs, numels, "accumulate_", "accs");
   Operands grad = operands_of(grads, numels, "accumulate_", "grads");
   flatten_alike({&acc, &grad});
+  expect_own_elements({&acc}, "accumulate_");
   double sums[2];
   launch(kernels().accumulate, {acc.data(), grad.data(), scalar_of(scale, "accumulate_", "scale")}, plan_of(numels), 2, sums);
   return sums_tensor(sums, 2);
@@ -97,6 +102,7 @@ inline Tensor combine_cpu(const Tensors& outs, const Tensors& xs, const Tensors&
   Operands x = operands_of(xs, numels, op, "xs");
   Operands y = operands_of(ys, numels, op, "ys");
   flatten_alike({&out, &x, &y});
+  expect_own_elements({&out}, op);
   const bool stream = exceeds_cache(3 * total_bytes(out, numels));
   const CombineArgs args{out.data(), x.data(), y.data(), scalar_of(a, op, "a"), scalar_of(b, op, "b"), stream};
   double sums[1];
