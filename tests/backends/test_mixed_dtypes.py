@@ -58,8 +58,7 @@ def test_perturb(dtypes, from_backups, backend):
         size = float((theta.abs() + d.abs()).max())
         assert (params[0].double() - theta - d).abs().max() <= torch.finfo(dtypes[0]).eps * size
     delta = params[0].double() - theta
-    assert close(sums, torch.stack((delta @ d, d @ d, delta @ delta)), {torch.float32, *dtypes})
-    assert close(sums[1], d @ d, dtypes[:1])
+    assert close(sums, torch.stack((delta @ d, d @ d, delta @ delta)), dtypes[:1])
 
 
 @pytest.mark.parametrize("dtypes", list(product(DTYPES, repeat=2)), ids=str)

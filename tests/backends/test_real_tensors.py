@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,6 +45,15 @@ def ones(n=3):
     return torch.ones(n)
 
 
+def refusal(call):
+    """The words of the error that the call raises; None where it returns."""
+    try:
+        call()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return None
+
+
 def test_norm_dot_of_negative_views(backend):
     for run in (backend.norm_dot, ops.norm_dot):
         assert run([ones()], [negative([-1.0, -1.0, -1.0])]).tolist() == [3, -3, 3]
@@ -61,13 +72,10 @@ def test_perturb_along_negative_views(backend):
 def test_a_negative_view_is_written_or_refused(backend):
     for run in (backend.accumulate_, ops.accumulate_):
         acc, other = negative([-1.0, 2.0]), ones(2)
-        try:
-            assert run([other, acc], [ones(2), ones(2)], SCALE).tolist() == [4, 3]
-        except RuntimeError as error:
-            assert REFUSED in str(error)
-            assert (other.tolist(), acc.tolist()) == ([1, 1], [-1, 2])
-        else:
-            assert (other.tolist(), acc.tolist()) == ([1.5, 1.5], [-0.5, 2.5])
+        words = refusal(partial(run, [other, acc], [ones(2), ones(2)], SCALE))
+        values = (other.tolist(), acc.tolist())
+        assert values == (([1.5, 1.5], [-0.5, 2.5]) if words is None else ([1, 1], [-1, 2]))
+        assert words is None or REFUSED in words
 
 
 @pytest.mark.parametrize("cls", [AdamW, SGD, LAMB])
@@ -76,10 +84,9 @@ def test_a_step_along_a_negative_gradient_is_right_or_refused(cls, backend):
     plain.grad, viewed.grad = torch.tensor([-1.0, 2.0]), negative([-1.0, 2.0])
     cls([plain], lr=0.1, backend=backend.NAME).step()
     optimizer = cls([viewed], lr=0.1, backend=backend.NAME)
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        assert REFUSED in str(error)
+    words = refusal(optimizer.step)
+    if words is not None:
+        assert REFUSED in words
         assert viewed.tolist() == [1, 1]
         viewed.grad = viewed.grad.resolve_neg()
         optimizer.step()
@@ -91,10 +98,8 @@ def test_tensors_that_stand_for_zeros(backend):
     for run in (backend.norm_dot, ops.norm_dot):
         assert run([zeros(3)], [ones()]).tolist() == [0, 0, 3]
         assert run([zeros(3)]).tolist() == [0, 0, 0]
-        try:
-            assert run([ones()], [zeros(3)]).tolist() == [3, 0, 0]
-        except ValueError as error:
-            assert "expected tensors that have memory" in str(error)
+        words = refusal(partial(run, [ones()], [zeros(3)]))
+        assert run([ones()], [zeros(3)]).tolist() == [3, 0, 0] if words is None else "tensors that have memory" in words
 
 
 def test_a_tensor_that_stands_for_zeros_is_not_written(backend):
