@@ -30,25 +30,25 @@ inline Plan plan_of(const std::vector<int64_t>& numels) {
   return plan_pages(numels.data(), static_cast<int64_t>(numels.size()));
 }
 
-inline Tensor norm_dot_cpu(const Tensors& xs, const std::optional<Tensors>& ys) {
+inline Tensor norm_dot_cpu(const Tensors& xs, const Tensors& ys) {
   const auto numels = numels_of(xs);
   Operands x = operands_of(xs, numels, "norm_dot", "xs");
-  Operands y = ys ? operands_of(*ys, numels, "norm_dot", "ys") : Operands{};
+  Operands y = ys.empty() ? Operands{} : operands_of(ys, numels, "norm_dot", "ys");
   flatten_alike({&x, &y});
   double sums[3];
-  launch(kernels().norm_dot, {x.data(), data_or_null(y, ys.has_value())}, plan_of(numels), 3, sums);
+  launch(kernels().norm_dot, {x.data(), data_or_null(y, !ys.empty())}, plan_of(numels), 3, sums);
   return sums_tensor(sums, 3);
 }
 
 inline Tensor perturb_cpu(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
-                          const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
+                          const Tensors& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   const char* op = "perturb_";
   const auto numels = numels_of(params);
   Operands p = operands_of(params, numels, op, "params");
   Operands backup = operands_of(backups, numels, op, "backups");
   Operands x = operands_of(xs, numels, op, "xs");
-  const bool two = ys && scale_y;
-  Operands y = two ? operands_of(*ys, numels, op, "ys") : Operands{};
+  const bool two = !ys.empty() && scale_y;
+  Operands y = two ? operands_of(ys, numels, op, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
   expect_own_elements({&p}, op);
   if (!from_backups) expect_own_elements({&backup}, op);

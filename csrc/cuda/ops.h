@@ -9,10 +9,10 @@ namespace gradalign {
 
 inline double* doubles_of(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
-inline Tensor norm_dot_cuda(const Tensors& xs, const std::optional<Tensors>& ys) {
-  cuda::Call call("norm_dot", xs, (ys && !ys->empty() ? *ys : xs).at(0));
+inline Tensor norm_dot_cuda(const Tensors& xs, const Tensors& ys) {
+  cuda::Call call("norm_dot", xs, (ys.empty() ? xs : ys).at(0));
   Operands x = call.list(xs, "xs");
-  Operands y = ys ? call.list(*ys, "ys") : Operands{};
+  Operands y = call.optional_list(ys, "ys");
   flatten_alike({&x, &y});
   Tensor result = call.doubles(3);
   cuda::norm_dot({call.numels(), {&x, &y}}, call.place(), doubles_of(result));
@@ -20,11 +20,11 @@ inline Tensor norm_dot_cuda(const Tensors& xs, const std::optional<Tensors>& ys)
 }
 
 inline Tensor perturb_cuda(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
-                           const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
+                           const Tensors& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   cuda::Call call("perturb_", params, scale);
-  const bool two = ys && scale_y;
+  const bool two = !ys.empty() && scale_y;
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups"), x = call.list(xs, "xs");
-  Operands y = two ? call.list(*ys, "ys") : Operands{};
+  Operands y = two ? call.list(ys, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
   expect_own_elements({&p}, "perturb_");
   if (!from_backups) expect_own_elements({&backup}, "perturb_");

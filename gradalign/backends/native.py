@@ -54,7 +54,7 @@ def why_not_on(device_type: str) -> str | None:
         ready = shipped(cuda.contents(present))  # needs no nvcc
         torch.ops.load_library(ready or ensure(cuda.cuda(cuda.architectures(present), present)))
         _kernel("norm_dot")(
-            [torch.zeros(1, device=device_type)], None
+            [torch.zeros(1, device=device_type)], []
         )  # a driver or GPU that it does not fit refuses here
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
@@ -83,7 +83,7 @@ def cpu_isa() -> str:
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
-    return _kernel("norm_dot")(xs, _resolved(ys))
+    return _kernel("norm_dot")(xs, ys or [])
 
 
 def perturb_(
@@ -97,7 +97,7 @@ def perturb_(
 ) -> Tensor:
     """backup <- theta; theta <- theta + d, d = scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
     written = (params,) if from_backups else (params, backups)
-    return _mutate("perturb_", written, (params, backups, xs, scale, _resolved(ys), scale_y, from_backups))
+    return _mutate("perturb_", written, (params, backups, xs, scale, ys or [], scale_y, from_backups))
 
 
 def restore_(params: Tensors, backups: Tensors) -> None:
@@ -134,13 +134,6 @@ def _kernel(name: str) -> Callable[..., Any]:
     why_unavailable()
     # The C function behind the op: the Python layer above it costs microseconds and has bytecodes to be interrupted at.
     return getattr(torch.ops.gradalign_native, name).default._op
-
-
-def _resolved(ys: Tensors | None) -> Tensors | None:
-    """Tensors without a negative bit. torch resolves it in every argument but an optional list, which it does not look into."""
-    if ys is not None and any(map(torch.is_neg, ys)):
-        return [y.resolve_neg() for y in ys]
-    return ys
 
 
 def _mutate(

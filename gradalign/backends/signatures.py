@@ -165,9 +165,20 @@ def define(namespace: str) -> torch.library.Library:
     """
     library = torch.library.Library(namespace, "FRAGMENT")
     for op, schema in SCHEMAS.items():
+        if namespace == "gradalign_native":
+            schema = native_schema(schema)
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
     return library
+
+
+def native_schema(schema: str) -> str:
+    """The schema in `csrc/`, where a list that is not given is empty.
+
+    torch does not look into an optional list for tensors that it has to resolve before a kernel reads them (negative bits,
+    tensors that stand for zeros, fakes).
+    """
+    return schema.replace("Tensor[]? ys=None", "Tensor[] ys")
 
 
 def _fake(op: str, first: Tensors, *args: object, **kwargs: object) -> Tensor | None:

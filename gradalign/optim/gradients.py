@@ -84,6 +84,8 @@ def own_memory(tensors: Sequence[Tensor]) -> bool:
     False where tensors are interleaved (columns of one matrix): the spans from first to last element are compared. On ends
     and starts sorted by themselves, spans are apart where each but the last end is at most the next start.
     """
+    if not {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors)):
+        return False  # a subclass may have no memory: fakes
     if all(map(Tensor.is_contiguous, tensors)):
         firsts = list(map(Tensor.data_ptr, tensors))
         ends = sorted(map(add, firsts, map(attrgetter("nbytes"), tensors)))
