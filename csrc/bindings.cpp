@@ -15,8 +15,9 @@ std::string cpu_isa() { return gradalign::kernels().isa; }
 
 STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CPU, m) { GRADALIGN_REGISTER(m, cpu); }
 
-// Empty lists have no device.
-STABLE_TORCH_LIBRARY_IMPL(gradalign_native, Undefined, m) {
+// Empty lists have no device. Not for every key: tensors with a negative bit, tensors that stand for zeros and fake ones are
+// then resolved by torch on the way.
+STABLE_TORCH_LIBRARY_IMPL(gradalign_native, CompositeExplicitAutograd, m) {
   GRADALIGN_REGISTER(m, cpu);
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }

@@ -30,7 +30,6 @@ work under `torch.compile`. Examples:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -38,7 +37,6 @@ from torch import Tensor
 
 from gradalign.backends import dispatch, op_validation, signatures
 from gradalign.backends.signatures import (
-    NUM_SUMS,
     SCHEMAS,
     AdamWOptions,
     LAMBOptions,
@@ -53,24 +51,15 @@ _library = signatures.define("gradalign")
 
 
 def _implement(op: str) -> None:
-    """Register what runs the op (the backend that `dispatch` chooses for the tensors) and its fake."""
-    num_sums = NUM_SUMS.get(op)
-
-    def sums(make: Callable[..., Tensor], first: Tensors) -> Tensor | None:
-        device = first[0].device if first else torch.device("cpu")
-        return None if num_sums is None else make(num_sums, dtype=torch.float64, device=device)
+    """Register what runs the op: the backend that `dispatch` chooses for the tensors."""
 
     def kernel(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
         if not first:
-            return sums(torch.zeros, first)
+            return signatures.sums(op, torch.zeros, first)
         with torch.no_grad():  # parameters are written in place
             return signatures.call(_backend(first, *args), op, first, *args, **kwargs)
 
-    def fake(first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
-        return sums(torch.empty, first)
-
     _library.impl(op, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gradalign::{op}", fake, lib=_library)
 
 
 def _backend(first: Tensors, *args: object) -> ModuleType:

@@ -35,8 +35,11 @@ class Step {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }
 
-  // Not with stochastic rounding, which counts elements in row-major order.
-  void flatten(std::vector<Operands*> states) {
+  // Checks what is written and, unless stochastic rounding counts elements in row-major order, takes it in memory order.
+  void prepare(std::vector<Operands*> states) {
+    for (const Operands* state : states) expect_own_elements({state}, op_);
+    expect_own_elements({&params_, &masters_}, op_);
+    if (args_.zero_grads) expect_own_elements({&grads_}, op_);
     if (args_.keys != nullptr) return;
     states.insert(states.begin(), {&params_, &grads_, &masters_});
     flatten_alike(states);
@@ -111,7 +114,7 @@ inline void adamw_step_cpu(const Tensors& params, const Tensors& grads, const Te
   Operands m = step.list(exp_avgs, "exp_avgs");
   Operands v = step.list(exp_avg_sqs, "exp_avg_sqs");
   Operands largest = step.optional_list(max_exp_avg_sqs, "max_exp_avg_sqs");
-  step.flatten({&m, &v, &largest});
+  step.prepare({&m, &v, &largest});
   const double rate = scalar_of(lr, op, "lr"), decay = scalar_of(weight_decay, op, "weight_decay");
   const auto corrections1 = corrections(beta1, step.counts()), corrections2 = corrections(beta2, step.counts());
   std::vector<AdamWTensor> tensors;
@@ -130,7 +133,7 @@ inline void sgd_step_cpu(const Tensors& params, const Tensors& grads, const Tens
   const char* op = "sgd_step_";
   Step step(op, {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, {maximize, zero_grads});
   Operands buffers = step.optional_list(momentum_buffers, "momentum_buffers");
-  step.flatten({&buffers});
+  step.prepare({&buffers});
   std::vector<uint8_t> first;
   first.reserve(step.counts().size());
   for (double count : step.counts()) first.push_back(count == 1);
@@ -160,7 +163,7 @@ inline void lamb_step_cpu(const Tensors& params, const Tensors& grads, const Ten
   Step step(op, {params, grads, masters, steps}, {grad_scale, lr, weight_decay, skip, seed}, {maximize, zero_grads});
   Operands m = step.list(exp_avgs, "exp_avgs");
   Operands v = step.list(exp_avg_sqs, "exp_avg_sqs");
-  step.flatten({&m, &v});
+  step.prepare({&m, &v});
   const double rate = scalar_of(lr, op, "lr"), decay = scalar_of(weight_decay, op, "weight_decay");
   const auto corrections1 = corrections(beta1, step.counts()), corrections2 = corrections(beta2, step.counts());
   std::vector<LambTensor> tensors;

@@ -30,26 +30,28 @@ inline Plan plan_of(const std::vector<int64_t>& numels) {
   return plan_pages(numels.data(), static_cast<int64_t>(numels.size()));
 }
 
-inline Tensor norm_dot_cpu(const Tensors& xs, const std::optional<Tensors>& ys) {
+inline Tensor norm_dot_cpu(const Tensors& xs, const Tensors& ys) {
   const auto numels = numels_of(xs);
   Operands x = operands_of(xs, numels, "norm_dot", "xs");
-  Operands y = ys ? operands_of(*ys, numels, "norm_dot", "ys") : Operands{};
+  Operands y = ys.empty() ? Operands{} : operands_of(ys, numels, "norm_dot", "ys");
   flatten_alike({&x, &y});
   double sums[3];
-  launch(kernels().norm_dot, {x.data(), data_or_null(y, ys.has_value())}, plan_of(numels), 3, sums);
+  launch(kernels().norm_dot, {x.data(), data_or_null(y, !ys.empty())}, plan_of(numels), 3, sums);
   return sums_tensor(sums, 3);
 }
 
 inline Tensor perturb_cpu(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
-                          const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
+                          const Tensors& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   const char* op = "perturb_";
   const auto numels = numels_of(params);
   Operands p = operands_of(params, numels, op, "params");
   Operands backup = operands_of(backups, numels, op, "backups");
   Operands x = operands_of(xs, numels, op, "xs");
-  const bool two = ys && scale_y;
-  Operands y = two ? operands_of(*ys, numels, op, "ys") : Operands{};
+  const bool two = !ys.empty() && scale_y;
+  Operands y = two ? operands_of(ys, numels, op, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
+  expect_own_elements({&p}, op);
+  if (!from_backups) expect_own_elements({&backup}, op);
   PerturbArgs args{};
   args.params = p.data();
   args.backups = backup.data();
@@ -69,6 +71,7 @@ inline void restore_cpu(const Tensors& params, const Tensors& backups) {
   Operands p = operands_of(params, numels, "restore_", "params");
   Operands backup = operands_of(backups, numels, "restore_", "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p}, "restore_");
   launch(kernels().restore, {p.data(), backup.data(), exceeds_cache(2 * total_bytes(p, numels))}, plan_of(numels));
 }
 
@@ -77,6 +80,7 @@ inline void swap_cpu(const Tensors& params, const Tensors& backups) {
   Operands p = operands_of(params, numels, "swap_", "params");
   Operands backup = operands_of(backups, numels, "swap_", "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p, &backup}, "swap_");
   launch(kernels().swap, {p.data(), backup.data()}, plan_of(numels));
 }
 
@@ -85,6 +89,7 @@ inline Tensor accumulate_cpu(const Tensors& accs, const Tensors& grads, const Te
   Operands acc = operands_of(accs, numels, "accumulate_", "accs");
   Operands grad = operands_of(grads, numels, "accumulate_", "grads");
   flatten_alike({&acc, &grad});
+  expect_own_elements({&acc}, "accumulate_");
   double sums[2];
   launch(kernels().accumulate, {acc.data(), grad.data(), scalar_of(scale, "accumulate_", "scale")}, plan_of(numels), 2, sums);
   return sums_tensor(sums, 2);
@@ -97,6 +102,7 @@ inline Tensor combine_cpu(const Tensors& outs, const Tensors& xs, const Tensors&
   Operands x = operands_of(xs, numels, op, "xs");
   Operands y = operands_of(ys, numels, op, "ys");
   flatten_alike({&out, &x, &y});
+  expect_own_elements({&out}, op);
   const bool stream = exceeds_cache(3 * total_bytes(out, numels));
   const CombineArgs args{out.data(), x.data(), y.data(), scalar_of(a, op, "a"), scalar_of(b, op, "b"), stream};
   double sums[1];

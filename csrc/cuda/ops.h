@@ -9,10 +9,10 @@ namespace gradalign {
 
 inline double* doubles_of(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
-inline Tensor norm_dot_cuda(const Tensors& xs, const std::optional<Tensors>& ys) {
-  cuda::Call call("norm_dot", xs, (ys && !ys->empty() ? *ys : xs).at(0));
+inline Tensor norm_dot_cuda(const Tensors& xs, const Tensors& ys) {
+  cuda::Call call("norm_dot", xs, (ys.empty() ? xs : ys).at(0));
   Operands x = call.list(xs, "xs");
-  Operands y = ys ? call.list(*ys, "ys") : Operands{};
+  Operands y = call.optional_list(ys, "ys");
   flatten_alike({&x, &y});
   Tensor result = call.doubles(3);
   cuda::norm_dot({call.numels(), {&x, &y}}, call.place(), doubles_of(result));
@@ -20,12 +20,14 @@ inline Tensor norm_dot_cuda(const Tensors& xs, const std::optional<Tensors>& ys)
 }
 
 inline Tensor perturb_cuda(const Tensors& params, const Tensors& backups, const Tensors& xs, const Tensor& scale,
-                           const std::optional<Tensors>& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
+                           const Tensors& ys, const std::optional<Tensor>& scale_y, bool from_backups) {
   cuda::Call call("perturb_", params, scale);
-  const bool two = ys && scale_y;
+  const bool two = !ys.empty() && scale_y;
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups"), x = call.list(xs, "xs");
-  Operands y = two ? call.list(*ys, "ys") : Operands{};
+  Operands y = two ? call.list(ys, "ys") : Operands{};
   flatten_alike({&p, &backup, &x, &y});
+  expect_own_elements({&p}, "perturb_");
+  if (!from_backups) expect_own_elements({&backup}, "perturb_");
   const cuda::Scales scales{call.scalar(scale, "scale"), call.scalar(two ? scale_y : std::nullopt, "scale_y")};
   Tensor result = call.doubles(3);
   cuda::perturb({call.numels(), {&p, &backup, &x, &y}}, from_backups, scales, call.place(), doubles_of(result));
@@ -36,6 +38,7 @@ inline void restore_cuda(const Tensors& params, const Tensors& backups) {
   cuda::Call call("restore_", params, (params.empty() ? backups : params).at(0));
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p}, "restore_");
   cuda::restore({call.numels(), {&p, &backup}}, call.place());
 }
 
@@ -43,6 +46,7 @@ inline void swap_cuda(const Tensors& params, const Tensors& backups) {
   cuda::Call call("swap_", params, (params.empty() ? backups : params).at(0));
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
+  expect_own_elements({&p, &backup}, "swap_");
   cuda::swap({call.numels(), {&p, &backup}}, call.place());
 }
 
@@ -50,6 +54,7 @@ inline Tensor accumulate_cuda(const Tensors& accs, const Tensors& grads, const T
   cuda::Call call("accumulate_", accs, scale);
   Operands acc = call.list(accs, "accs"), grad = call.list(grads, "grads");
   flatten_alike({&acc, &grad});
+  expect_own_elements({&acc}, "accumulate_");
   Tensor result = call.doubles(2);
   cuda::accumulate({call.numels(), {&acc, &grad}}, call.scalar(scale, "scale"), call.place(), doubles_of(result));
   return result;
@@ -59,6 +64,7 @@ inline Tensor combine_cuda(const Tensors& outs, const Tensors& xs, const Tensors
   cuda::Call call("combine_", outs, a);
   Operands out = call.list(outs, "outs"), x = call.list(xs, "xs"), y = call.list(ys, "ys");
   flatten_alike({&out, &x, &y});
+  expect_own_elements({&out}, "combine_");
   Tensor result = call.doubles(1);
   cuda::combine({call.numels(), {&out, &x, &y}}, {call.scalar(a, "a"), call.scalar(b, "b")}, call.place(),
                 doubles_of(result));
@@ -93,6 +99,10 @@ class CudaStep {
       lists.insert(lists.end(), states.begin(), states.end());
       flatten_alike(lists);
     }
+    const char* op = call_.place().op;
+    expect_own_elements({&params_, &masters_}, op);
+    if (settings_.zero_grads) expect_own_elements({&grads_}, op);
+    for (const Operands* state : states) expect_own_elements({state}, op);
     cuda::Lists lists{call_.numels(), {&params_, &grads_}};
     lists.of.insert(lists.of.end(), states.begin(), states.end());
     lists.of.push_back(&masters_);

@@ -48,6 +48,8 @@ inline Operand operand_of(const Tensor& tensor, const char* op) {
   operand.dtype = dtype_of(tensor, op);
   operand.data = static_cast<char*>(tensor.data_ptr());
   operand.flat = tensor.is_contiguous();
+  expect(operand.data != nullptr || tensor.numel() == 0, op,
+         "expected tensors that have memory; got one without (a fake tensor, or one that stands for zeros); clone it first");
   if (!operand.flat) {
     operand.ndim = tensor.dim();
     expect(operand.ndim <= 64, op, "expected at most 64 dimensions");
@@ -55,6 +57,18 @@ inline Operand operand_of(const Tensor& tensor, const char* op) {
     operand.strides = tensor.strides().data();
   }
   return operand;
+}
+
+// Of the lists that are written: an expanded tensor would have one element written several times.
+inline void expect_own_elements(const std::vector<const Operands*>& lists, const char* op) {
+  for (const Operands* list : lists) {
+    for (const Operand& operand : *list) {
+      for (int64_t d = 0; !operand.flat && d < operand.ndim; ++d) {
+        expect(operand.strides[d] != 0 || operand.sizes[d] == 1, op,
+               "expected tensors that own each of their elements, to write to them; got an expanded one; clone it first");
+      }
+    }
+  }
 }
 
 inline bool is_strided(const Tensor& tensor) {

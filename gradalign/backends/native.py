@@ -55,7 +55,7 @@ def why_not_on(device_type: str) -> str | None:
         binary = ready or ensure(cuda.cuda(cuda.architectures(present), present))
         torch.ops.load_library(binary)
         _kernel("norm_dot")(
-            [torch.zeros(1, device=device_type)], None
+            [torch.zeros(1, device=device_type)], []
         )  # a driver or GPU that it does not fit refuses here
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
@@ -84,7 +84,7 @@ def cpu_isa() -> str:
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
-    return _kernel("norm_dot")(xs, ys)
+    return _kernel("norm_dot")(xs, ys or [])
 
 
 def perturb_(
@@ -98,7 +98,7 @@ def perturb_(
 ) -> Tensor:
     """backup <- theta; theta <- theta + d, d = scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
     written = (params,) if from_backups else (params, backups)
-    return _mutate("perturb_", written, (params, backups, xs, scale, ys, scale_y, from_backups))
+    return _mutate("perturb_", written, (params, backups, xs, scale, ys or [], scale_y, from_backups))
 
 
 def restore_(params: Tensors, backups: Tensors) -> None:

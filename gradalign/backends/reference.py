@@ -33,11 +33,12 @@ def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     total = _zeros(3, xs)
     for x, y in zip(xs, xs if ys is None else ys, strict=True):
         for xc, yc in chunks(x, y):
-            a = _flat(xc)
+            dtype = compute_dtype(x.dtype, y.dtype)
+            a = xc.to(dtype).reshape(-1)
             if ys is None:
                 total[0] += _dot(a, a)
             else:
-                b = _flat(yc)
+                b = yc.to(dtype).reshape(-1)
                 total += torch.stack((_dot(a, a), _dot(a, b), _dot(b, b)))
     return total
 
@@ -55,17 +56,18 @@ def perturb_(
     total = _zeros(3, params)
     for i, (p, backup, x) in enumerate(zip(params, backups, xs, strict=True)):
         y = None if ys is None else ys[i]
+        dtype = compute_dtype(*(t.dtype for t in (p, backup, x, y) if t is not None))
         aliased = backup is x or backup is y
         moved = torch.empty_like(p) if aliased else p
         if not (aliased or from_backups):
             backup.copy_(p)
         for mc, pc, bc, xc, yc in chunks(moved, p, backup, x, x if y is None else y):
-            d = _scaled(xc, scale)
+            d = _scaled(xc.to(dtype), scale)
             if y is not None and scale_y is not None:
-                d += _scaled(yc, scale_y)
-            old = pc.to(d.dtype, copy=True)
-            mc.copy_((bc.to(d.dtype) if from_backups else old) + d)
-            delta, d = _flat(mc.to(d.dtype) - old), _flat(d)
+                d += _scaled(yc.to(dtype), scale_y)
+            old = pc.to(dtype, copy=True)
+            mc.copy_((bc.to(dtype) if from_backups else old) + d)
+            delta, d = _flat(mc.to(dtype) - old), _flat(d)
             total += torch.stack((_dot(delta, d), _dot(d, d), _dot(delta, delta)))
         if aliased:
             backup.copy_(p)

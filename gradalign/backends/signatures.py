@@ -13,7 +13,7 @@ A backend has one function for each of `VECTOR_OPS`, with the arguments of its s
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -158,15 +158,45 @@ SCHEMAS = {**VECTOR_OPS, **{op: kind.schema() for op, kind in STEPS.items()}}
 
 @functools.cache
 def define(namespace: str) -> torch.library.Library:
-    """Define every op in a namespace, without an implementation.
+    """Define every op in a namespace, with its fake and without an implementation.
 
     Returns:
         The library that owns the definitions; they last as long as it does, and the cache keeps it.
     """
     library = torch.library.Library(namespace, "FRAGMENT")
     for op, schema in SCHEMAS.items():
+        if namespace == "gradalign_native":
+            schema = native_schema(schema)
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
     return library
+
+
+def native_schema(schema: str) -> str:
+    """The schema in `csrc/`, where a list that is not given is empty.
+
+    torch does not look into an optional list for tensors that it has to resolve before a kernel reads them (negative bits,
+    tensors that stand for zeros, fakes).
+    """
+    return schema.replace("Tensor[]? ys=None", "Tensor[] ys")
+
+
+def _fake(op: str, first: Tensors, *args: object, **kwargs: object) -> Tensor | None:
+    """What the op returns, given tensors without values (fake ones, or of the device "meta")."""
+    lists = [first, *(a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple)))]
+    devices = {t.device for tensors in lists for t in tensors}
+    if len(devices) > 1:
+        raise ValueError(
+            f"{op}: expected tensors of one device; got {sorted(map(str, devices))}; call it once a device"
+        )
+    return sums(op, torch.empty, first)
+
+
+def sums(op: str, make: Callable[..., Tensor], first: Tensors) -> Tensor | None:
+    """What the op returns, made by `make`: a float64 tensor on the device of its first list; None for most ops."""
+    if op not in NUM_SUMS:
+        return None
+    return make(NUM_SUMS[op], dtype=torch.float64, device=first[0].device if first else torch.device("cpu"))
 
 
 def call(backend: ModuleType, op: str, *args: Any, **kwargs: Any) -> Tensor | None:

@@ -15,20 +15,24 @@ NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening")
 OF_ALL_GROUPS = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
 
 
-def settings(group: Mapping[str, Any]) -> None:
-    """The settings of a parameter group have the right types, are in range and may differ between groups."""
+def settings(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """The settings of a parameter group have the right types, are in range and may differ between groups.
+
+    Keys that are not among `known` (the optimizer's own settings) are left to the user, as torch does.
+    """
     for name in OF_ALL_GROUPS:
         if name in group:
             raise ValueError(
                 f"{name}: expected one for all groups together; got {group[name]!r} in a parameter group; pass it to the "
                 "optimizer itself"
             )
-    for name in NUMBERS:
-        number(name, group.get(name, 0.0))
-    if "betas" in group:
-        betas(group["betas"])
     not_differentiable(group.get("differentiable", False))
-    _in_range(group)
+    own = {name: group[name] for name in known if name in group}
+    for name in NUMBERS:
+        number(name, own.get(name, 0.0))
+    if "betas" in own:
+        betas(own["betas"])
+    _in_range(own)
 
 
 def _in_range(group: Mapping[str, Any]) -> None:
@@ -102,6 +106,18 @@ def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
             raise TypeError(
                 "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "
                 "keep fp32 masters for them instead: master_weights=True"
+            )
+
+
+def not_expanded(params: Sequence[Tensor]) -> None:
+    """No parameter has one element in several places: a step would be taken several times."""
+    if all(map(Tensor.is_contiguous, params)):
+        return
+    for p in params:
+        if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+            raise ValueError(
+                f"expected parameters that own each of their elements; got an expanded one of shape {tuple(p.shape)}; "
+                "clone it first, or make the unexpanded tensor the parameter"
             )
 
 

@@ -22,15 +22,22 @@ class Uncast:
 
 
 def wrap_tensors(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The state dict with its tensors wrapped, state that is None left out, and settings it lacks filled in from here."""
-    state = {
-        key: {k: Uncast(v) if isinstance(v, Tensor) else v for k, v in entry.items() if v is not None}
-        for key, entry in state_dict["state"].items()
-    }
+    """The state dict, ready for torch's loading.
+
+    The tensors of parameters are wrapped, state that is not there (None, or {} from a flattened state dict) is left out, and
+    settings that the groups lack are filled in from here. Entries of "state" that are no parameters stay as they are.
+    """
     groups = list(state_dict["param_groups"])
+    params = {key for group in groups for key in group["params"]}
+    state = {key: _wrapped(entry) if key in params else entry for key, entry in state_dict["state"].items()}
     for i, (mine, saved) in enumerate(zip(param_groups, groups, strict=False)):
         groups[i] = {**{k: v for k, v in mine.items() if k not in ("params", "param_names")}, **saved}
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _wrapped(entry: Mapping[str, Any]) -> dict[str, Any]:
+    there = {k: v for k, v in entry.items() if not (v is None or (isinstance(v, dict) and not v))}
+    return {k: Uncast(v) if isinstance(v, Tensor) else v for k, v in there.items()}
 
 
 def place_state(value: Any, name: str, param: Tensor, least: torch.dtype) -> Any:

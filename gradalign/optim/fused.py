@@ -13,9 +13,9 @@ from torch import Tensor
 from gradalign.backends import dispatch
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors
 from gradalign.engine import validation
-from gradalign.optim import arguments
+from gradalign.optim import arguments, gradients
 from gradalign.optim.batch import Batch, DeviceScalars, group_by, to_device
-from gradalign.optim.gradients import GradientScale, gradient_scale
+from gradalign.optim.gradients import GradientScale
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
@@ -35,7 +35,7 @@ class FusedOptimizer(StatefulOptimizer):
         max_grad_norm: clip the gradients of all groups together to this norm, as `torch.nn.utils.clip_grad_norm_` does;
             float or tensor; inf measures the norm only; None does not clip.
         clear: what becomes of the gradients: None leaves them, "none" sets `.grad` to None, "zero" writes zeros in the same
-            pass (also where the step is skipped).
+            pass (also where the step is skipped), or after the step where gradients share memory.
         skip_nonfinite: leave parameters, state and step counts alone where the global norm of the gradients is inf or NaN
             (a sum of squares beyond the range of float32 counts as inf). Costs a read of the gradients unless they are
             clipped or a GradScaler has checked them already. Where a GradScaler found inf, the step is skipped in any case.
@@ -88,7 +88,7 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients.
-            ValueError: parameters that were to_device to another device than their state.
+            ValueError: expanded parameters; parameters that were moved to another device than their state.
         """
         loss = None
         if closure is not None:
@@ -104,7 +104,7 @@ class FusedOptimizer(StatefulOptimizer):
         if not batches:
             return
         found_inf = getattr(self, "found_inf", None)
-        scale = gradient_scale(
+        scale = gradients.gradient_scale(
             batches,
             getattr(self, "grad_scale", None),
             found_inf if isinstance(found_inf, Tensor) else None,
@@ -113,15 +113,23 @@ class FusedOptimizer(StatefulOptimizer):
             self.backend,
         )
         self.grad_norm = scale.norm
+        # A kernel that zeroes what it has read would take a shared gradient from the parameters that come later.
+        shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
+        zero_grads = self.clear == "zero" and not shared
         scalars = DeviceScalars()
         for number, batch in enumerate(batches):
-            self._step_batch(number, batch, scale, scalars)
+            self._step_batch(number, batch, scale, scalars, zero_grads)
+        if shared:
+            for batch in batches:
+                gradients.zero(batch.grads)
         if self.clear == "none":
             for batch in batches:
                 for p in batch.params:
                     p.grad = None
 
-    def _step_batch(self, number: int, batch: Batch, scale: GradientScale, scalars: DeviceScalars) -> None:
+    def _step_batch(
+        self, number: int, batch: Batch, scale: GradientScale, scalars: DeviceScalars, zero_grads: bool
+    ) -> None:
         group, device = batch.group, batch.device
         masters = batch.states("master")
         for p, master in zip(batch.params, masters, strict=False):
@@ -129,7 +137,7 @@ class FusedOptimizer(StatefulOptimizer):
         seed = None
         if group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16:
             seed = scalars((number << 32) | group["rounding_seed"], device, torch.int64)
-        options = self._options(group, {"maximize": group["maximize"], "zero_grads": self.clear == "zero"})
+        options = self._options(group, {"maximize": group["maximize"], "zero_grads": zero_grads})
         states = list(map(batch.states, self._state_names(group)))
         unused: list[list[Tensor]] = [[]] * (len(options.states) - len(states))
         dispatch.backend(self.backend, device.type, batch.dtypes).step_(
@@ -157,6 +165,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     def _batches_of(self, group: Mapping[str, Any], params: list[Tensor]) -> list[Batch]:
         """Of parameters that share device and dtype."""
+        arguments.not_expanded(params)  # again: `.data` may have been set since
         names = self._all_names(params[0].dtype, group)
         states = [self.state[p] for p in params]
         try:

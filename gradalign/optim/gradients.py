@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import add, attrgetter, le
 
 import torch
 from torch import Tensor
 
 from gradalign.backends import dispatch
+from gradalign.engine.addresses import span
 from gradalign.optim.batch import Batch, to_device
 
 
@@ -73,3 +76,40 @@ def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str
         chosen = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
         total = total + to_device(chosen.norm_dot(grads)[0], device)
     return total
+
+
+def own_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is known to be in two of the tensors, or twice in one.
+
+    False where tensors are interleaved (columns of one matrix): the spans from first to last element are compared. On ends
+    and starts sorted by themselves, spans are apart where each but the last end is at most the next start.
+    """
+    if not {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors)):
+        return False  # a subclass may have no memory: fakes
+    if all(map(Tensor.is_contiguous, tensors)):
+        firsts = list(map(Tensor.data_ptr, tensors))
+        ends = sorted(map(add, firsts, map(attrgetter("nbytes"), tensors)))
+    elif any(map(_repeats, tensors)):
+        return False
+    else:
+        spans = list(map(span, tensors))
+        firsts, ends = [first for first, _ in spans], sorted(end for _, end in spans)
+    return all(map(le, ends, islice(sorted(firsts), 1, None)))
+
+
+def _repeats(t: Tensor) -> bool:
+    """Whether an element may be in two places of one tensor (expanded, or windows of one buffer)."""
+    reach = 0
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
+
+
+def zero(grads: Sequence[Tensor]) -> None:
+    """Write zeros, also into expanded tensors."""
+    for g in grads:
+        once = tuple(slice(1) if stride == 0 else slice(None) for stride in g.stride())
+        g[once].zero_()

@@ -37,9 +37,13 @@ class LAMB(FusedOptimizer):
         stochastic_rounding: round bfloat16 parameters stochastically, with moments in float32.
         rounding_seed: of that rounding, in [0, 2^32); the same on all data-parallel ranks.
         backend: "auto", "native", "triton" or "reference".
+        capturable: accepted for calls written for torch; every step here can be captured in a CUDA graph.
+        fused: accepted likewise; every step here is fused.
+        foreach: accepted likewise.
+        differentiable: accepted where it is False: no graph of the step is kept.
 
     Raises:
-        ValueError: settings out of range; masters together with stochastic rounding.
+        ValueError: settings out of range; masters together with stochastic rounding; `differentiable`.
         TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
     """
 
@@ -60,7 +64,12 @@ class LAMB(FusedOptimizer):
         stochastic_rounding: bool = False,
         rounding_seed: int = 0,
         backend: str = "auto",
+        capturable: bool = False,
+        fused: bool | None = None,
+        foreach: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
+        arguments.not_differentiable(differentiable)
         defaults = {
             "lr": lr,
             "betas": arguments.betas(betas),

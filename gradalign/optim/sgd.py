@@ -103,9 +103,12 @@ class SGD(FusedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's; a buffer that has not been used yet is left out, since torch would not know it from a used one."""
         saved = super().state_dict()
-        unused = {key for key, state in saved["state"].items() if float(state.get("step", 1)) == 0}
-        kept = {
-            key: {k: v for k, v in state.items() if key not in unused or k not in ("step", "momentum_buffer")}
-            for key, state in saved["state"].items()
-        }
-        return {**saved, "state": kept}
+        params = {key for group in saved["param_groups"] for key in group["params"]}
+        state = {key: _without_unused(entry) if key in params else entry for key, entry in saved["state"].items()}
+        return {**saved, "state": state}
+
+
+def _without_unused(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    if float(entry.get("step", 1)) != 0:
+        return entry
+    return {k: v for k, v in entry.items() if k not in ("step", "momentum_buffer")}

@@ -26,7 +26,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
-        arguments.settings(defaults)
+        self._masters_made = False
+        arguments.settings(defaults, defaults)
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -59,32 +60,38 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return torch.float32 if widened else param.dtype
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; their float32 masters, if asked for, are made here.
+        """Add a group of parameters.
 
         Args:
             param_group: "params" (parameters, or (name, parameter) pairs) and the settings that are the group's own.
 
         Raises:
-            ValueError: settings out of range, or of all groups together; the group is then not added.
+            ValueError: settings out of range, or of all groups together; expanded parameters; the group is then not added.
             TypeError: settings that are no numbers; complex or sharded parameters, float16 ones with stochastic rounding.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            arguments.settings(group)
+            arguments.settings(group, self.defaults)
             arguments.parameters(group["params"], stochastic=group["stochastic_rounding"])
+            arguments.not_expanded(group["params"])
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
-        self._make_masters(group)
+        self._masters_made = False
 
-    def _make_masters(self, group: Mapping[str, Any]) -> None:
-        for p in group["params"]:
-            if "master" in self._all_names(p.dtype, group):
-                self._init_state(p, group)
+    def _make_masters(self) -> None:
+        # Not sooner: torch.distributed.checkpoint fills the state of an optimizer that has none by a step with gradients of 0.
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "master" in self._all_names(p.dtype, group):
+                    self._init_state(p, group)
+        self._masters_made = True
 
     def master(self, param: Tensor) -> Tensor | None:
         """The float32 master of a parameter, brought up to date if the parameter was changed otherwise.
+
+        Masters are made by the first step, or by the first call of this method.
 
         Args:
             param: a parameter of this optimizer.
@@ -92,6 +99,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         Returns:
             The master itself, of the parameter's shape; None where the parameter has none.
         """
+        if not self._masters_made:
+            self._make_masters()
         master = self.state[param].get("master") if param in self.state else None
         if master is not None:
             self._master_versions.follow(param, master)
@@ -146,11 +155,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._master_versions = MasterVersions()
+        self._masters_made = False
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self.state:
                     self._place_state(p, group)
-            self._make_masters(group)
 
     def _place_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[param]

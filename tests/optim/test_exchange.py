@@ -198,3 +198,27 @@ def test_an_old_state_with_a_number_of_steps_loads():
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     assert optimizer.state[p]["step"].dtype == torch.float32
     assert float(optimizer.state[p]["step"]) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entries_of_the_state_that_are_no_parameters_are_kept(kind):
+    cls, kwargs = KINDS[kind]
+    p = torch.ones(3, requires_grad=True)
+    optimizer = cls([p], **kwargs)
+    run(optimizer, [p], 1, seed=1)
+    entries = {"a number": 5, "a flag": True, "a tensor": torch.ones(2), "a record": {"ema": torch.zeros(2), "n": None}}
+    optimizer.state.update(entries)
+    state_dict = optimizer.state_dict()
+    again = cls(clones([p]), **kwargs)
+    again.register_load_state_dict_pre_hook(lambda _, s: {**s, "state": {**s["state"], "from a hook": "text"}})
+    again.load_state_dict(state_dict)
+    for state, further in ((state_dict["state"], {}), (again.state, {"from a hook": "text"})):
+        kept = {key: value for key, value in state.items() if isinstance(key, str)}
+        assert kept.keys() == {**entries, **further}.keys()
+        assert kept["a number"] == 5
+        assert kept["a flag"] is True
+        assert torch.equal(kept["a tensor"], torch.ones(2))
+        assert torch.equal(kept["a record"]["ema"], torch.zeros(2))
+        assert kept["a record"]["n"] is None
+    assert again.state["from a hook"] == "text"
+    run(again, again.param_groups[0]["params"], 1, seed=2)

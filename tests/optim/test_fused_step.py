@@ -357,6 +357,46 @@ def test_parameters_of_another_kind_are_refused(param, kwargs, words):
     assert len(optimizer.param_groups) == 1
 
 
+@each_kind
+def test_expanded_parameters_are_refused(kind, backend):
+    words = r"own each of their elements; got an expanded one of shape \(4,\); clone it first"
+    with pytest.raises(ValueError, match=words):
+        make(kind, [torch.zeros(1).expand(4).detach().requires_grad_()], backend)
+    p = torch.zeros(4, requires_grad=True)
+    optimizer = make(kind, [p], backend)
+    with pytest.raises(ValueError, match=words):
+        optimizer.add_param_group({"params": [torch.zeros(1).expand(4).detach().requires_grad_()]})
+    assert len(optimizer.param_groups) == 1
+    p.data = torch.zeros(1).expand(4)
+    p.grad = torch.ones(4)
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    assert torch.equal(p.detach(), torch.zeros(4))
+
+
+EXTRA = {
+    "AdamW": {"nesterov": True, "momentum": "mine", "trust": None},
+    "SGD": {"betas": 1, "eps": "mine", "trust": None},
+    "LAMB": {"nesterov": True, "fused": True, "foreach": False, "capturable": True, "amsgrad": True},
+}
+
+
+@each_kind
+def test_keys_of_a_group_that_the_optimizer_does_not_know_are_kept_and_ignored(kind, backend):
+    params = with_gradients()[3:4]
+    (p,), (q,) = params, copied(params)
+    extra = EXTRA[kind] | {"name": "head"}
+    optimizer, plain = make(kind, [{"params": [p], **extra}], backend), make(kind, [q], backend)
+    optimizer.step()
+    plain.step()
+    assert torch.equal(p, q)
+    for group in (optimizer.param_groups[0], optimizer.state_dict()["param_groups"][0]):
+        assert {key: group[key] for key in extra} == extra
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)], **extra})
+    assert {key: optimizer.param_groups[1][key] for key in extra} == extra
+
+
 def test_sharded_parameters_are_refused():
     param = torch.ones(2, requires_grad=True)
     param.placements = ()
@@ -419,6 +459,9 @@ def test_torchs_calls_are_accepted():
     optimizer = AdamW([p], lr=torch.tensor(0.001), betas=betas, amsgrad=True, capturable=True, fused=True)
     assert optimizer.param_groups[0]["betas"] == (pytest.approx(0.9), pytest.approx(0.99))
     SGD([p], 0.1, 0.9, 0.0, 0.0, True, fused=True)
-    for cls in (AdamW, SGD):
+    for cls in (AdamW, SGD, LAMB):
         cls([{"params": [p], "foreach": True, "differentiable": False}], foreach=True, differentiable=False)
+    LAMB([p], foreach=False, fused=True, capturable=True)
+    with pytest.raises(ValueError, match="differentiable: expected False; got True"):
+        LAMB([p], differentiable=True)
     assert copy.deepcopy(optimizer).param_groups[0]["amsgrad"] is True

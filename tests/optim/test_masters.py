@@ -36,9 +36,10 @@ def test_masters_train_as_float32_would(kind, dtype, backend):
     assert torch.equal(mine.first_moment(low), other.first_moment(wide))
 
 
-def test_masters_exist_from_the_start_and_only_where_they_are_needed():
+def test_masters_exist_when_they_are_asked_for_and_only_where_they_are_needed():
     low, wide = torch.ones(2).bfloat16().requires_grad_(), torch.ones(2, requires_grad=True)
     optimizer = AdamW([low, wide], master_weights=True)
+    assert not optimizer.state
     assert optimizer.master(low).dtype == torch.float32
     assert optimizer.master(low).data_ptr() == optimizer.state[low]["master"].data_ptr()
     assert optimizer.master(wide) is None
@@ -89,6 +90,7 @@ def test_displaced_and_restored_from_masters_is_as_before(backend):
 def test_masters_match_spares_the_comparison():
     p = torch.ones(2).bfloat16().requires_grad_()
     optimizer = SGD([p], lr=0.0, master_weights=True)
+    optimizer.master(p)
     with torch.no_grad():
         p.fill_(4.0)
     optimizer.masters_match([p])  # a promise, taken at its word
