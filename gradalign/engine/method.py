@@ -21,7 +21,7 @@ from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
-from gradalign.engine.replay import Buffers, RandomWatch
+from gradalign.engine.replay import Buffers, RandomWatch, numpy_random
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
@@ -112,6 +112,7 @@ class Method(ABC):
         self._progress = Progress()
         self._weight_cell: Tensor | None = None
         self._watch = DisplacementWatch()
+        numpy_random()
         ParamSpace(params, self._params, options.backend)  # an impossible backend or dtype shows here, not in a step
         self._memory = self._models.memory(params)
 

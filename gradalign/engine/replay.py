@@ -22,7 +22,7 @@ class RandomState:
         self._cpu = torch.get_rng_state()
         self._on_device = [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
         self._python = random.getstate()
-        self._numpy = _numpy_random().get_state() if _numpy_random() else None
+        self._numpy = numpy_random().get_state() if numpy_random() else None
 
     def put_back(self) -> None:
         """Set every generator to the snapshot."""
@@ -31,7 +31,7 @@ class RandomState:
             torch.get_device_module(device).set_rng_state(state, device)
         random.setstate(self._python)
         if self._numpy is not None:
-            _numpy_random().set_state(self._numpy)
+            numpy_random().set_state(self._numpy)
 
 
 class RandomWatch:
@@ -137,6 +137,10 @@ def _owned(t: Tensor) -> Tensor:
     return once
 
 
-def _numpy_random() -> Any:
+def numpy_random() -> Any:
+    """NumPy's module of random numbers, where NumPy is imported.
+
+    The first call imports the module, which would swallow a KeyboardInterrupt: a method makes it before its first step.
+    """
     numpy = sys.modules.get("numpy")
     return numpy.random if numpy is not None else None
