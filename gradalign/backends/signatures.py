@@ -156,6 +156,9 @@ STEPS: dict[str, type[StepOptions]] = {kind.op: kind for kind in (AdamWOptions, 
 SCHEMAS = {**VECTOR_OPS, **{op: kind.schema() for op, kind in STEPS.items()}}
 
 
+PUBLIC = "gradalign"  # every other namespace is implemented in csrc/
+
+
 @functools.cache
 def define(namespace: str) -> torch.library.Library:
     """Define every op in a namespace, with its fake and without an implementation.
@@ -165,7 +168,7 @@ def define(namespace: str) -> torch.library.Library:
     """
     library = torch.library.Library(namespace, "FRAGMENT")
     for op, schema in SCHEMAS.items():
-        if namespace == "gradalign_native":
+        if namespace != PUBLIC:
             schema = native_schema(schema)
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
