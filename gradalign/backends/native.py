@@ -29,7 +29,7 @@ def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work. Builds them if they are not there."""
     try:
         binary = ensure(library.cpu())
-        _define()
+        signatures.define(signatures.NATIVE)
         torch.ops.load_library(binary)
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
@@ -69,12 +69,6 @@ def why_not_on(device_type: str) -> str | None:
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether tensors of these dtypes on this kind of device can be worked on."""
     return dtypes <= DTYPES and why_not_on(device_type) is None
-
-
-@functools.cache
-def _define() -> None:
-    """The ops whose implementations the binaries register when they are loaded."""
-    signatures.define("gradalign_native").define("cpu_isa() -> str")
 
 
 def cpu_isa() -> str:

@@ -156,7 +156,8 @@ STEPS: dict[str, type[StepOptions]] = {kind.op: kind for kind in (AdamWOptions, 
 SCHEMAS = {**VECTOR_OPS, **{op: kind.schema() for op, kind in STEPS.items()}}
 
 
-PUBLIC = "gradalign"  # every other namespace is implemented in csrc/
+PUBLIC = "gradalign"
+NATIVE = "gradalign_native"  # this and every other namespace is implemented in csrc/
 
 
 @functools.cache
@@ -172,6 +173,8 @@ def define(namespace: str) -> torch.library.Library:
             schema = native_schema(schema)
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
+    if namespace == NATIVE:
+        library.define("cpu_isa() -> str")
     return library
 
 

@@ -103,7 +103,7 @@ class GraphWatch:
         """Before a loss is computed: where its graph begins, or None where it is not looked at."""
         number = self._num_losses
         self._num_losses += 1
-        return sequence_number() if self._looks_at(number) else None
+        return sequence_number() if self._looks_at(number) and not torch.is_inference_mode_enabled() else None
 
     def look(self, loss: Tensor, since: int) -> None:
         """After it is computed.
@@ -116,7 +116,8 @@ class GraphWatch:
         _no_foreign_params(found.foreign_params)
         _no_older_leaves(found.foreign_leaves, self._leaves)
         if not self.may_reuse_graphs:
-            if any(node is other for node in found.older_nodes for other in self._older):
+            known = set(map(id, self._older))
+            if any(id(node) in known for node in found.older_nodes):
                 raise older_graph()
             self._older = found.older_nodes
         self._leaves += found.foreign_leaves
@@ -147,7 +148,8 @@ def _no_older_leaves(leaves: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
         raise ValueError(
             "loss_fn: expected a loss of the model's parameters; got one that also trains tensors made outside loss_fn "
             f"(shapes {_shapes(older)}), whose .grad would be left with the scaled gradients of single passes; to train them, "
-            "make them parameters of a module and give it too, model=[net, module]; else detach them"
+            "make them parameters of a module and give it too, model=[net, module]; to differentiate by an input, make it anew "
+            "in each call, x = x.detach().requires_grad_(); else detach them"
         )
 
 

@@ -286,7 +286,8 @@ class Method(ABC):
         if weight and schedule.replays:
             record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
             random = None if request.one_by_one or self._progress.inspected else RandomWatch()
-            passes.observe(SideEffects(self._models.modules, frozen), record, random)
+            look_into_batches = not self._progress.inspected or _power_of_two(self.num_steps)
+            passes.observe(SideEffects(self._models.modules, frozen, look_into_batches), record, random)
         return OpenStep(step, schedule, Buffers(self._models.modules, self._memory).state(), self._progress)
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
@@ -311,7 +312,7 @@ class Method(ABC):
         index, progress = self.num_steps, self._progress
         if active and not progress.inspected:
             return lambda number: True
-        if active and index & (index - 1) == 0:
+        if active and _power_of_two(index):
             chosen = (index.bit_length() - 1) % num
             return lambda number: number == chosen
         return lambda number: number == 0 and progress.casts_to_16_bit is None
@@ -403,6 +404,11 @@ class BatchClosure:
     def __call__(self) -> Any:
         """What loss_fn returns."""
         return self._loss_fn(shallow_copy(self.micro_batch))
+
+
+def _power_of_two(number: int) -> bool:
+    """Whether it is 1, 2, 4, ..., or 0."""
+    return number & (number - 1) == 0
 
 
 def _capturing(device: torch.device) -> bool:

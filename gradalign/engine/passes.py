@@ -90,11 +90,12 @@ class Passes:
         if self._random is not None:
             self._random.check()
         effects = self._side_effects
-        before = None if effects is None else effects.before(getattr(closure, "micro_batch", None))
+        micro_batch = getattr(closure, "micro_batch", None)
+        before = None if effects is None else effects.before(micro_batch)
         with self._watching_autocast():
             loss = self._run(closure, into, ratio, keep_aux=True)
         if effects is not None and before is not None:
-            effects.check(before)
+            effects.check(before, micro_batch)
         if self._random is not None:
             self._random.note()
         if start is not None:
@@ -162,6 +163,10 @@ class Passes:
     def observe(self, side_effects: SideEffects, record: bool, random: RandomWatch | None) -> None:
         """From now on, refuse side effects of base passes; if asked to, record the first and watch random numbers."""
         self._side_effects, self._recording, self._random = side_effects, record, random
+
+    def stop_observing(self) -> None:
+        """Neither refuse side effects, nor record, nor watch random numbers from now on."""
+        self._side_effects, self._recording, self._random = None, False, None
 
     def take_recorded(self) -> Recorded | None:
         """The recorded base pass, once."""

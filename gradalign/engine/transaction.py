@@ -230,7 +230,7 @@ class Accumulation:
     def _fail(self, step: OpenStep | None) -> None:
         """Everything as before the step."""
         self._lifecycle.roll_back(step, self._grad_enabled)
-        self._open = None
+        self._open, self._losses = None, []
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

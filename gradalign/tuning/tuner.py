@@ -100,6 +100,7 @@ def tune(
     try:
         step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
         step.check_replay(step.step.gradient_norm)
+        step.passes.stop_observing()
         return _measure(step.schedule, sweep, reference)
     finally:
         step.abort()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import warnings
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import pytest
@@ -191,6 +193,109 @@ def test_closures_over_a_loop_variable_are_checked_while_it_holds(estimator):
     model = perceptron()
     with pytest.raises(RuntimeError, match="expected the same loss when a micro-batch is evaluated again"):
         run(lambda _: cross_entropy(model, *next(source)), model)
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Computed(Mapping):
+    """A batch that computes its values, differently each time."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __getitem__(self, key):
+        return self.batch[0] + torch.randn(4, 8) if key == "x" else self.batch[1]
+
+    def __iter__(self):
+        return iter("xy")
+
+    def __len__(self):
+        return 2
+
+
+def cyclic(x, y):
+    batch = {"x": x, "y": y, "text": [["word"] * 3], "numbers": [*range(1000)]}
+    batch["meta"] = {"owner": batch}
+    return batch
+
+
+@pytest.mark.parametrize("wrap", [lambda x, y: Computed((x, y)), cyclic], ids=["computed", "cyclic"])
+def test_a_batch_is_only_looked_at_where_that_changes_nothing(wrap):
+    def run(check):
+        torch.manual_seed(5)
+        model = perceptron()
+        aligner = GradAlign(model, 0.03, objective="variance", check_replay=check)
+        if not check:
+            aligner._progress = aligner._progress._replace(inspected=True, num_steps=3)
+        aligner.backward(lambda b: cross_entropy(model, b["x"], b["y"]), [wrap(x, y) for x, y in batches()])
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert torch.equal(run(True), run(False))
+
+
+def replace_attribute(b):
+    b.x = b.x / 2
+
+
+def replace_entry(b):
+    b["x"]["inner"] = b["x"]["inner"] / 2
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        in_batch(replace_attribute, lambda x, y: SimpleNamespace(x=x, y=y)),
+        in_batch(replace_entry, lambda x, y: {"x": {"inner": x}, "y": y}),
+    ],
+)
+def test_a_tensor_of_the_batch_that_is_replaced_is_refused(run):
+    with pytest.raises(RuntimeError, match="got a write into a tensor that it replaced"):
+        run(perceptron(), batches())
+
+
+def test_a_frozen_embedding_with_max_norm_is_no_fault():
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Flatten(), nn.Linear(6, 2))
+    model[0].requires_grad_(False)
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+    data = [torch.randint(5, (4, 2)) for _ in range(4)]
+    GradAlign(model, 0.03).backward(lambda x: model(x).square().mean(), data)
+
+
+def test_frozen_weights_that_move_in_memory_are_no_fault():
+    base, head, data = nn.Linear(8, 4).requires_grad_(False), nn.Linear(4, 2), batches()
+
+    def reload(module, _):
+        for p in module.parameters():
+            p.data = p.data.clone()
+
+    base.register_forward_pre_hook(reload)
+    GradAlign([base, head], 0.03).backward(lambda b: nn.functional.cross_entropy(head(base(b[0])), b[1]), data)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_says_so(mode):
+    model, data = perceptron(), batches()
+    aligner = GradAlign(model, 0.03)
+    with (
+        mode(),
+        pytest.raises(ValueError, match=r"one that does not require grad.*torch.no_grad\(\) or inference_mode"),
+    ):
+        aligner.backward(lambda b: cross_entropy(model, *b), data)
+
+
+def test_an_error_of_the_last_micro_batch_that_is_swallowed_is_told_at_the_end():
+    model, data = perceptron(), batches()
+    aligner = GradAlign(model, 0.03)
+    aligner._watch.note = lambda *_, **__: 1 / 0
+
+    def swallowing():
+        with aligner.accumulate(K) as step:
+            for b in data:
+                with contextlib.suppress(ZeroDivisionError):
+                    step.backward(lambda b=b: cross_entropy(model, *b))
+
+    with pytest.raises(ValueError, match=r"expected k = 8 calls of step.backward"):
+        swallowing()
     assert all(p.grad is None for p in model.parameters())
 
 

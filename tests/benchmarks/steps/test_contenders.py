@@ -50,9 +50,11 @@ def loaded():
 def test_a_step_moves_every_parameter_by_adamws_length(loaded, name):
     task = Task(loaded)
     method = CONTENDERS[name].make(task)
+    method.step(loaded.steps[0])  # the first step with the term evaluates one loss more
     before = [p.detach().clone() for p in loaded.model.parameters()]
+    first = task.num_losses
     method.step(loaded.steps[0])
-    assert task.num_losses == LOSSES[name]
+    assert task.num_losses - first == LOSSES[name]
     for p, value in zip(loaded.model.parameters(), before, strict=True):
         assert 0 < float((p.detach() - value).abs().max()) < 20 * LR
         assert p.grad is None
