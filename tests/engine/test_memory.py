@@ -52,7 +52,8 @@ def test_baselines_keep_what_they_say(options, copies):
 
 
 def test_masters_make_the_backup_unnecessary():
-    assert extra_copies("bfloat16", masters=True) <= 0.2
+    # A backup would be 1. The peak of one and the same program was seen to differ by 0.37 (2.30 and 2.38 GB).
+    assert extra_copies("bfloat16", masters=True) <= 0.5
     assert extra_copies("bfloat16") > 0.8
 
 

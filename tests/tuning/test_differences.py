@@ -5,6 +5,7 @@ from support.tuning_cases import minilm, two_layers
 from torch.nn import functional as F  # noqa: N812
 
 import gradalign
+from gradalign.engine.method import MethodOptions, StepRequest
 from gradalign.tuning.reference import double_backward
 from gradalign.tuning.tuner import _Tuner
 
@@ -18,8 +19,8 @@ def test_anchors_without_a_gradient_are_refused():
 @pytest.mark.slow
 def test_dividing_by_the_length_achieved_lowers_the_error_in_bfloat16(asset):
     _, model, batches = minilm(asset, "bfloat16", (), k=2)
-    tuner = _Tuner(model, 0.5, None)
-    step = tuner._begin(2, "mean", False, None, tasks=None)
+    tuner = _Tuner(model, 0.5, MethodOptions())
+    step = tuner._begin(StepRequest(2))
     differences = step.schedule
 
     def loss(batch):
