@@ -270,7 +270,8 @@ class Method(ABC):
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
         looks_at = self._looks_at(bool(weight), request.num)
-        passes, scaling = self._passes(space, request, looks_at)
+        buffers = Buffers(self._models.modules, self._memory)
+        passes, scaling = self._passes(space, buffers, request, looks_at)
         step = Step(
             space,
             passes,
@@ -288,7 +289,7 @@ class Method(ABC):
             random = None if request.one_by_one or self._progress.inspected else RandomWatch()
             look_into_batches = not self._progress.inspected or _power_of_two(self.num_steps)
             passes.observe(SideEffects(self._models.modules, frozen, look_into_batches), record, random)
-        return OpenStep(step, schedule, Buffers(self._models.modules, self._memory).state(), self._progress)
+        return OpenStep(step, schedule, buffers.state(), self._progress)
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
         """The trainable parameters as they are now, ready for a step; and the frozen ones."""
@@ -318,13 +319,12 @@ class Method(ABC):
         return lambda number: number == 0 and progress.casts_to_16_bit is None
 
     def _passes(
-        self, space: ParamSpace, request: StepRequest, looks_at: Callable[[int], bool]
+        self, space: ParamSpace, buffers: Buffers, request: StepRequest, looks_at: Callable[[int], bool]
     ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
-        buffers = Buffers(self._models.modules, self._memory)
         graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, factor, share)
