@@ -13,16 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossScaling:
-    """What losses are multiplied with before they are differentiated.
+    """What gradients and returned losses are to those of the L_i.
 
     Attributes:
         scale: of a GradScaler, 0-dim float64 tensor; 1 without one.
-        factor: what the plain accumulation loop multiplies losses with: 1/k, or 1 where they carry it.
         share: turns a returned loss into L_i: 1, or k where it carries its 1/k.
     """
 
     scale: Tensor
-    factor: float
     share: int
 
 

@@ -327,7 +327,7 @@ class Method(ABC):
         handling = LossHandling(differentiate, factor, request.has_aux)
         graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
-        return passes, LossScaling(scale, factor, share)
+        return passes, LossScaling(scale, share)
 
     def _checked_schedule(self, step: Step, weight: float, request: StepRequest) -> Schedule:
         """The schedule of a step; what the one with the term cannot do is refused in the first step, wherever that is."""

@@ -34,7 +34,7 @@ class LossHandling:
 
     Attributes:
         differentiate: called with the loss times ratio and factor; multiplies it with the loss scale, if there is one.
-        factor: see `LossScaling`.
+        factor: what the plain accumulation loop multiplies losses with: 1/k, or 1 where they carry it.
         has_aux: whether closures return (loss, anything).
     """
 
@@ -46,8 +46,8 @@ class LossHandling:
 class Passes:
     """Runs the passes of one step and lets autograd add their gradients to a vector.
 
-    Every pass differentiates `scale * ratio * factor * loss`: `scale` and `factor` are those of `LossScaling`, `ratio` is the
-    caller's.
+    Every pass differentiates `scale * ratio * factor * loss`: `factor` is that of `LossHandling`, whose `differentiate` brings
+    the loss scale, and `ratio` is the caller's.
 
     Args:
         space: the trainable parameters.

@@ -112,7 +112,7 @@ class Step:
         passes: runs the passes.
         settings: what the user asked for.
         micro_batches: how many, and their labels.
-        scaling: what losses are multiplied with.
+        scaling: the loss scale, and the share of a returned loss.
         weight: of the term.
         carried: what it takes over from earlier steps.
     """
