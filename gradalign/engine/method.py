@@ -24,6 +24,7 @@ from gradalign.engine.plain import Plain
 from gradalign.engine.replay import Buffers, RandomWatch, numpy_random
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.side_effects import SideEffects
+from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
 from gradalign.engine.transaction import Accumulation, Lifecycle, OpenStep, Outcome, Progress
@@ -45,6 +46,7 @@ class StepRequest(NamedTuple):
         has_aux: whether closures return (loss, anything).
         backward: who differentiates the scaled loss; None: autograd.
         tasks: a label for every micro-batch, or None.
+        sources: the same; agreement is then between sources.
         one_by_one: whether micro-batches come one at a time.
     """
 
@@ -53,6 +55,7 @@ class StepRequest(NamedTuple):
     has_aux: bool = False
     backward: Callable[[Tensor], Any] | None = None
     tasks: Sequence[str] | None = None
+    sources: Sequence[str] | None = None
     one_by_one: bool = False
 
 
@@ -157,6 +160,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> Any:
         """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
 
@@ -170,6 +174,8 @@ class Method(ABC):
                 it: behind a lambda, an Accelerator's division by its gradient_accumulation_steps is not seen and not
                 cancelled); None: autograd.
             tasks: a label for every micro-batch: the step then also measures the alignment of the tasks (as with telemetry).
+            sources: a label for every micro-batch, of where its samples come from: A then compares the mean gradients of
+                sources, which weigh equally, and never micro-batches of one source; for "split" and "leave_one_out".
 
         Returns:
             The mean loss, detached; with has_aux (loss, [aux of every micro-batch, from the base passes, in order]).
@@ -188,7 +194,7 @@ class Method(ABC):
         grad_enabled, step = torch.is_grad_enabled(), None
         try:
             try:
-                step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
+                step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks, sources))
                 outcome = step.complete(step.schedule.run(closures))
                 result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
                 return self._commit(step, outcome, result)
@@ -207,6 +213,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> Accumulation:
         """The same step for a loop that sees one micro-batch at a time.
 
@@ -220,7 +227,7 @@ class Method(ABC):
             ValueError: k below 2.
         """
         count("k", k, least=2)
-        request = StepRequest(k, reduction, has_aux, backward, tasks, one_by_one=True)
+        request = StepRequest(k, reduction, has_aux, backward, tasks, sources, one_by_one=True)
         return Accumulation(Lifecycle(partial(self._begin, request), self._commit, self._roll_back), k)
 
     def before_replay(self) -> bool:
@@ -265,7 +272,7 @@ class Method(ABC):
         validation.one_of("reduction", request.reduction, get_args(Reduction))
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
-            tasks = _labels(tasks, request.num)
+            tasks = _labels("tasks", tasks, request.num)
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
@@ -276,7 +283,7 @@ class Method(ABC):
             space,
             passes,
             settings,
-            micro_batches=MicroBatches(request.num, tasks),
+            micro_batches=MicroBatches(request.num, tasks, self._sources(request)),
             scaling=scaling,
             weight=StepWeight(weight, self._weight_on(space, weight)),
             carried=replace(self._carried(space), frozen_low_precision=any(p.dtype in LOW_PRECISION for p in frozen)),
@@ -303,6 +310,21 @@ class Method(ABC):
         if not self._memory.is_of(space.params):
             self._memory = self._models.memory(space.params)
         return space, frozen
+
+    def _sources(self, request: StepRequest) -> Sources | None:
+        """Which micro-batches come from which source, where a source has several."""
+        if request.sources is None:
+            return None
+        self._check_sources()
+        sources = Sources.of(_labels("sources", request.sources, request.num))
+        return None if sources.single else sources
+
+    def _check_sources(self) -> None:
+        """Refuse `sources=` where nothing is compared by source."""
+        raise ValueError(
+            f"sources: expected none with {self._described()}, which does not compare sources; got labels; use GradAlign with "
+            'estimator "leave_one_out" or "split"'
+        )
 
     def _looks_at(self, active: bool, num: int) -> Callable[[int], bool]:
         """Which losses of a step have their graphs looked at.
@@ -343,7 +365,7 @@ class Method(ABC):
         if request.one_by_one and active.needs_all:
             raise ValueError(
                 f"accumulate: expected an estimator that sees every micro-batch once; got {self._described()}, "
-                "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
+                "which evaluates earlier ones again, or in another order; use backward(loss_fn, micro_batches)"
             )
         return active if weight else self._inactive_schedule(step, total)
 
@@ -416,9 +438,9 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _labels(tasks: Iterable[str], num: int) -> list[str]:
+def _labels(name: str, labels: Iterable[str], num: int) -> list[str]:
     """One label for each of `num` micro-batches."""
-    found = [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
-    if isinstance(tasks, str) or len(found) != num:
-        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {found}")
+    found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
+    if isinstance(labels, str) or len(found) != num:
+        raise ValueError(f"{name}: expected one label for each of the {num} micro-batches; got {found}")
     return found
