@@ -16,14 +16,14 @@ from gradalign.backends.dispatch import BackendName
 from gradalign.batches import shallow_copy
 from gradalign.engine import validation
 from gradalign.engine.graph import GraphWatch
+from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
-from gradalign.engine.replay import Buffers, RandomWatch, numpy_random
+from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
@@ -276,9 +276,9 @@ class Method(ABC):
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
-        looks_at = self._looks_at(bool(weight), request.num)
+        inspection = Inspection(self._progress, bool(weight), request.num)
         buffers = Buffers(self._models.modules, self._memory)
-        passes, scaling = self._passes(space, buffers, request, looks_at)
+        passes, scaling = self._passes(space, buffers, request, inspection)
         step = Step(
             space,
             passes,
@@ -292,10 +292,10 @@ class Method(ABC):
         if schedule.reuses_graphs:
             passes.allow_reused_graphs()
         if weight and schedule.replays:
-            record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
-            random = None if request.one_by_one or self._progress.inspected else RandomWatch()
-            look_into_batches = not self._progress.inspected or _power_of_two(self.num_steps)
-            passes.observe(SideEffects(self._models.modules, frozen, look_into_batches), record, random)
+            may_record = self._check_replay and not _capturing(space.home)
+            inspection.observe(
+                passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
+            )
         return OpenStep(step, schedule, buffers.state(), self._progress)
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
@@ -326,28 +326,14 @@ class Method(ABC):
             'estimator "leave_one_out" or "split"'
         )
 
-    def _looks_at(self, active: bool, num: int) -> Callable[[int], bool]:
-        """Which losses of a step have their graphs looked at.
-
-        All of the first step with the term, then one in each step whose number is a power of two, in turn. Without the term the
-        first loss, once.
-        """
-        index, progress = self.num_steps, self._progress
-        if active and not progress.inspected:
-            return lambda number: True
-        if active and _power_of_two(index):
-            chosen = (index.bit_length() - 1) % num
-            return lambda number: number == chosen
-        return lambda number: number == 0 and progress.casts_to_16_bit is None
-
     def _passes(
-        self, space: ParamSpace, buffers: Buffers, request: StepRequest, looks_at: Callable[[int], bool]
+        self, space: ParamSpace, buffers: Buffers, request: StepRequest, inspection: Inspection
     ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
-        graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit)
+        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -426,11 +412,6 @@ class BatchClosure:
     def __call__(self) -> Any:
         """What loss_fn returns."""
         return self._loss_fn(shallow_copy(self.micro_batch))
-
-
-def _power_of_two(number: int) -> bool:
-    """Whether it is 1, 2, 4, ..., or 0."""
-    return number & (number - 1) == 0
 
 
 def _capturing(device: torch.device) -> bool:
