@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,22 @@ def tensor_list(op: str, name: str, tensors: Any) -> None:
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(t).__name__} in {name}[{i}]")
+
+
+def values_in_memory(op: str, args: Iterable[object]) -> None:
+    """The memory of every tensor holds its values, for kernels that torch does not resolve tensors for.
+
+    Args:
+        op: its name.
+        args: its arguments: lists of tensors, tensors, anything else.
+    """
+    for arg in args:
+        tensors = (arg,) if isinstance(arg, Tensor) else arg if isinstance(arg, (list, tuple)) else ()
+        if any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors)):
+            raise ValueError(
+                f"{op}: expected tensors whose memory holds their values; got a view with the negative bit (of "
+                "x.conj().imag, say) or a tensor that stands for zeros; pass t.resolve_neg(), or t.clone()"
+            )
 
 
 def zero_dim(op: str, device: torch.device | None, named: Mapping[str, object]) -> None:

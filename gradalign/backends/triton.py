@@ -5,6 +5,7 @@ One file per op. Triton is imported at the first use of an op.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gradalign.backends import op_validation
 from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, StepTensors
 
 NAME = "triton"
@@ -45,13 +47,22 @@ def _interpreted() -> bool:
 
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
+    op_validation.values_in_memory(options.op, (*tensors.in_order(), *scalars))
     _kernel(options.op)(tensors, scalars, options)
 
 
+@functools.cache
 def __getattr__(name: str) -> Callable[..., Any]:
     if name not in VECTOR_OPS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _kernel(name)
+
+    @functools.wraps(_kernel(name))
+    def run(*args: object, **kwargs: object) -> Any:
+        # Torch resolves such tensors for the kernels behind its dispatcher; these read addresses.
+        op_validation.values_in_memory(name, (*args, *kwargs.values()))
+        return _kernel(name)(*args, **kwargs)
+
+    return run
 
 
 def _kernel(name: str) -> Callable[..., Any]:

@@ -110,6 +110,7 @@ class SAMSchedule(_Ascent):
         start = passes.replay_state()
         losses = [passes.base_pass(closure, gradient) for closure in closures]
         end = passes.replay_state()
+        end.leave_unused([start])
         start.put_back()
         self.climb(closures, gradient, self.step.own_scale / self.step.num)
         end.put_back()
@@ -125,6 +126,7 @@ class Separate(_Ascent):
         start = passes.replay_state()
         loss, gradient = passes.isolated_pass(closure)
         end = passes.replay_state()
+        end.leave_unused([start])
         start.put_back()
         self.climb([closure], gradient, self.step.own_scale)
         end.put_back()

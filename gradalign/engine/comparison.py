@@ -39,6 +39,7 @@ def compare(
     start = step.passes.replay_state()
     loss, g = step.passes.isolated_pass(closure)
     end = step.passes.replay_state()
+    end.leave_unused([start])
     sums = step.space.norm_dot(reference, g, over=step.space.measured)
     _, q = step.displace(step.aim(sums, reference_scale), reference, g)
     keep(g, sums)

@@ -84,12 +84,13 @@ class GraphWatch:
 
     Args:
         params: the parameters that losses may train.
-        looks_at: which of the step's losses to look at, by number.
+        looks_at: whether to look at a loss of the step, given its number and whether one before it showed a tensor or a node
+            that may be from outside.
         casts_to_16_bit: what an earlier step found.
     """
 
     def __init__(
-        self, params: Sequence[Tensor], looks_at: Callable[[int], bool], casts_to_16_bit: bool | None = None
+        self, params: Sequence[Tensor], looks_at: Callable[[int, bool], bool], casts_to_16_bit: bool | None = None
     ) -> None:
         self._params = params
         self._looks_at = looks_at
@@ -103,7 +104,9 @@ class GraphWatch:
         """Before a loss is computed: where its graph begins, or None where it is not looked at."""
         number = self._num_losses
         self._num_losses += 1
-        return sequence_number() if self._looks_at(number) and not torch.is_inference_mode_enabled() else None
+        suspicious = bool(self._leaves or self._older)
+        looks = self._looks_at(number, suspicious) and not torch.is_inference_mode_enabled()
+        return sequence_number() if looks else None
 
     def look(self, loss: Tensor, since: int) -> None:
         """After it is computed.

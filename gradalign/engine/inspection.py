@@ -31,12 +31,17 @@ class Inspection:
         self._chosen = (index.bit_length() - 1) % num  # another loss each time
         self._casts_unknown = progress.casts_to_16_bit is None
 
-    def looks_at(self, number: int) -> bool:
-        """Whether the graph of this loss of the step is looked at; without the term that of the first, once."""
+    def looks_at(self, number: int, suspicious: bool) -> bool:
+        """Whether the graph of a loss of the step is looked at; without the term that of the first, once.
+
+        Args:
+            number: of the loss, displaced passes counted too.
+            suspicious: whether one before it showed something that may be from outside loss_fn: another look tells.
+        """
         if self._first:
             return True
         if self._sampled:
-            return number == self._chosen
+            return number == self._chosen or suspicious
         return number == 0 and self._casts_unknown
 
     def observe(
@@ -58,7 +63,7 @@ class Inspection:
             one_by_one: whether control goes to the caller between micro-batches, who may draw random numbers there.
         """
         side_effects = SideEffects(modules, frozen, look_into_batches=self._first or self._sampled)
-        random = RandomWatch() if self._first and not one_by_one else None
+        random = RandomWatch() if (self._first or self._sampled) and not one_by_one else None
         passes.observe(side_effects, may_record and self._first, random)
 
 

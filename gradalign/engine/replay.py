@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +21,29 @@ class RandomState:
         self._devices = [d for d in devices if d.type not in ("cpu", "meta")]
         self._cpu = torch.get_rng_state()
         self._on_device = [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
-        self._python = random.getstate()
-        self._numpy = numpy_random().get_state() if numpy_random() else None
+        self._python: tuple[Any, ...] | None = random.getstate()
+        self._numpy: tuple[Any, ...] | None = numpy_random().get_state() if numpy_random() else None
+
+    def leave_unused(self, starts: Sequence[RandomState]) -> None:
+        """Put back neither Python's nor NumPy's generator where no base pass used it: other threads may draw from it meanwhile.
+
+        Args:
+            starts: what the base passes of the displaced ones began with; this is what they ended with.
+        """
+        if all(start._python == self._python for start in starts):
+            for state in (self, *starts):
+                state._python = None
+        if all(_same_numpy(start._numpy, self._numpy) for start in starts):
+            for state in (self, *starts):
+                state._numpy = None
 
     def put_back(self) -> None:
         """Set every generator to the snapshot."""
         torch.set_rng_state(self._cpu)
         for device, state in zip(self._devices, self._on_device, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
-        random.setstate(self._python)
+        if self._python is not None:
+            random.setstate(self._python)
         if self._numpy is not None:
             numpy_random().set_state(self._numpy)
 
@@ -113,10 +127,20 @@ class ReplayState:
         self._random = RandomState(devices)
         self._buffers = buffers.state()
 
+    def leave_unused(self, starts: Sequence[ReplayState]) -> None:
+        """See `RandomState.leave_unused`; torch's generators are put back in any case."""
+        self._random.leave_unused([start._random for start in starts])
+
     def put_back(self) -> None:
         """Set generators and buffers to the snapshot."""
         self._random.put_back()
         self._buffers.put_back()
+
+
+def _same_numpy(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None) -> bool:
+    if not (isinstance(a, tuple) and isinstance(b, tuple)):  # no NumPy, or another generator than its default
+        return a is b
+    return a[0] == b[0] and a[2:] == b[2:] and a[1].tobytes() == b[1].tobytes()
 
 
 def _geometry(t: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:

@@ -73,6 +73,7 @@ class LeaveOneOutSchedule(Schedule):
             starts.append(passes.replay_state())
             losses.append(self.base_pass(closure))
         end = passes.replay_state()
+        end.leave_unused(starts)
         for i, closure in enumerate(closures):
             g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference

@@ -57,6 +57,7 @@ class SymmetricSchedule(Schedule):
                 begun.append(self.step.passes.replay_state())
                 losses.append(self.base_pass(closure, own, i))
         end = self.step.passes.replay_state()
+        end.leave_unused([*starts[0], *starts[1]])
         self.compare_sums([len(half) for half in halves])
         for here, there in ((0, 1), (1, 0)):
             self.displaced(halves[here], starts[here], self.halves[here], self.halves[there], len(halves[there]))

@@ -15,7 +15,7 @@ from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors
 from gradalign.engine import validation
 from gradalign.optim import arguments, gradients
 from gradalign.optim.batch import Batch, DeviceScalars, group_by, to_device
-from gradalign.optim.gradients import GradientScale
+from gradalign.optim.gradients import ClearedGradients, GradientScale
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
@@ -71,6 +71,7 @@ class FusedOptimizer(StatefulOptimizer):
         self.skip_nonfinite = skip_nonfinite
         self.backend = backend
         self.grad_norm: Tensor | None = None
+        self._cleared = ClearedGradients()
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -88,7 +89,8 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients.
-            ValueError: expanded parameters; parameters that were moved to another device than their state.
+            ValueError: expanded parameters; parameters that were moved to another device than their state; with
+                `clear="zero"`, gradients that share memory with parameters or state.
         """
         loss = None
         if closure is not None:
@@ -113,6 +115,8 @@ class FusedOptimizer(StatefulOptimizer):
             self.backend,
         )
         self.grad_norm = scale.norm
+        if self.clear == "zero":
+            self._cleared.check(batches)
         # A kernel that zeroes what it has read would take a shared gradient from the parameters that come later.
         shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
         zero_grads = self.clear == "zero" and not shared
@@ -193,3 +197,4 @@ class FusedOptimizer(StatefulOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.grad_norm = None
+        self._cleared = ClearedGradients()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from operator import add, attrgetter, le
+from operator import add, attrgetter, is_, le
 
 import torch
 from torch import Tensor
 
 from gradalign.backends import dispatch
-from gradalign.engine.addresses import span
+from gradalign.engine.addresses import ParamMemory, span
 from gradalign.optim.batch import Batch, to_device
 
 
@@ -95,6 +96,45 @@ def own_memory(tensors: Sequence[Tensor]) -> bool:
         spans = list(map(span, tensors))
         firsts, ends = [first for first, _ in spans], sorted(end for _, end in spans)
     return all(map(le, ends, islice(sorted(firsts), 1, None)))
+
+
+class ClearedGradients:
+    """Gradients that are zeroed in place, which must not be the memory of what the step writes.
+
+    The check is made once for each set of gradients: those that are zeroed stay the same tensors.
+    """
+
+    def __init__(self) -> None:
+        self._apart: list[weakref.ref[Tensor]] = []
+
+    def check(self, batches: Sequence[Batch]) -> None:
+        """No gradient has an element in common with a parameter or a state.
+
+        Raises:
+            ValueError: names which.
+        """
+        grads = [g for batch in batches for g in batch.grads]
+        if len(grads) == len(self._apart) and all(map(is_, [known() for known in self._apart], grads)):
+            return
+        written = {
+            name: [t for batch in batches for t in {"params": batch.params, **batch.state}.get(name, [])]
+            for name in dict.fromkeys(("params", *(name for batch in batches for name in batch.state)))
+        }
+        everything = [*grads, *(t for tensors in written.values() for t in tensors)]
+        if not own_memory(everything) and {Tensor, torch.nn.Parameter}.issuperset(map(type, everything)):
+            for name, tensors in written.items():
+                _apart(grads, tensors, name)
+        self._apart = list(map(weakref.ref, grads))
+
+
+def _apart(grads: Sequence[Tensor], tensors: Sequence[Tensor], name: str) -> None:
+    memory = ParamMemory(tensors)
+    for g in filter(memory.covers, grads):
+        if any(g.device == t.device and ParamMemory([g, t]).shared for t in tensors):
+            raise ValueError(
+                f'clear="zero": expected gradients with memory of their own; got one of shape {tuple(g.shape)} that shares '
+                f"memory with {name}, which would be zeroed too; clone it first, or leave the clearing to zero_grad()"
+            )
 
 
 def _repeats(t: Tensor) -> bool:

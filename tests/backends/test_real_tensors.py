@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradalign import ops
-from gradalign.backends import dispatch, native
+from gradalign.backends import dispatch, native, op_validation
 from gradalign.optim import LAMB, SGD, AdamW
 
 SCALE = torch.tensor(0.5)
@@ -92,6 +92,15 @@ def test_a_step_along_a_negative_gradient_is_right_or_refused(cls, backend):
         optimizer.step()
     assert torch.equal(plain, viewed)
     assert viewed[0] > 1 > viewed[1]
+
+
+@pytest.mark.parametrize("make", [lambda: negative([1.0, 2.0, 3.0]), lambda: zeros(3)])
+def test_kernels_that_read_addresses_refuse_what_memory_does_not_hold(make):
+    lists = [ones()], [make()]
+    for args in (lists, (lists[0], SCALE, make()), ([ones(), make()],)):
+        with pytest.raises(ValueError, match=r"op_: expected tensors whose memory holds their values; .*resolve_neg"):
+            op_validation.values_in_memory("op_", args)
+    op_validation.values_in_memory("op_", ([ones()], None, SCALE, 1.0, [make().clone()]))
 
 
 def test_tensors_that_stand_for_zeros(backend):

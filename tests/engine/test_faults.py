@@ -413,6 +413,43 @@ def test_leaves_made_inside_loss_fn_are_left_alone():
     assert off(found, aligned(model, penalised, data, estimator="exact")) < 1e-6
 
 
+@pytest.mark.parametrize(("begins", "found"), [(2, 2), (3, 4), (5, 8)])
+def test_a_leaf_outside_the_model_that_shows_late_is_refused_at_the_next_power_of_two(begins, found):
+    model, data = perceptron(), batches()
+    s = torch.zeros((), requires_grad=True)
+    aligner = GradAlign(model, 0.03, objective="variance", check_replay=False)
+
+    def loss_fn(b):
+        loss = cross_entropy(model, *b)
+        return loss * s.exp() if aligner.num_steps >= begins else loss
+
+    def steps():
+        for _ in range(10):
+            aligner.backward(loss_fn, data)
+            model.zero_grad()
+
+    with pytest.raises(ValueError, match="also trains tensors made outside loss_fn"):
+        steps()
+    assert aligner.num_steps == found
+
+
+def test_leaves_made_inside_loss_fn_are_left_alone_in_later_steps():
+    model, data = perceptron(), batches()
+    aligner = GradAlign(model, 0.03)
+
+    def adversarial(b):
+        delta = torch.zeros_like(b[0], requires_grad=True)
+        cross_entropy(model, b[0] + delta, b[1]).backward(inputs=[delta])
+        with torch.no_grad():
+            delta.add_(delta.grad.sign(), alpha=0.1)
+        return cross_entropy(model, b[0] + delta, b[1])
+
+    for _ in range(5):
+        aligner.backward(adversarial, data)
+        model.zero_grad()
+    assert aligner.num_steps == 5
+
+
 @pytest.mark.parametrize("where", ["second micro-batch", "third step"])
 def test_a_foreign_parameter_that_shows_late_is_refused(where):
     model, head, data = perceptron(), nn.Linear(2, 2), batches()
@@ -454,6 +491,22 @@ def test_features_computed_outside_are_refused(retain):
     backward = (lambda loss: loss.backward(retain_graph=True)) if retain else None
     with pytest.raises(RuntimeError, match="compute them inside loss_fn"):
         both.backward(lambda b: nn.functional.cross_entropy(head(h), b[1]), data, backward=backward)
+
+
+def test_another_thread_is_seen_in_steps_of_which_a_part_is_looked_at(monkeypatch):
+    model, data = perceptron(), batches()
+    aligner = GradAlign(model, 0.03)
+    note = RandomWatch.note
+    warned = []
+    for step in range(9):
+        if step == 1:
+            monkeypatch.setattr(RandomWatch, "note", lambda watch: (note(watch), torch.rand(())))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            aligner.backward(lambda b: cross_entropy(model, *b), data)
+        warned += [step] * any("another thread draws from it" in str(w.message) for w in caught)
+        model.zero_grad()
+    assert warned == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("drawing", [False, True])

@@ -10,9 +10,9 @@ from gradalign.engine.transaction import Progress
 K = 4
 
 
-def looked_at(step, *, active=True, inspected=True, casts=False):
+def looked_at(step, *, active=True, inspected=True, casts=False, suspicious=False):
     inspection = Inspection(Progress(step, casts_to_16_bit=casts, inspected=inspected), active, K)
-    return [number for number in range(K + 2) if inspection.looks_at(number)]
+    return [number for number in range(K + 2) if inspection.looks_at(number, suspicious)]
 
 
 def test_all_losses_of_the_first_step_with_the_term():
@@ -30,7 +30,12 @@ def test_another_loss_at_each_power_of_two():
     }
 
 
+def test_all_losses_after_one_that_looked_suspicious():
+    assert looked_at(4, suspicious=True) == list(range(K + 2))
+    assert looked_at(5, suspicious=True) == []
+
+
 @pytest.mark.parametrize("inspected", [False, True])
 def test_the_first_loss_without_the_term_until_casts_are_known(inspected):
     assert looked_at(3, active=False, inspected=inspected, casts=None) == [0]
-    assert looked_at(4, active=False, inspected=inspected) == []
+    assert looked_at(4, active=False, inspected=inspected, suspicious=True) == []

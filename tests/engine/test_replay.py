@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy
 import pytest
 import torch
 from support.fault_injection import InjectedError
@@ -167,3 +170,43 @@ def test_scripted_modules(weight, whole):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
     for (_, b), (_, c) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
         torch.testing.assert_close(b, c)
+
+
+GENERATORS = {"Python": (random.seed, random.random), "NumPy": (numpy.random.seed, numpy.random.rand)}
+SPARING = {
+    "split": {"estimator": "split", "objective": "variance"},
+    "prefix": {"estimator": "prefix"},
+    "leave_one_out": {"estimator": "leave_one_out"},
+    "symmetric": {"estimator": "symmetric"},
+}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("method", [*SPARING, "SAM", "SAM, each its own"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_generator_that_no_pass_uses_is_left_to_other_threads(method, generator, used):
+    seed, draw = GENERATORS[generator]
+    model, passes = nn.Linear(4, 3), []
+    if method in SPARING:
+        aligner = GradAlign(model, 0.1, check_replay=False, **SPARING[method])
+    else:
+        aligner = baselines.SAM(model, 0.1, per_micro_batch=method != "SAM")
+
+    def loss_fn(x):
+        passes.append(aligner.displaced)
+        if used:
+            draw()
+        elif aligner.displaced:
+            thread.append(draw())  # as another thread would, while this pass runs
+        return model(x).square().mean()
+
+    seed(0)
+    expected = [draw() for _ in range(20)]
+    seed(0)
+    thread = []
+    aligner.backward(loss_fn, list(torch.randn(4, 5, 4)))
+    if used:
+        assert draw() == expected[4]  # where the base passes alone leave it
+    else:
+        assert thread == expected[: sum(passes)]
+        assert len(thread) > 0

@@ -10,46 +10,53 @@ from support.networks import Awkward, Counting, make, state
 from torch import nn
 
 import gradalign
+from gradalign.engine.method import Method
 from gradalign.optim import AdamW
 
 
 def struck(run, first, second):
-    """Run it with a KeyboardInterrupt at line event `first` of the package, and one `second` line events after that."""
-    count = 0
+    """Run it with a KeyboardInterrupt at line event `first` of the package, and one at event `second` of the roll-back.
+
+    Returns:
+        The line events of the run, and those of the roll-back up to the second interrupt.
+    """
+    counts, targets, roll_back = [0, 0], (first, second), Method._roll_back
 
     def trace(frame, event, _arg):
-        nonlocal count
         name = frame.f_code.co_filename
         if "gradalign" not in name or "tests" in name:
             return None
         if event == "line":
-            count += 1
-            if count in (first, first + second):
+            now = int(counts[0] >= first)
+            counts[now] += 1
+            if counts[now] == targets[now]:
                 raise KeyboardInterrupt
         return trace
 
-    # An exception in a trace function ends tracing, so that the second one is set again from the first one's handler.
-    def again(frame, event, arg):
-        try:
-            return trace(frame, event, arg)
-        except KeyboardInterrupt:
-            sys.settrace(again)
-            caller = frame
-            while caller is not None:
-                caller.f_trace = again
-                caller = caller.f_back
-            raise
+    # An exception in a trace function ends tracing, and only a later call can begin it again.
+    def traced(*args):
+        if counts[0] == first and not counts[1]:
+            sys.settrace(trace)
+        return roll_back(*args)
 
-    sys.settrace(again)
+    Method._roll_back = traced
+    sys.settrace(trace)
     try:
         run()
+    except KeyboardInterrupt:
+        if first > counts[0]:
+            raise
     finally:
         sys.settrace(None)
-    return count
+        Method._roll_back = roll_back
+    return counts
 
 
+@pytest.mark.parametrize(
+    ("num_firsts", "stride"), [(6, 7), pytest.param(4, 1, marks=pytest.mark.slow)], ids=["sampled", "every line"]
+)
 @pytest.mark.parametrize("options", [{}, {"objective": "variance"}, {"estimator": "momentum"}], ids=str)
-def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options):
+def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options, num_firsts, stride):
     model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
     aligner = gradalign.GradAlign(model, 0.3, backend="reference", **options)
     for _ in range(2):
@@ -61,14 +68,15 @@ def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options):
     def step():
         aligner.backward(loss_fn, batches)
 
-    total = struck(step, 10**9, 1)
+    total, _ = struck(step, 10**9, 1)
     model.zero_grad()
     model.load_state_dict(before)
     aligner.load_state_dict({"num_steps": done} | ({"mean": mean} if mean else {}))
-    for first in range(1, total, max(1, total // 12)):
-        for second in range(1, 60, 3):
-            with pytest.raises(KeyboardInterrupt):
-                struck(step, first, second)
+    struck_twice = 0
+    for first in range(1, total, max(1, total // num_firsts)):
+        for second in range(1, 400, stride):
+            reached = struck(step, first, second)
+            struck_twice += reached[1] == second
             after = state(model)
             assert all(torch.equal(after[name], before[name]) for name in before), (first, second)
             assert all(p.grad is None for p in model.parameters()), (first, second)
@@ -78,6 +86,9 @@ def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options):
             )
             now = aligner.state_dict().get("mean", [])
             assert all(a is b is None or torch.equal(a, b) for a, b in zip(now, mean, strict=True)), (first, second)
+            if reached[1] < second:  # the roll-back has fewer lines
+                break
+    assert struck_twice > 20
 
 
 def test_an_aborted_momentum_step_leaves_the_mean_of_past_gradients():

@@ -75,6 +75,38 @@ def test_windows_of_one_buffer_are_zeroed(backend):
     assert bool((p.grad == 0).all())
 
 
+ALIASES = {
+    "its parameter": (lambda p, state: p.detach(), "params"),
+    "a part of it": (lambda p, state: p.detach()[:1].expand(4), "params"),
+    "its state": (lambda p, state: state["exp_avg"], "exp_avg"),
+    "its other state": (lambda p, state: state["exp_avg_sq"], "exp_avg_sq"),
+}
+
+
+@pytest.mark.parametrize("case", ALIASES)
+def test_gradients_in_the_memory_of_what_is_written_are_refused(case, backend):
+    make, name = ALIASES[case]
+    p = torch.ones(4, requires_grad=True)
+    optimizer = AdamW([p], backend=backend, clear="zero")
+    for _ in range(2):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    before = p.detach().clone()
+    p.grad = make(p, optimizer.state[p])
+    with pytest.raises(ValueError, match=f"shares memory with {name}, which would be zeroed too"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+    assert int(optimizer.state[p]["step"]) == 2
+
+
+def test_parameters_and_gradients_may_be_columns_of_one_matrix(backend):
+    matrix = torch.ones(3, 2)
+    p = matrix[:, 0].requires_grad_()
+    p.grad = matrix[:, 1].detach()
+    SGD([p], lr=0.5, backend=backend, clear="zero").step()
+    assert matrix.tolist() == [[0.5, 0.0]] * 3
+
+
 BUFFER = torch.zeros(24)
 OWN = {
     "apart": [torch.zeros(3), torch.zeros(2, 2), torch.zeros(0)],
