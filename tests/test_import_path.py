@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -44,6 +45,5 @@ def test_both_hold_in_a_process_without_pytest(folder):
         "spec = importlib.util.find_spec('kernels'); "
         "print(spec and spec.submodule_search_locations)"
     )
-    command = [sys.executable, "-c", code, str(TESTS / "import_path.py")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    done = fresh_python("-c", code, TESTS / "import_path.py", cwd=folder, check=True)
     assert str(folder / "kernels") not in done.stdout

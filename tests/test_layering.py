@@ -9,12 +9,11 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"gradalign": "gradalign", "gradalign.kernels": "kernels", "benchmarks": "benchmarks"}
@@ -149,7 +148,7 @@ def test_a_cycle_of_two_files_is_seen():
 def loaded():
     """The modules that `import gradalign` loads."""
     code = "import sys, gradalign; print(*sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return fresh_python("-c", code, check=True).stdout.split()
 
 
 @pytest.mark.parametrize("module", ["triton", "transformers", "matplotlib", "numpy.testing", "pybind11"])
