@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,8 +30,7 @@ def test_what_tests_share_is_importable():
 def test_both_hold_under_python_m_pytest(folder, workers):
     """It starts with the working directory on the path, as `pytest` does not."""
     options = ["-q", "-p", "no:cacheprovider", "-k", "kernels or importable", *workers]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = fresh_python("-m", "pytest", *options, __file__, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
 
