@@ -1,17 +1,16 @@
 """The examples run, and what they claim about themselves is so."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from support.fresh_process import fresh_python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_the_aligned_loop_prints_both_losses():
-    done = subprocess.run([sys.executable, EXAMPLES / "aligned_loop.py"], capture_output=True, text=True, check=False)
+    done = fresh_python(EXAMPLES / "aligned_loop.py")
     assert (done.returncode, done.stderr) == (0, "")
     plain, aligned, last = done.stdout.splitlines()
     assert 0.2 < float(plain.split()[-1]) < 0.8

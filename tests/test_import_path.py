@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -31,8 +30,7 @@ def test_what_tests_share_is_importable():
 def test_both_hold_under_python_m_pytest(folder, workers):
     """It starts with the working directory on the path, as `pytest` does not."""
     options = ["-q", "-p", "no:cacheprovider", "-k", "kernels or importable", *workers]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = fresh_python("-m", "pytest", *options, __file__, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
 
@@ -44,6 +42,5 @@ def test_both_hold_in_a_process_without_pytest(folder):
         "spec = importlib.util.find_spec('kernels'); "
         "print(spec and spec.submodule_search_locations)"
     )
-    command = [sys.executable, "-c", code, str(TESTS / "import_path.py")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    done = fresh_python("-c", code, TESTS / "import_path.py", cwd=folder, check=True)
     assert str(folder / "kernels") not in done.stdout

@@ -7,14 +7,14 @@ constant name. (A type that is needed in both directions shows that two modules 
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"gradalign": "gradalign", "gradalign.kernels": "kernels", "benchmarks": "benchmarks"}
@@ -63,8 +63,13 @@ def read_layers() -> dict[str, int]:
 
 
 LAYERS = read_layers()
-IMPORTS = {module: sorted(set(imports(module, path))) for module, path in MODULES.items()}
 OURS = [module for module in MODULES if module.startswith("gradalign")]
+
+
+@functools.cache
+def all_imports() -> dict[str, list[str]]:
+    """Of every module; not read while tests are collected."""
+    return {module: sorted(set(imports(module, path))) for module, path in MODULES.items()}
 
 
 def layer_name(module: str) -> str | None:
@@ -84,7 +89,7 @@ def test_every_module_imports_only_from_lower_layers():
     wrong = []
     for module in OURS:
         here = layer_name(module)
-        for target in IMPORTS[module]:
+        for target in all_imports()[module]:
             there = layer_name(target) if target in MODULES and target.startswith("gradalign") else None
             if there is None or (there != here and LAYERS[there] <= LAYERS[here]):
                 wrong.append(f"{module} imports {target}")
@@ -101,7 +106,7 @@ def cycle(graph: dict[str, list[str]]) -> list[str]:
 
 
 def test_no_module_imports_itself_through_others():
-    assert cycle(IMPORTS) == []
+    assert cycle(all_imports()) == []
 
 
 def test_benchmarks_use_the_public_package_and_of_the_command_line_only_what_is_shared():
@@ -111,7 +116,7 @@ def test_benchmarks_use_the_public_package_and_of_the_command_line_only_what_is_
         f"{module} imports {target}"
         for module in MODULES
         if module.startswith("benchmarks")
-        for target in IMPORTS[module]
+        for target in all_imports()[module]
         if f"{target}.".startswith(f"{cli}.") and not f"{target}.".startswith(shared)
     ]
     assert wrong == []
@@ -149,7 +154,7 @@ def test_a_cycle_of_two_files_is_seen():
 def loaded():
     """The modules that `import gradalign` loads."""
     code = "import sys, gradalign; print(*sys.modules)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return fresh_python("-c", code, check=True).stdout.split()
 
 
 @pytest.mark.parametrize("module", ["triton", "transformers", "matplotlib", "numpy.testing", "pybind11"])

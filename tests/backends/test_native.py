@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.fresh_process import fresh_python
 from support.kernel_cases import DTYPES, copies, tensors
 from support.native_digest import results_digest
 
@@ -154,13 +154,7 @@ def test_every_instruction_set_writes_the_same_bits(isa):
     code = f"from support import native_digest as n; print(n.native.cpu_isa(), n.results_digest({isa!r}))"
     tests = str(Path(__file__).parents[1])
     environment = {**os.environ, "GRADALIGN_CPU_ISA": isa, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = fresh_python("-c", code, env=environment)
     if "GRADALIGN_CPU_ISA: expected" in run.stderr:
         pytest.skip(f"this CPU has no {isa}")
     assert run.stdout.split() == [isa, results_digest(isa)]
@@ -171,9 +165,7 @@ def test_an_empty_instruction_set_is_none_named():
     found = []
     for environment in ({"GRADALIGN_CPU_ISA": ""}, {}):
         unset = {name: value for name, value in os.environ.items() if name != "GRADALIGN_CPU_ISA"}
-        run = subprocess.run(
-            [sys.executable, "-c", code], env={**unset, **environment}, capture_output=True, text=True, check=False
-        )
+        run = fresh_python("-c", code, env={**unset, **environment})
         assert run.returncode == 0, run.stderr
         found.append(run.stdout)
     assert found[0] == found[1]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 from support.rows import HEADLINE, result, row, split
 
 from benchmarks import ROOT, provenance, record
@@ -124,7 +123,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(bench, monkeypatch, capsys):
 
 
 def run_from_root(*command):
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return fresh_python(*command, cwd=ROOT)
 
 
 def test_it_runs_from_the_root_of_a_checkout():

@@ -1,9 +1,8 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from support.fresh_process import fresh_python
 
 from gradalign import cli
 from gradalign.cli import build_info
@@ -34,9 +33,9 @@ def test_the_build_and_the_planner_are_shown(found, capsys):
 
 def doctor(tmp_path, **environment):
     environment = {**os.environ, "GRADALIGN_CACHE_DIR": str(tmp_path / "cache"), **environment}
-    command = [sys.executable, "-m", "gradalign", "doctor", "--json"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(run.stdout)["extension"]
+    return json.loads(fresh_python("-m", "gradalign", "doctor", "--json", env=environment, check=True).stdout)[
+        "extension"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 import json
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
+from support.fresh_process import fresh_python
 
 from gradalign import cli
 from gradalign.backends import dispatch
@@ -102,7 +102,7 @@ def test_a_compiler_whose_version_is_not_utf8_is_a_finding(monkeypatch, tmp_path
 def test_it_needs_nothing_beside_torch():
     blocked = "import sys; sys.modules.update(dict.fromkeys(('rich', 'transformers', 'matplotlib', 'triton')))"
     script = f"{blocked}; from gradalign import cli; sys.exit(cli.main(['doctor']))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = fresh_python("-c", script)
     assert done.returncode == 0, done.stderr  # which may tell that kernels are being built
     assert "reference     works on cpu" in done.stdout
 

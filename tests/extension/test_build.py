@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.fresh_process import fresh_python
 from support.tiny_library import TINY, answer
 
 from gradalign.extension import UnavailableError, cache, compiler, ensure, library, loading
@@ -182,9 +183,7 @@ def test_switched_off(home, tiny, monkeypatch):
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    return fresh_python("-c", code, env={**os.environ, **environment})
 
 
 AUTO = (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.fresh_process import fresh_python
 
 import gradalign
 from gradalign.backends import dispatch, reference, triton
@@ -71,8 +70,7 @@ def test_it_has_the_functions_of_the_reference() -> None:
     code = "from gradalign.backends import triton; print([n for n in %r if not callable(getattr(triton, n))])"
     pytest.importorskip("triton")
     names = [*VECTOR_OPS, "step_"]
-    run = [sys.executable, "-c", code % names]
-    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert fresh_python("-c", code % names, check=True).stdout == "[]\n"
     assert all(callable(getattr(reference, name)) for name in names)
     with pytest.raises(AttributeError, match="no attribute 'frobnicate_'"):
         _ = triton.frobnicate_
@@ -80,4 +78,4 @@ def test_it_has_the_functions_of_the_reference() -> None:
 
 def test_triton_is_imported_when_an_op_is_asked_for() -> None:
     code = "import sys, gradalign.backends.triton as t; t.why_unavailable(); print('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert fresh_python("-c", code, check=True).stdout == "False\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import ModuleType
 
@@ -33,9 +34,16 @@ SUM = {
 }
 
 
-def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator: torch.Generator) -> Tensor:
-    """Random values of this shape, laid out so in memory."""
-    values = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+@functools.lru_cache(maxsize=16)
+def drawn(seed: int, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    """Random values in float64, to be copied: hundreds of cases start from the same few draws."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The values, laid out so in memory."""
+    shape, dtype = values.shape, values.dtype
     if layout == "misaligned":
         base = torch.empty(values.numel() + 1, dtype=dtype)
         return base[1:].view(shape).copy_(values)
@@ -49,8 +57,7 @@ def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator: t
 
 
 def tensors(dtype: torch.dtype, layout: str, seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [tensor(shape, dtype, layout, generator) for shape in shapes]
+    return [laid_out(values.to(dtype, copy=True), layout) for values in drawn(seed, shapes)]
 
 
 def double(ts: list[Tensor]) -> list[Tensor]:

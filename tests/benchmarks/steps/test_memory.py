@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from support.fresh_process import fresh_python
 
 from benchmarks.steps import memory
 from benchmarks.steps.memory import PeakMemory
@@ -32,5 +30,5 @@ def test_beyond_the_limit_an_allocation_fails_and_the_process_goes_on():
         "try: torch.ones(2**40)\n"
         "except RuntimeError as error: print('allocate' in str(error))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh_python("-c", code, check=True)
     assert done.stdout == "True\n"

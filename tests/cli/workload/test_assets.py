@@ -1,10 +1,9 @@
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
+from support.fresh_process import fresh_python
 
 from gradalign import cli
 from gradalign.cli.errors import CommandError
@@ -17,7 +16,7 @@ def test_assets_are_located_without_importing_their_package(asset, name):
     package = assets.ASSETS[name][0]
     look = f"from gradalign.cli.workload import assets; print(assets.locate({name!r}))"
     script = f"import sys; {look}; assert {package!r} not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = fresh_python("-c", script, check=True)
     assert done.stdout.strip().endswith(assets.ASSETS[name][1])
 
 

@@ -1,11 +1,10 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.fresh_process import fresh_python
 from torch import nn
 
 from gradalign.cli.errors import CommandError
@@ -79,7 +78,7 @@ def test_the_source_tree_is_not_taken_for_another_package(asset):
     root = Path(__file__).resolve().parents[3]
     load = "from gradalign.cli.workload.model import load_pretrained; load_pretrained('bert-tiny')"
     script = f"import sys; {load}; print(sys.modules['kernels'])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    done = fresh_python("-c", script, cwd=root)
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
 
 
