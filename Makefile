@@ -27,8 +27,9 @@ demo: $(DEMO_READY)
 	$(BIN)/gradalign demo --out demo-out
 
 # Tests that want the demo's models or data are skipped where `make env` has not installed them.
+# Bytecode is written, whatever the shell says: every worker and every fresh process would compile the sources again.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
