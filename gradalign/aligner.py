@@ -35,7 +35,8 @@ class GradAlign(Method):
     parameters come back bit for bit. It never wraps, owns or steps the optimizer.
 
     Args:
-        model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
+        model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone; where several
+            processes train it, wrapped in DistributedDataParallel or after `fully_shard` or `parallelize_module`.
         weight: of the term, a number or a function of the step (counted from 0). Its unit depends on `normalize`: a length in
             parameter space for "direction", as SAM's rho.
         objective: A: "dot" (mean g_i . g_j), "norm" (its negative), "variance" (minus the sample variance of the g_i) or

@@ -22,6 +22,7 @@ from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
+from gradalign.engine.ranks import group_is_up
 from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
@@ -189,6 +190,7 @@ class Method(ABC):
         try:
             try:
                 step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
+                step.begin()
                 outcome = step.complete(step.schedule.run(closures))
                 result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
                 return self._commit(step, outcome, result)
@@ -289,18 +291,24 @@ class Method(ABC):
             inspection.observe(
                 passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
             )
-        return OpenStep(step, schedule, buffers.state(), self._progress)
+        opened = OpenStep(step, schedule, buffers.state(), self._progress)
+        if group_is_up() and inspection.looks_for_wrappers and not _capturing(space.home):
+            passes.look_for_wrappers()
+            opened.looks_at_ranks = True
+        return opened
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
         """The trainable parameters as they are now, ready for a step; and the frozen ones."""
+        if self._models.ranks is not None:
+            self._models.ranks.parameters_are_read()
         trained, frozen = self._models.by_grad()
         if self._params is not None:
             still_there(self._params, [*trained, *frozen])
-        space = ParamSpace(trained, self._params, self._backend)
+        space = ParamSpace(trained, self._params, self._backend, self._models.ranks)
         no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             no_grads(space.params)
-        if not self._memory.is_of(space.params):
+        if not self._memory.is_of(space.tensors):
             self._memory = self._models.memory(space.params)
         return space, frozen
 
@@ -311,7 +319,8 @@ class Method(ABC):
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
-        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit)
+        stand_ins = tuple if space.ranks is None else space.ranks.leaves
+        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit, stand_ins)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -321,6 +330,12 @@ class Method(ABC):
         if not self._weight.may_act:
             return Plain(step, total)
         active = self._schedule(step, total)
+        if step.space.ranks is not None and not active.several_ranks:
+            raise ValueError(
+                f"model: expected a module that one process trains, with {self._described()}, which calls autograd by itself, "
+                "so that its gradients would be those of one rank; got one that several ranks train; use an estimator with "
+                "finite differences"
+            )
         if request.backward is not None and active.differentiates:
             raise ValueError(
                 f"backward: expected None with {self._described()}, which differentiates twice by itself; got "

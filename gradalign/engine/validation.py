@@ -59,7 +59,8 @@ def real_and_whole(p: Tensor) -> None:
         raise TypeError(f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead")
     if hasattr(p, "placements"):
         raise TypeError(
-            "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
+            "expected whole parameters; got a DTensor that was not one when GradAlign or the optimizer was made; apply "
+            "fully_shard or parallelize_module before"
         )
 
 

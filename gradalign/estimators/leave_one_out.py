@@ -65,11 +65,12 @@ class LeaveOneOutSchedule(Schedule):
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """k base passes, then the displaced ones."""
-        passes, losses = self.step.passes, []
+        passes = self.step.passes
+        losses: list[Tensor] = []
         starts: list[ReplayState] = []
         for closure in closures:
             starts.append(passes.replay_state())
-            losses.append(self.base_pass(closure))
+            losses.append(self.base_pass(closure, more=len(losses) + 1 < len(closures)))
         end = passes.replay_state()
         for i, closure in enumerate(closures):
             g = self.gradient(i, closure, starts[i])
@@ -78,19 +79,20 @@ class LeaveOneOutSchedule(Schedule):
             if not self.step.settings.central:
                 self.subtract(g, q)
             del g
-            displaced_passes(self.step, [closure], [starts[i]], self.term, q)
+            displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
             self.step.displacement.restore()
         end.put_back()
         return losses
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.sums.total, self.term)
+        self.step.close(self.sums.total, self.term)
+        return {}
 
-    def base_pass(self, closure: Closure) -> Tensor:
-        """Base pass of a micro-batch."""
+    def base_pass(self, closure: Closure, more: bool) -> Tensor:
+        """Base pass of a micro-batch; `more` of them follow."""
         if self.where == "recompute" and self.sums.units is None:
-            return self.step.passes.base_pass(closure, self.sums.total)
+            return self.step.passes.base_pass(closure, self.sums.total, more=more)
         loss, g = self.step.passes.isolated_pass(closure)
         if self.where != "recompute":
             self.stored.append(self.put_away(g))
