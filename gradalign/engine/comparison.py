@@ -91,5 +91,5 @@ def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
     unit = step.settings.objective.unit
     share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
     sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    aim = step.aim(sums, step.mean_scale(step.num - 1))
+    aim = step.aim(sums, step.mean_scale(step.num_everywhere - 1))
     return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)

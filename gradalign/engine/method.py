@@ -125,6 +125,10 @@ class Method(ABC):
         """The passes of a step without the term, where other steps may have it."""
         return Plain(step, total)
 
+    def _least_micro_batches(self) -> int:
+        """How many a step needs, to compare their gradients."""
+        return 2
+
     def _described(self) -> str:
         """What the user chose, for messages."""
         return type(self).__name__
@@ -183,7 +187,7 @@ class Method(ABC):
         After any exception parameters and buffers are as before the call and `.grad` is None.
         """
         callable_("loss_fn", loss_fn, "a function of a micro-batch")
-        batches = validated_micro_batches(micro_batches)
+        batches = validated_micro_batches(micro_batches, self._least_micro_batches())
 
         closures = [BatchClosure(loss_fn, batch) for batch in batches]
         grad_enabled, step = torch.is_grad_enabled(), None
@@ -268,6 +272,10 @@ class Method(ABC):
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
             tasks = _labels(tasks, request.num)
+            if settings.separate:
+                raise ValueError(
+                    'tasks: expected none with scope="rank", where no rank knows the others\' gradients; got some'
+                )
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()

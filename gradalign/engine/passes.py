@@ -88,6 +88,7 @@ class Passes:
         self._recording = False
         self._random: RandomWatch | None = None
         self._looks_for_wrappers = False
+        self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
         self.count = 0
         self.aux: list[Any] = []
@@ -244,7 +245,7 @@ class Passes:
         return _ALONE if ranks is None else ranks.one_pass(more, backward)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
-        with self._among_ranks(more):
+        with self._among_ranks(more or self.local):
             return self._forward_and_backward(closure, into, ratio, keep_aux)
 
     def _forward_and_backward(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:

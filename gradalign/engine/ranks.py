@@ -32,6 +32,10 @@ class Ranks(ABC):
 
     num: int
 
+    def average(self, tensors: Iterable[Tensor], share: float) -> None:
+        """Tensors of the size of parameters become their means over ranks, times a share, in place."""
+        raise AssertionError("only where every rank has whole parameters")
+
     @abstractmethod
     def begin(self) -> None:
         """A step begins: what all its passes share is made the same."""
@@ -163,7 +167,8 @@ class DataParallel(Ranks):
         self._param_sync: list[bool] | None = None  # of the wrappers, before the step
 
     @property
-    def _every_pass(self) -> bool:
+    def every_pass(self) -> bool:
+        """Whether no reduction may be left out."""
         return any(w.find_unused_parameters or w.static_graph for w in self._wrappers)
 
     def begin(self) -> None:
@@ -178,7 +183,7 @@ class DataParallel(Ranks):
                 "input; drop the last, incomplete batches instead"
             )
         self._param_sync = [w.require_forward_param_sync for w in self._wrappers]
-        if self._every_pass:  # so do they all in the plain loop then
+        if self.every_pass:  # so do they all in the plain loop then
             return
         for wrapper in self._wrappers:
             if wrapper.will_sync_module_buffers():
@@ -195,7 +200,7 @@ class DataParallel(Ranks):
     @contextmanager
     def one_pass(self, more: bool, backward: bool = True) -> Iterator[None]:
         """Average in this pass or not, whatever a `no_sync` of the user's says."""
-        every = self._every_pass
+        every = self.every_pass
         averaged = backward and (every or not more)
         before = [(w, w.require_backward_grad_sync, w.require_forward_param_sync) for w in self._wrappers]
         try:
@@ -210,6 +215,15 @@ class DataParallel(Ranks):
             for wrapper, grad_sync, param_sync in before:
                 wrapper.require_backward_grad_sync = grad_sync
                 wrapper.require_forward_param_sync = param_sync
+
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor], share: float) -> None:
+        """All of them at once."""
+        held = list(tensors)
+        works = [torch.distributed.all_reduce(t, group=self._group, async_op=True) for t in held]
+        for work in works:
+            work.wait()
+        torch._foreach_mul_(held, share / self.num)
 
     def _all_reduce(self, numbers: Tensor, op: Any) -> None:
         torch.distributed.all_reduce(numbers, op, group=self._group)

@@ -91,6 +91,10 @@ class ParamSpace:
         if self.ranks is not None:
             self.ranks.parameters_are_read()
 
+    def fill(self, vector: Vector) -> None:
+        """Zeros for the entries that a vector lacks."""
+        vector[:] = [torch.zeros_like(p) if t is None else t for p, t in zip(self.params, vector, strict=True)]
+
     def norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
         """[x.x, x.y, y.y] over the given entries (default: all); without y the last two are 0."""
         return self.total(self.partial_norm_dot(x, y, over))

@@ -39,6 +39,7 @@ class Settings:
         central: central instead of forward differences.
         radius: length of the displacement; None: the default for the dtype that the model computes in.
         telemetry: whether every gradient's norm is measured.
+        separate: whether the micro-batches of every rank count by themselves.
     """
 
     objective: Objective
@@ -46,6 +47,7 @@ class Settings:
     central: bool
     radius: float | None
     telemetry: bool
+    separate: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Step:
         )
         self._length: float | None = None
         self._cosines: list[Tensor] = []
+        self.separate = settings.separate and space.ranks is not None
+        self.num_everywhere = self.num * space.ranks.num if self.separate and space.ranks is not None else self.num
         self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
 
     @cached_property
@@ -212,6 +216,12 @@ class Step:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What of the statistics is of this process alone, put together over ranks in one reduction."""
         own = [loss.double(), *(found[name].double() for name in ("dot",) if name in found)]
+        if self.separate:  # what is known of agreement, and the displacement, are every rank's own
+            own += [*self.agreement.sums, *(c.double() for c in self._cosines)]
+            means = ranks.mean(torch.stack(own))
+            first = len(own) - len(self._cosines)
+            self.agreement.sums, self._cosines = means[first - 3 : first].unbind(), list(means[first:].unbind())
+            return means[0].to(loss.dtype), square, found
         sums = [square, *self.agreement.sums, *([] if self._term is None else [self._term[0]])]
         whole, means = ranks.total_and_mean(torch.stack(sums), torch.stack(own))
         self.agreement.sums = whole[1:4].unbind()
@@ -255,9 +265,17 @@ class Step:
                 both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
                 square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
                 factor = torch.where((norm > 0) & (factor != 0), total_norm / norm * factor.sign(), 0.0)
-            self._term = (square, factor)
+            self._term = None if self.separate else (square, factor)
             space.combine(total, total, term.vector, space.scalar(1.0), -self.weight * factor)
+            if self.separate:
+                self.average(total)
         self.space.set_grads(total)
+
+    def average(self, vector: Vector, share: float = 1.0) -> None:
+        """A vector that every rank has its own of becomes its mean over ranks, times a share."""
+        if self.space.ranks is not None:
+            self.space.fill(vector)
+            self.space.ranks.average([t for t in vector if t is not None], share)
 
     def stats(self, losses: Sequence[Tensor], found: dict[str, Tensor]) -> AlignmentStats:
         """The statistics of the step, its gradient being in `.grad`.

@@ -41,6 +41,7 @@ class LeaveOneOut(Estimator):
     """
 
     name = "leave_one_out"
+    separates = True
     gradients: GradientStore = "device"
 
     def __post_init__(self) -> None:
@@ -65,13 +66,16 @@ class LeaveOneOutSchedule(Schedule):
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """k base passes, then the displaced ones."""
-        passes = self.step.passes
+        passes, step = self.step.passes, self.step
+        passes.local = step.separate
         losses: list[Tensor] = []
         starts: list[ReplayState] = []
         for closure in closures:
             starts.append(passes.replay_state())
             losses.append(self.base_pass(closure, more=len(losses) + 1 < len(closures)))
         end = passes.replay_state()
+        if step.separate and step.space.ranks is not None:  # the sum over the micro-batches of all ranks
+            step.average(self.sums.reference, share=step.space.ranks.num)
         for i, closure in enumerate(closures):
             g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference
@@ -86,6 +90,10 @@ class LeaveOneOutSchedule(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
+        step = self.step
+        if step.separate and step.space.ranks is not None and self.sums.reference is self.sums.total:
+            total, share = self.sums.total, step.space.scalar(1 / step.space.ranks.num)
+            step.space.combine(total, total, total, share, step.space.scalar(0.0))
         self.step.close(self.sums.total, self.term)
         return {}
 

@@ -51,6 +51,7 @@ class Split(Estimator):
     """
 
     name = "split"
+    separates = True
     probe_fraction: float = 0.25
     probes: ProbeChoice = "last"
 
@@ -61,6 +62,7 @@ class Split(Estimator):
     def make(self, step: Step, total: Vector) -> Schedule:
         """The schedule for the step's objective, in k + m passes."""
         m = num_probes(step.num, self.probe_fraction)
+        step.separate = step.separate and step.settings.objective.own  # else all probes have one displacement anyway
         schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
         return schedule if self.probes == "last" else RotatedSplit(schedule, m)
 
@@ -105,6 +107,8 @@ class _Split(Schedule):
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass of an anchor, or all passes of a probe."""
+        if self.step.separate and self.step.settings.objective.own:
+            self.separate()
         visit = self.anchor if self.num_visited < self.num_anchors else self.probe
         loss = visit(closure)
         self.num_visited += 1
@@ -118,6 +122,15 @@ class _Split(Schedule):
         loss, g = self.step.passes.isolated_pass(closure)
         self.sums.add(g)
         return loss
+
+    def separate(self) -> None:
+        """Called before a pass: where ranks count by themselves they have only their reference in common."""
+        if not self.step.settings.objective.unit:  # the last anchor's pass averages the total
+            self.step.passes.local = self.num_visited >= self.num_anchors
+        elif self.num_visited == self.num_anchors and self.sums.units is not None:
+            self.step.average(self.sums.units)
+        else:
+            self.step.passes.local = True
 
     @abstractmethod
     def probe(self, closure: Closure) -> Tensor:
