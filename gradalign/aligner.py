@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.method import Method, MethodOptions
+from gradalign.engine.ranks import DataParallel, Mesh
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step
@@ -23,6 +24,7 @@ from gradalign.objectives import ObjectiveName
 from gradalign.objectives import objective as objective_named
 
 Difference = Literal["forward", "central"]
+Scope = Literal["all", "rank"]
 PROBE_FRACTION = Split.probe_fraction
 
 
@@ -35,7 +37,8 @@ class GradAlign(Method):
     parameters come back bit for bit. It never wraps, owns or steps the optimizer.
 
     Args:
-        model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
+        model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone; of several
+            processes' the one in DistributedDataParallel, or after `fully_shard` or `parallelize_module`.
         weight: of the term, a number or a function of the step (counted from 0). Its unit depends on `normalize`: a length in
             parameter space for "direction", as SAM's rho.
         objective: A: "dot" (mean g_i . g_j), "norm" (its negative), "variance" (minus the sample variance of the g_i) or
@@ -57,6 +60,9 @@ class GradAlign(Method):
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
         check_replay: in the first step with the term, evaluate one loss again from the same parameters, random numbers and
             buffers, and refuse a loss_fn that returns another one: its displaced passes would be wrong without a word.
+        scope: under DistributedDataParallel, "all": micro-batch i is what all ranks have as their i-th; or "rank": those of
+            every rank count by themselves, so that variance and cosine are those of small batches, and all gradients are
+            averaged twice a step ("split" and "leave_one_out", without telemetry).
         backend: what runs the kernels: "auto", "reference", "native" or "triton".
 
     Raises:
@@ -93,6 +99,7 @@ class GradAlign(Method):
         optimizer: Any = None,
         zeroed_grads: bool = False,
         check_replay: bool = True,
+        scope: Scope = "all",
         backend: BackendName = "auto",
     ) -> None:
         settings = Settings(
@@ -101,6 +108,7 @@ class GradAlign(Method):
             central=one_of("difference", difference, get_args(Difference)) == "central",
             radius=None if radius is None else positive("radius", radius, "a length, in the units of the parameters"),
             telemetry=flag("telemetry", telemetry),
+            separate=one_of("scope", scope, get_args(Scope)) == "rank",
         )
         self._estimator = _estimator(estimator, probe_fraction)
         self._estimator.check(settings, objective)
@@ -110,6 +118,16 @@ class GradAlign(Method):
             MethodOptions(params, scaler, zeroed_grads, backend, optimizer, check_replay),
             Weight(weight, every),
         )
+        if settings.separate and isinstance(self._models.ranks, DataParallel) and self._models.ranks.every_pass:
+            raise ValueError(
+                'scope="rank": expected DistributedDataParallel whose passes may be left unaveraged; got '
+                'find_unused_parameters or static_graph; use scope="all"'
+            )
+        if settings.separate and isinstance(self._models.ranks, Mesh):
+            raise ValueError(
+                'scope="rank": expected DistributedDataParallel; got sharded parameters, of which all ranks gather the same, '
+                'so that none can be displaced by itself; use scope="all"'
+            )
         self._estimator_memory = self._estimator.memory(self._optimizer)
         if self._optimizer is not None:
             _steps_some(self._optimizer, self._models.trainable())
@@ -126,6 +144,13 @@ class GradAlign(Method):
 
     def _described(self) -> str:
         return repr(self._estimator)
+
+    def _least_micro_batches(self) -> int:
+        ranks = self._models.ranks
+        alone = (
+            self._settings.separate and ranks is not None and ranks.num > 1 and self._estimator.name == "leave_one_out"
+        )
+        return 1 if alone else 2
 
     def _carried(self, space: ParamSpace) -> Carried:
         return replace(super()._carried(space), memory=self._estimator_memory)

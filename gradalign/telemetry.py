@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
@@ -78,6 +79,15 @@ class Agreement:
         self._num = num
         self._squares = self._dots = self._cosines = zero
         self._num_squares = self._num_dots = self._num_cosines = 0
+
+    @property
+    def sums(self) -> Sequence[Tensor]:
+        """Of squares, dots and cosines: of this process, where several hold parts of the gradients."""
+        return self._squares, self._dots, self._cosines
+
+    @sums.setter
+    def sums(self, values: Sequence[Tensor]) -> None:
+        self._squares, self._dots, self._cosines = values
 
     def square(self, norm_square: Tensor) -> None:
         """||g_i||^2 of one micro-batch."""

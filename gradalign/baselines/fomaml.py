@@ -71,4 +71,5 @@ class FOMAMLSchedule(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """The gradient of the last micro-batch is the step's."""
-        return self.step.close(self.total, None) | self.inner.found()
+        self.step.close(self.total, None)
+        return self.inner.found()

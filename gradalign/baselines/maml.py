@@ -57,6 +57,7 @@ class MAMLSchedule(Schedule):
     """theta_i is a function of theta, and stays one until the last backward."""
 
     reuses_graphs = True
+    several_ranks = False
 
     def __init__(self, step: Step, total: Vector, inner_lr: float, models: Iterable[nn.Module]) -> None:
         super().__init__(step)
@@ -95,4 +96,5 @@ class MAMLSchedule(Schedule):
     def finish(self) -> dict[str, Tensor]:
         """The gradient of the last micro-batch is the step's."""
         self.point = []
-        return self.step.close(self.total, None)
+        self.step.close(self.total, None)
+        return {}

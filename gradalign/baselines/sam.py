@@ -90,13 +90,14 @@ class _Ascent(Schedule):
         sums = step.space.norm_dot(gradient, over=step.space.measured)
         step.displace(step.aim(sums, scale), gradient)
         gradient.clear()
-        for closure in closures:
-            step.passes.displaced_pass(closure, self.total, step.space.scalar(1.0))
+        for i, closure in enumerate(closures, 1):
+            step.passes.displaced_pass(closure, self.total, step.space.scalar(1.0), more=i < len(closures))
         step.displacement.restore()
 
     def finish(self) -> dict[str, Tensor]:
         """The sum of the second gradients is the gradient."""
-        return self.step.close(self.total, None)
+        self.step.close(self.total, None)
+        return {}
 
 
 class SAMSchedule(_Ascent):
@@ -108,7 +109,7 @@ class SAMSchedule(_Ascent):
         """All first passes, then all second passes."""
         passes, gradient = self.step.passes, self.step.space.zeros()
         start = passes.replay_state()
-        losses = [passes.base_pass(closure, gradient) for closure in closures]
+        losses = [passes.base_pass(c, gradient, more=i < len(closures)) for i, c in enumerate(closures, 1)]
         end = passes.replay_state()
         end.leave_unused([start])
         start.put_back()

@@ -21,6 +21,8 @@ def compare(
     omega: float,
     term: Term,
     keep: Callable[[Vector, Tensor], None],
+    *,
+    more: bool = False,
 ) -> Tensor:
     """term <- term + omega s H_i w_i, the displacement being a combination of the reference and the own gradient.
 
@@ -32,6 +34,7 @@ def compare(
         omega: the weight of this micro-batch in the term.
         term: where the Hessian-vector product is added.
         keep: called with the own gradient, and [x.x, x.g, g.g] as stored, while the gradient is still there.
+        more: other displaced passes are added to the term before anything reads it.
 
     Returns:
         The base loss, detached. The own gradient is freed before the displaced passes.
@@ -47,33 +50,36 @@ def compare(
     if not step.settings.central:
         step.space.accumulate(term.vector, g, -term.ratio(gain))
     g.clear()
-    displaced_passes(step, [closure], [start], term, gain)
+    displaced_passes(step, [closure], [start], term, gain, more=more)
     step.displacement.restore()
     end.put_back()
     return loss
 
 
-def displaced_passes(step: Step, closures: list[Closure], starts: list[ReplayState], term: Term, gain: Tensor) -> None:
+def displaced_passes(
+    step: Step, closures: list[Closure], starts: list[ReplayState], term: Term, gain: Tensor, *, more: bool = False
+) -> None:
     """Displaced passes on one side or both: term <- term + gain g(theta + d), or gain / 2 (g(theta + d) - g(theta - d)).
 
-    Each starts from the random numbers and buffers that its base pass started from.
+    Each starts from the random numbers and buffers that its base pass started from. `more`: others into the term follow.
     """
     ratio = term.ratio(gain)
+    last = -0.5 if step.settings.central else 1.0
     for side in (0.5, -0.5) if step.settings.central else (1.0,):
         if side < 0:
             step.displacement.reflect()
-        for closure, start in zip(closures, starts, strict=True):
+        for i, (closure, start) in enumerate(zip(closures, starts, strict=True), 1):
             start.put_back()
-            add_displaced(step, closure, term, side * ratio)
+            add_displaced(step, closure, term, side * ratio, more=more or side != last or i < len(closures))
 
 
-def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor) -> Tensor:
+def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor, *, more: bool = False) -> Tensor:
     """term <- term + ratio g of one displaced pass; returns its loss.
 
     Where parameters have hooks, which need not be linear, they see the gradient at ratio 1.
     """
     if not step.hooked:
-        return step.passes.displaced_pass(closure, term.vector, ratio)
+        return step.passes.displaced_pass(closure, term.vector, ratio, more=more)
     g = step.space.zeros()
     loss = step.passes.displaced_pass(closure, g, 1.0)
     step.space.accumulate(term.vector, g, torch.as_tensor(ratio, dtype=torch.float64).to(step.space.home))
@@ -97,5 +103,5 @@ def aim_at_others(
     unit = step.settings.objective.unit
     share = step.unit_of(gg) if unit else step.space.scalar(part)
     sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    aim = step.aim(sums, step.mean_scale(step.num - 1) if scale_x is None else scale_x, own)
+    aim = step.aim(sums, step.mean_scale(step.num_everywhere - 1) if scale_x is None else scale_x, own)
     return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)

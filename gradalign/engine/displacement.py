@@ -53,7 +53,8 @@ class Displacement:
         self._theta = Theta.IN_PARAMS
         self._follow_master = follow_master
         # Versions of the parameters with masters when they were last known to be the rounding of their masters.
-        self._rounded = {i: space.params[i]._version for i, m in enumerate(self._masters) if m is not None}
+        tensors = space.tensors
+        self._rounded = {i: tensors[i]._version for i, m in enumerate(self._masters) if m is not None}
 
     @property
     def active(self) -> bool:
@@ -82,8 +83,9 @@ class Displacement:
         moved = [i for i in space.measured if x[i] is not None or (y is not None and y[i] is not None)]
         self._with_master = [i for i in moved if masters[i] is not None]
         self._with_backup = [i for i in moved if masters[i] is None]
+        tensors = space.tensors
         for i in self._with_backup:
-            self._backups[i] = torch.empty_like(space.params[i])
+            self._backups[i] = torch.empty_like(tensors[i])
         self._follow_masters()
         self._record_versions()
         self._theta = Theta.LEAVING
@@ -102,13 +104,14 @@ class Displacement:
 
     def step_out(self) -> None:
         """Back to theta, keeping the displaced values for `step_in`."""
+        tensors = self._space.tensors
         for i in self._with_master:
-            self._backups[i] = self._space.params[i].detach().clone()
+            self._backups[i] = tensors[i].detach().clone()
         self._record_versions()
         self._theta = Theta.RETURNING
         self._space.swap_out(self._backups, self._with_backup)
         self._space.restore(self._masters, self._with_master)
-        self._rounded.update((i, self._space.params[i]._version) for i in self._with_master)
+        self._note_rounded()
         self._theta = Theta.IN_PARAMS
         self._after_move()
 
@@ -126,36 +129,40 @@ class Displacement:
         if self._theta is not Theta.IN_PARAMS:
             self._space.restore(self._backups, self._in_backups())
             self._space.restore(self._masters, self._with_master)
-            self._rounded.update((i, self._space.params[i]._version) for i in self._with_master)
+            self._note_rounded()
         self._theta = Theta.IN_PARAMS
         self._backups = self._space.zeros()
         self._after_move()
 
     def rounded(self) -> list[Parameter]:
         """The parameters that are the rounding of their masters: those that nobody wrote since."""
-        params = self._space.params
-        return [params[i] for i, version in self._rounded.items() if params[i]._version == version]
+        params, tensors = self._space.params, self._space.tensors
+        return [params[i] for i, version in self._rounded.items() if tensors[i]._version == version]
+
+    def _note_rounded(self) -> None:
+        tensors = self._space.tensors
+        self._rounded.update((i, tensors[i]._version) for i in self._with_master)
 
     def _follow_masters(self) -> None:
         """A forward may have written parameters (Embedding's max_norm) since their masters were brought up to date."""
-        params = self._space.params
+        params, tensors = self._space.params, self._space.tensors
         for i in self._with_master:
-            if self._follow_master is not None and params[i]._version != self._rounded[i]:
+            if self._follow_master is not None and tensors[i]._version != self._rounded[i]:
                 self._follow_master(params[i])
-                self._rounded[i] = params[i]._version
+                self._rounded[i] = tensors[i]._version
 
     def _in_backups(self) -> list[int]:
         """The parameters whose values of theta are in the backups."""
         if self._theta is Theta.IN_BACKUPS:
             return self._with_backup
         written = self._theta is Theta.LEAVING
-        params = self._space.params
+        tensors = self._space.tensors
         pairs = zip(self._with_backup, self._versions, strict=True)
-        return [i for i, version in pairs if (params[i]._version != version) is written]
+        return [i for i, version in pairs if (tensors[i]._version != version) is written]
 
     def _record_versions(self) -> None:
-        self._versions = [self._space.params[i]._version for i in self._with_backup]
+        tensors = self._space.tensors
+        self._versions = [tensors[i]._version for i in self._with_backup]
 
-    @staticmethod
-    def _after_move() -> None:
-        torch.clear_autocast_cache()  # it may hold low-precision copies of the values before the move
+    def _after_move(self) -> None:
+        self._space.after_move()

@@ -23,12 +23,14 @@ class Estimator(ABC):
         own_direction: whether it can displace a micro-batch along its own gradient, as variance and cosine do.
         normalizations: the normalisations that it knows.
         by_source: whether it can compare sources with several micro-batches each.
+        separates: whether it can let the micro-batches of every rank count by themselves.
     """
 
     name: ClassVar[str]
     own_direction: ClassVar[bool] = True
     normalizations: ClassVar[tuple[str, ...]] = NORMALIZATIONS
     by_source: ClassVar[bool] = False
+    separates: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, step: Step, total: Vector) -> Schedule:
@@ -57,7 +59,22 @@ class Estimator(ABC):
                 f'estimator "{self.name}": expected objective "dot" or "norm"; got "{objective}", whose displacements differ '
                 'between micro-batches; use "split", "prefix" or "leave_one_out"'
             )
+        if settings.separate:
+            self._check_separate(settings)
         if settings.normalize not in self.normalizations:
             raise ValueError(
                 f'estimator "{self.name}": expected normalize in {self.normalizations}; got "{settings.normalize}"'
+            )
+
+    def _check_separate(self, settings: Settings) -> None:
+        if not self.separates:
+            raise ValueError(
+                f'scope="rank": expected estimator "split" or "leave_one_out"; got "{self.name}"; use scope="all", which '
+                "is the same where displacements do not depend on the micro-batch"
+            )
+        if settings.telemetry or settings.normalize == "gradient":
+            raise ValueError(
+                'scope="rank": expected no telemetry and normalize "direction" or "none", since no rank knows the '
+                "others' gradients; got one of them; "
+                'use scope="all"'
             )

@@ -87,12 +87,18 @@ class GraphWatch:
         looks_at: whether to look at a loss of the step, given its number and whether one before it showed a tensor or a node
             that may be from outside.
         casts_to_16_bit: what an earlier step found.
+        stand_ins: gives tensors that stand for parameters in the graphs.
     """
 
     def __init__(
-        self, params: Sequence[Tensor], looks_at: Callable[[int, bool], bool], casts_to_16_bit: bool | None = None
+        self,
+        params: Sequence[Tensor],
+        looks_at: Callable[[int, bool], bool],
+        casts_to_16_bit: bool | None = None,
+        stand_ins: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self._params = params
+        self._stand_ins = stand_ins
         self._looks_at = looks_at
         self._num_losses = 0
         self._leaves: list[Tensor] = []
@@ -115,7 +121,7 @@ class GraphWatch:
             ValueError: it trains parameters, or tensors from outside loss_fn, that are not the model's.
             RuntimeError: part of its graph is older than the call.
         """
-        found = inspect_graph(loss, self._params, since)
+        found = inspect_graph(loss, [*self._params, *self._stand_ins()], since)
         _no_foreign_params(found.foreign_params)
         _no_older_leaves(found.foreign_leaves, self._leaves)
         if not self.may_reuse_graphs:

@@ -44,6 +44,11 @@ class Inspection:
             return number == self._chosen or suspicious
         return number == 0 and self._casts_unknown
 
+    @property
+    def looks_for_wrappers(self) -> bool:
+        """Whether to look for wrappers of several processes that only the loss_fn knows, and at what they averaged."""
+        return self._first or self._casts_unknown
+
     def observe(
         self,
         passes: Passes,

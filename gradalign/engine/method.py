@@ -22,6 +22,7 @@ from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
+from gradalign.engine.ranks import group_is_up
 from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sources import Sources
@@ -127,6 +128,10 @@ class Method(ABC):
         """The passes of a step without the term, where other steps may have it."""
         return Plain(step, total)
 
+    def _least_micro_batches(self) -> int:
+        """How many a step needs, to compare their gradients."""
+        return 2
+
     def _described(self) -> str:
         """What the user chose, for messages."""
         return type(self).__name__
@@ -188,13 +193,14 @@ class Method(ABC):
         After any exception parameters and buffers are as before the call and `.grad` is None.
         """
         callable_("loss_fn", loss_fn, "a function of a micro-batch")
-        batches = validated_micro_batches(micro_batches)
+        batches = validated_micro_batches(micro_batches, self._least_micro_batches())
 
         closures = [BatchClosure(loss_fn, batch) for batch in batches]
         grad_enabled, step = torch.is_grad_enabled(), None
         try:
             try:
                 step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks, sources))
+                step.begin()
                 outcome = step.complete(step.schedule.run(closures))
                 result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
                 return self._commit(step, outcome, result)
@@ -273,6 +279,10 @@ class Method(ABC):
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
             tasks = _labels("tasks", tasks, request.num)
+            if settings.separate:
+                raise ValueError(
+                    'tasks: expected none with scope="rank", where no rank knows the others\' gradients; got some'
+                )
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
@@ -296,18 +306,24 @@ class Method(ABC):
             inspection.observe(
                 passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
             )
-        return OpenStep(step, schedule, buffers.state(), self._progress)
+        opened = OpenStep(step, schedule, buffers.state(), self._progress)
+        if group_is_up() and inspection.looks_for_wrappers and not _capturing(space.home):
+            passes.look_for_wrappers()
+            opened.looks_at_ranks = True
+        return opened
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
         """The trainable parameters as they are now, ready for a step; and the frozen ones."""
+        if self._models.ranks is not None:
+            self._models.ranks.parameters_are_read()
         trained, frozen = self._models.by_grad()
         if self._params is not None:
             still_there(self._params, [*trained, *frozen])
-        space = ParamSpace(trained, self._params, self._backend)
+        space = ParamSpace(trained, self._params, self._backend, self._models.ranks)
         no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             no_grads(space.params)
-        if not self._memory.is_of(space.params):
+        if not self._memory.is_of(space.tensors):
             self._memory = self._models.memory(space.params)
         return space, frozen
 
@@ -316,6 +332,10 @@ class Method(ABC):
         if request.sources is None:
             return None
         self._check_sources()
+        if self._settings.separate:
+            raise ValueError(
+                'sources: expected none with scope="rank", which compares micro-batches of ranks; got labels'
+            )
         sources = Sources.of(_labels("sources", request.sources, request.num))
         return None if sources.single else sources
 
@@ -333,7 +353,8 @@ class Method(ABC):
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
-        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit)
+        stand_ins = tuple if space.ranks is None else space.ranks.leaves
+        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit, stand_ins)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -343,6 +364,12 @@ class Method(ABC):
         if not self._weight.may_act:
             return Plain(step, total)
         active = self._schedule(step, total)
+        if step.space.ranks is not None and not active.several_ranks:
+            raise ValueError(
+                f"model: expected a module that one process trains, with {self._described()}, which calls autograd by itself, "
+                "so that its gradients would be those of one rank; got one that several ranks train; use an estimator with "
+                "finite differences"
+            )
         if request.backward is not None and active.differentiates:
             raise ValueError(
                 f"backward: expected None with {self._described()}, which differentiates twice by itself; got "

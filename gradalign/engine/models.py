@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.engine.addresses import ParamMemory
+from gradalign.engine.ranks import Ranks, ranks_of
 from gradalign.engine.validation import real_and_whole
+
+# Wrappers of several processes that hide gradients or parameters, by the names of their classes, and what to do instead.
+UNSUPPORTED = {
+    "FullyShardedDataParallel": "whose flat parameters cannot be displaced one by one; use fully_shard, its successor",
+    "DeepSpeedEngine": "which reduces and partitions gradients by itself; use DistributedDataParallel or fully_shard",
+}
 
 
 class Models:
@@ -25,6 +32,7 @@ class Models:
 
     def __init__(self, model: nn.Module | Iterable[nn.Module]) -> None:
         self.modules = checked_modules(model)
+        self.ranks = ranks_of(self.modules)
 
     def trainable(self) -> list[Parameter]:
         """The parameters that require grad now, each once.
@@ -42,7 +50,7 @@ class Models:
         for module in self.modules:
             for p in module.parameters():
                 (trained if p.requires_grad else frozen)[id(p)] = p
-        return _trainable(list(trained.values())), list(frozen.values())
+        return _trainable(list(trained.values()), self.ranks), list(frozen.values())
 
     def memory(self, params: Sequence[Parameter]) -> ParamMemory:
         """Where these parameters are.
@@ -50,7 +58,7 @@ class Models:
         Raises:
             ValueError: two of them share memory and would be displaced twice.
         """
-        memory = ParamMemory(params)
+        memory = ParamMemory(params if self.ranks is None else self.ranks.local(params))
         if memory.shared is not None:
             names = {id(p): name for module in self.modules for name, p in module.named_parameters()}
             first, second = (names[id(params[i])] for i in memory.shared)
@@ -69,27 +77,26 @@ def checked_modules(model: object) -> list[nn.Module]:
         if not isinstance(m, nn.Module):
             raise TypeError(f"model: expected an nn.Module or several; got {type(m).__name__}")
         for inner in m.modules():
-            if isinstance(inner, nn.parallel.DistributedDataParallel):
+            name = next((c.__name__ for c in type(inner).__mro__ if c.__name__ in UNSUPPORTED), None)
+            if name is not None:
                 raise TypeError(
-                    "model: expected the module itself; got DistributedDataParallel, which would average the scaled gradients "
-                    "of every pass; pass and call model.module, and average .grad after aligner.backward"
-                )
-            if type(inner).__name__ == "FullyShardedDataParallel":
-                raise TypeError(
-                    "model: expected whole parameters; got FullyShardedDataParallel; gradalign does not support sharded "
-                    "training yet"
+                    f"model: expected a module of one process, DistributedDataParallel or fully_shard; got {name}, "
+                    f"{UNSUPPORTED[name]}"
                 )
     return several
 
 
-def _trainable(params: list[nn.Parameter]) -> list[nn.Parameter]:
+def _trainable(params: list[nn.Parameter], ranks: Ranks | None) -> list[nn.Parameter]:
     """`params` if there is something to train, and it is of a kind that can be displaced."""
     if not params:
         raise ValueError("expected a model with trainable parameters; got none that requires grad")
     for p in params:
         if torch.nn.parameter.is_lazy(p):
             raise ValueError("expected initialised parameters; got a lazy one; run one forward pass first")
-        real_and_whole(p)
+        if hasattr(p, "ds_id"):
+            raise TypeError("expected whole parameters; got those of DeepSpeed's ZeRO-3; use fully_shard")
+        if ranks is None or p.is_complex():
+            real_and_whole(p)
     return params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
 from gradalign.engine.graph import GraphWatch, older_graph
+from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.ranks import no_other_wrappers
 from gradalign.engine.replay import Buffers, RandomWatch, ReplayState
 from gradalign.engine.side_effects import SideEffects
 from gradalign.engine.space import ParamSpace, Vector
 
 Closure = Callable[[], Any]
+_ALONE = nullcontext()
 SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
 
 
@@ -74,18 +77,31 @@ class Passes:
         self._differentiate = handling.differentiate
         self.has_aux = handling.has_aux
         self._on_displaced = on_displaced
-        self._devices = sorted({p.device for p in space.params}, key=str)
+        devices = {p.device for p in space.params}
         self._graphs = graphs
-        self._autocast_dtypes = _autocast_dtypes(self._devices)
+        self._autocast_dtypes = _autocast_dtypes(devices)
+        if space.ranks is not None:
+            devices |= space.ranks.devices
+            self._autocast_dtypes |= LOW_PRECISION & space.ranks.forward_dtypes
+        self._devices = sorted(devices, key=str)
         self._side_effects: SideEffects | None = None
         self._recording = False
         self._random: RandomWatch | None = None
+        self._looks_for_wrappers = False
+        self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
         self.count = 0
         self.aux: list[Any] = []
 
-    def base_pass(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
-        """A pass at theta whose gradient is added to `into`; returns its loss, detached."""
+    def base_pass(self, closure: Closure, into: Vector, ratio: float | Tensor = 1.0, *, more: bool = False) -> Tensor:
+        """A pass at theta whose gradient is added to `into`; returns its loss, detached.
+
+        Args:
+            closure: computes the loss.
+            into: where its gradient goes.
+            ratio: of the loss that is differentiated.
+            more: another pass into the same vector follows before anything reads it: its mean over ranks may wait until then.
+        """
         start = self.replay_state() if self._recording and self.recorded is None else None
         if self._random is not None:
             self._random.check()
@@ -93,7 +109,7 @@ class Passes:
         micro_batch = getattr(closure, "micro_batch", None)
         before = None if effects is None else effects.before(micro_batch)
         with self._watching_autocast():
-            loss = self._run(closure, into, ratio, keep_aux=True)
+            loss = self._run(closure, into, ratio, keep_aux=True, more=more)
         if effects is not None and before is not None:
             effects.check(before, micro_batch)
         if self._random is not None:
@@ -107,11 +123,11 @@ class Passes:
         gradient = self._space.zeros()
         return self.base_pass(closure, gradient), gradient
 
-    def displaced_pass(self, closure: Closure, into: Vector, ratio: float | Tensor) -> Tensor:
-        """A pass at displaced parameters whose gradient is added to `into`; returns its loss, detached."""
+    def displaced_pass(self, closure: Closure, into: Vector, ratio: float | Tensor, *, more: bool = False) -> Tensor:
+        """A pass at displaced parameters whose gradient is added to `into`, as `base_pass` does; returns its loss, detached."""
         self._on_displaced(True)
         try:
-            return self._run(closure, into, ratio, keep_aux=False)
+            return self._run(closure, into, ratio, keep_aux=False, more=more)
         finally:
             self._on_displaced(False)
 
@@ -178,13 +194,23 @@ class Passes:
         """Later passes go on from the graphs of earlier ones."""
         self._graphs.may_reuse_graphs = True
 
+    def look_for_wrappers(self) -> None:
+        """In the first pass, refuse wrappers of several processes that only the loss_fn knows."""
+        self._looks_for_wrappers = True
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set in this process, or on any other rank."""
+        ranks = self._space.ranks
+        return flag if ranks is None else ranks.anywhere(flag, self._space.home)
+
     def evaluate_again(self, recorded: Recorded) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; random numbers and buffers are put back."""
         end = self.replay_state()
         recorded.start.put_back()
         self._on_displaced(True)
         try:
-            loss, _ = self._result(recorded.closure)
+            with self._among_ranks(more=True, backward=False):
+                loss, _ = self._result(recorded.closure)
             return loss.detach()
         finally:
             self._on_displaced(False)
@@ -213,7 +239,16 @@ class Passes:
         """A snapshot of random number generators and buffers."""
         return ReplayState(self._devices, self._buffers)
 
-    def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
+    def _among_ranks(self, more: bool, backward: bool = True) -> Any:
+        """A context for one pass."""
+        ranks = self._space.ranks
+        return _ALONE if ranks is None else ranks.one_pass(more, backward)
+
+    def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
+        with self._among_ranks(more or self.local):
+            return self._forward_and_backward(closure, into, ratio, keep_aux)
+
+    def _forward_and_backward(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:
         self._space.set_grads(into)
         loss = self._loss(closure, into, keep_aux)
         factor = ratio * self._factor
@@ -258,7 +293,8 @@ class Passes:
             for model in self._models:
                 if not isinstance(model, torch.jit.ScriptModule):  # which takes no hook
                     model.register_forward_pre_hook(self._note_autocast)
-            yield
+            with no_other_wrappers(self._models) if self._looks_for_wrappers else _ALONE:
+                yield
         finally:
             self.forget()
 

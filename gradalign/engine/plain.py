@@ -22,11 +22,14 @@ class Plain(Schedule):
     def visit(self, closure: Closure) -> Tensor:
         """One base pass; with telemetry its gradient is looked at before it is added."""
         if not self.step.settings.telemetry:
-            return self.step.passes.base_pass(closure, self._sums.total)
+            self.num_visited += 1
+            more = self.num_visited < self.step.num
+            return self.step.passes.base_pass(closure, self._sums.total, more=more)
         loss, g = self.step.passes.isolated_pass(closure)
         self._sums.add(g)
         return loss
 
     def finish(self) -> dict[str, Tensor]:
         """The sum is the gradient."""
-        return self.step.close(self._sums.total, None)
+        self.step.close(self._sums.total, None)
+        return {}

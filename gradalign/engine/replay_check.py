@@ -33,11 +33,14 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
     first, again = float(recorded.loss), float(passes.evaluate_again(recorded))
     slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
     allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * _epsilon(passes, recorded) * abs(first))
-    if not math.isfinite(first) or not math.isfinite(allowed) or abs(again - first) <= allowed:
+    usable = math.isfinite(first) and math.isfinite(allowed)
+    differs = usable and not abs(again - first) <= allowed
+    if not passes.anywhere(differs):
         return
+    found = f"{first:.8g}, then {again:.8g}" if differs else "another one on another rank"
     raise RuntimeError(
         f"loss_fn: expected the same loss when a micro-batch is evaluated again with the same parameters, random numbers and "
-        f"buffers, which the displaced passes rely on; got {first:.8g}, then {again:.8g}. Usual causes: a module with state "
+        f"buffers, which the displaced passes rely on; got {found}. Usual causes: a module with state "
         "that is not among the models (give all: model=[net, criterion]), hidden state or an iterator outside loss_fn, a "
         "torch.Generator of your own, writes through .data, a counter in Python. docs/troubleshooting.md has remedies; "
         "check_replay=False turns this check off"

@@ -22,12 +22,14 @@ class Schedule(ABC):
         differentiates: it calls autograd itself. A `backward=` of the user's would never be called and is refused.
         replays: it evaluates micro-batches at theta and displaced, and compares the two.
         reuses_graphs: its later passes go on from the graphs of earlier ones.
+        several_ranks: it leaves every backward to `Passes`, so that each is averaged over the ranks.
     """
 
     needs_all = False
     differentiates = False
     replays = True
     reuses_graphs = False
+    several_ranks = True
 
     def __init__(self, step: Step) -> None:
         self.step = step

@@ -36,7 +36,7 @@ class Sketch:
 
     @torch.no_grad()
     def of(self, g: Vector) -> Tensor:
-        """The sketch of a vector: float64 tensor of shape (WIDTH,) on the home device."""
+        """The sketch of a vector, float64 tensor of shape (WIDTH,) on the home device; over ranks `total` is to be taken."""
         total = torch.zeros(WIDTH, dtype=torch.float64, device=self._space.home)
         first = 0
         for run in self._runs():
@@ -60,8 +60,16 @@ class Sketch:
 
     def _flat(self, g: Vector, run: list[int]) -> Tensor:
         """Entries of a vector as one, in float32 where they are several."""
-        present = [torch.zeros_like(self._space.params[i]) if t is None else t for i in run for t in (g[i],)]
+        present = [self._whole(i, g[i]) for i in run]
         return present[0].reshape(-1) if len(run) == 1 else torch.cat([t.reshape(-1).float() for t in present])
+
+    def _whole(self, i: int, t: Tensor | None) -> Tensor:
+        p, ranks = self._space.params[i], self._space.ranks
+        if ranks is None:
+            return torch.zeros_like(p) if t is None else t
+        if t is None:
+            return torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+        return ranks.placed(p, t) / ranks.copies([p])[0]
 
 
 def _folded(flat: Tensor, first: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.backends import dispatch
+from gradalign.engine.ranks import Ranks
 
 Vector = list[Tensor | None]
 
@@ -27,10 +28,19 @@ class ParamSpace:
         params: all trainable parameters, each once.
         measured: those of them that A is measured on and that are displaced.
         backend: the name of the backend that runs the ops.
+        ranks: the processes that train the parameters together; None: this one alone.
     """
 
-    def __init__(self, params: Sequence[Parameter], measured: Iterable[Parameter] | None, backend: str) -> None:
+    def __init__(
+        self,
+        params: Sequence[Parameter],
+        measured: Iterable[Parameter] | None,
+        backend: str,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks
         self.params = list(params)
+        self._copies = None if ranks is None else ranks.copies(self.params)
         chosen = None if measured is None else {id(p) for p in measured}
         self.measured = [i for i, p in enumerate(self.params) if chosen is None or id(p) in chosen]
         self.everywhere = list(range(len(self.params)))
@@ -40,6 +50,11 @@ class ParamSpace:
         for p in self.params:
             dtypes[p.device].add(p.dtype)
         self._backends = {d: dispatch.backend(backend, d.type, frozenset(kinds)) for d, kinds in dtypes.items()}
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """What of the parameters this process holds; writes raise the versions of these."""
+        return self.params if self.ranks is None else self.ranks.local(self.params)
 
     def scalar(self, value: float) -> Tensor:
         """0-dim float64 tensor on the home device (a fill, not a copy: no synchronisation)."""
@@ -51,27 +66,52 @@ class ParamSpace:
 
     def grads(self) -> Vector:
         """The `.grad` of every parameter."""
-        return [p.grad for p in self.params]
+        return [p.grad for p in self.params] if self.ranks is None else self.ranks.gradients(self.params)
 
     def set_grads(self, vector: Vector | None) -> None:
         """Make the vector the `.grad` of the parameters; None: none of them has one."""
-        for p, g in zip(self.params, self.zeros() if vector is None else vector, strict=True):
+        grads: Sequence[Tensor | None] = self.zeros() if vector is None else vector
+        if self.ranks is not None:
+            grads = self.ranks.as_gradients(self.params, grads)
+        for p, g in zip(self.params, grads, strict=True):
             if p.grad is not g:
                 p.grad = g
 
-    @torch.no_grad()
+    def total(self, sums: Tensor) -> Tensor:
+        """Sums over what this process holds, added over ranks."""
+        return sums if self.ranks is None else self.ranks.total(sums)
+
+    def part(self, total: Tensor) -> Tensor:
+        """What this process adds to a sum that is known already, so that `total` gives it again."""
+        return total if self.ranks is None else self.ranks.part(total)
+
+    def after_move(self) -> None:
+        """Copies of the parameters' values from before the move are let go."""
+        torch.clear_autocast_cache()  # it may hold low-precision copies
+        if self.ranks is not None:
+            self.ranks.parameters_are_read()
+
+    def fill(self, vector: Vector) -> None:
+        """Zeros for the entries that a vector lacks."""
+        vector[:] = [torch.zeros_like(p) if t is None else t for p, t in zip(self.params, vector, strict=True)]
+
     def norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
         """[x.x, x.y, y.y] over the given entries (default: all); without y the last two are 0."""
+        return self.total(self.partial_norm_dot(x, y, over))
+
+    @torch.no_grad()
+    def partial_norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
+        """`norm_dot` over what this process holds; `total` is still to be taken."""
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
             if y is None:
-                return backend.norm_dot(_take(x, group))
+                return backend.norm_dot(self._take(x, group))
             both, x_only, y_only = _split(group, x, y)
-            sums = [backend.norm_dot(_take(x, both), _take(y, both))] if both else []
+            sums = [backend.norm_dot(self._take(x, both), self._take(y, both))] if both else []
             if x_only:
-                sums.append(backend.norm_dot(_take(x, x_only)))
+                sums.append(backend.norm_dot(self._take(x, x_only)))
             if y_only:
-                sums.append(backend.norm_dot(_take(y, y_only)).flip(0))
+                sums.append(backend.norm_dot(self._take(y, y_only)).flip(0))
             return torch.stack(sums).sum(0)
 
         return self._sum(3, run, over, x, *([] if y is None else [y]))
@@ -82,6 +122,8 @@ class ParamSpace:
     ) -> Tensor:
         """acc <- acc + scale g, entries of `acc` made where they are missing; returns [g.g, g.acc], acc before.
 
+        The sums are over what this process holds, `total` is still to be taken.
+
         Without a scale (1) a missing entry takes the gradient's own tensor, as autograd does.
         """
         one = None if scale is not None else self.scalar(1.0)
@@ -90,16 +132,18 @@ class ParamSpace:
             missing = [i for i in group if acc[i] is None]
             sums: Tensor | None = None
             if missing and scale is None:
-                sums = backend.norm_dot(_take(grads, missing))[:2]
+                sums = backend.norm_dot(self._take(grads, missing))[:2]
                 group = [i for i in group if acc[i] is not None]
             for i in missing:
-                acc[i] = grads[i] if scale is None else torch.zeros_like(_take(grads, [i])[0])
+                g = grads[i]
+                assert g is not None
+                acc[i] = g if scale is None else torch.zeros_like(g)
             if not group:
                 assert sums is not None
                 return sums
             factor = one if scale is None else scale
             assert factor is not None
-            added = backend.accumulate_(_take(acc, group), _take(grads, group), self._near(factor, group))
+            added = backend.accumulate_(self._take(acc, group), self._take(grads, group), self._near(factor, group))
             return added if sums is None else added + sums
 
         return self._sum(2, run, over, grads)
@@ -110,7 +154,11 @@ class ParamSpace:
         both, _, y_only = _split(self.everywhere, x, y)
         for backend, group in self._groups(both):
             backend.combine_(
-                _take(out, group), _take(x, group), _take(y, group), self._near(a, group), self._near(b, group)
+                self._take(out, group),
+                self._take(x, group),
+                self._take(y, group),
+                self._near(a, group),
+                self._near(b, group),
             )
         if y_only:
             self.accumulate(out, y, b, over=y_only)
@@ -141,43 +189,48 @@ class ParamSpace:
                 (y_only, nothing, scale_y, None),
             ):
                 if part and factor is not None:
-                    args = [_take(first, part), self._near(factor, part)]
+                    args = [self._take(first, part), self._near(factor, part)]
                     if second is not None and scale_y is not None:
-                        args += [_take(second, part), self._near(scale_y, part)]
-                    targets = _take(self.params, part), _take(backups, part)
+                        args += [self._take(second, part), self._near(scale_y, part)]
+                    targets = self._take(self.params, part), self._take(backups, part)
                     sums.append(backend.perturb_(*targets, *args, from_backups=from_backups))
             return torch.stack(sums).sum(0)
 
-        return self._sum(3, run, over, x, nothing)
+        return self.total(self._sum(3, run, over, x, nothing))
 
     @torch.no_grad()
     def restore(self, backups: Vector, over: Sequence[int]) -> None:
         """theta <- backup."""
         for backend, group in self._groups(over):
-            backend.restore_(_take(self.params, group), _take(backups, group))
+            backend.restore_(self._take(self.params, group), self._take(backups, group))
 
     @torch.no_grad()
     def swap_out(self, backups: Vector, over: Sequence[int]) -> None:
         """Exchange, theta being in the backups."""
         for backend, group in self._groups(over):
-            backend.swap_(_take(backups, group), _take(self.params, group))
+            backend.swap_(self._take(backups, group), self._take(self.params, group))
 
     @torch.no_grad()
     def swap_in(self, backups: Vector, over: Sequence[int]) -> None:
         """Exchange, theta being in the parameters."""
         for backend, group in self._groups(over):
-            backend.swap_(_take(self.params, group), _take(backups, group))
+            backend.swap_(self._take(self.params, group), self._take(backups, group))
 
     @torch.no_grad()
     def reflect(self, backups: Vector, over: Sequence[int]) -> None:
         """theta + delta -> theta - delta: theta' <- 2 backup - theta'."""
         for backend, group in self._groups(over):
-            params = _take(self.params, group)
+            params = self._take(self.params, group)
             two, minus = (self._near(self.scalar(value), group) for value in (2.0, -1.0))
-            backend.combine_(params, _take(backups, group), params, two, minus)
+            backend.combine_(params, self._take(backups, group), params, two, minus)
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
         return scalar.to(self.params[group[0]].device, non_blocking=True)
+
+    def _take(self, vector: Sequence, group: list[int]) -> list[Tensor]:
+        """Entries of a vector, as the tensors that this process holds."""
+        entries = [vector[i] for i in group]
+        return entries if self.ranks is None else self.ranks.local(entries)
 
     def _groups(self, over: Iterable[int]) -> list[tuple[ModuleType, list[int]]]:
         if len(self._backends) == 1:
@@ -194,14 +247,17 @@ class ParamSpace:
     ) -> Tensor:
         """Run on every device's entries that one of the vectors has, and add what comes back."""
         present = [i for i in (self.everywhere if over is None else over) if any(v[i] is not None for v in vectors)]
-        parts = [run(backend, group).to(self.home, non_blocking=True) for backend, group in self._groups(present)]
+        if self._copies is None:
+            parts = [run(backend, group).to(self.home, non_blocking=True) for backend, group in self._groups(present)]
+        else:
+            parts = [
+                run(backend, group).to(self.home, non_blocking=True) / copies
+                for copies in sorted({self._copies[i] for i in present})
+                for backend, group in self._groups([i for i in present if self._copies[i] == copies])
+            ]
         if not parts:
             return torch.zeros(num, dtype=torch.float64, device=self.home)
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-
-
-def _take(vector: Sequence, group: list[int]) -> list[Tensor]:
-    return [vector[i] for i in group]
 
 
 def _split(group: Sequence[int], x: Vector, y: Vector) -> tuple[list[int], list[int], list[int]]:

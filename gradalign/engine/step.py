@@ -15,6 +15,7 @@ from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Passes
+from gradalign.engine.ranks import Ranks
 from gradalign.engine.sketch import Sketch, cosines
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
@@ -39,6 +40,7 @@ class Settings:
         central: central instead of forward differences.
         radius: length of the displacement; None: the default for the dtype that the model computes in.
         telemetry: whether every gradient's norm is measured.
+        separate: whether the micro-batches of every rank count by themselves.
     """
 
     objective: Objective
@@ -46,6 +48,7 @@ class Settings:
     central: bool
     radius: float | None
     telemetry: bool
+    separate: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ class Step:
         )
         self._length: float | None = None
         self._cosines: list[Tensor] = []
+        self.separate = settings.separate and space.ranks is not None
+        self.num_everywhere = self.num * space.ranks.num if self.separate and space.ranks is not None else self.num
+        self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
 
     @cached_property
     def hooked(self) -> bool:
@@ -210,6 +216,24 @@ class Step:
         self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
         return delta_d, d_d
 
+    def _over_ranks(
+        self, ranks: Ranks, loss: Tensor, square: Tensor, found: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What of the statistics is of this process alone, put together over ranks in one reduction."""
+        own = [loss.double(), *(found[name].double() for name in ("dot",) if name in found)]
+        if self.separate:  # what is known of agreement, and the displacement, are every rank's own
+            own += [*self.agreement.sums, *(c.double() for c in self._cosines)]
+            means = ranks.mean(torch.stack(own))
+            first = len(own) - len(self._cosines)
+            self.agreement.sums, self._cosines = means[first - 3 : first].unbind(), list(means[first:].unbind())
+            return means[0].to(loss.dtype), square, found
+        sums = [square, *self.agreement.sums, *([] if self._term is None else [self._term[0]])]
+        whole, means = ranks.total_and_mean(torch.stack(sums), torch.stack(own))
+        self.agreement.sums = whole[1:4].unbind()
+        if self._term is not None:
+            self._term = (whole[4], self._term[1])
+        return means[0].to(loss.dtype), whole[0], found | ({"dot": means[1]} if "dot" in found else {})
+
     def mean_scale(self, num: int) -> Tensor:
         """What turns a stored sum of `num` gradients, or unit gradients, into the objective's mean of them."""
         return (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
@@ -219,7 +243,7 @@ class Step:
         return torch.where(norm_square > 0, norm_square.rsqrt(), 0.0)
 
     def record(self, g: Vector, total: Vector, num_before: int) -> Tensor:
-        """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g."""
+        """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g, before `total`."""
         square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
         self.space.accumulate(total, g, over=self.space.others)
         self.sketch(g)
@@ -234,29 +258,48 @@ class Step:
             self.sketches.append(Sketch(self.space).of(g))
 
     def record_unit(self, g: Vector, square: Tensor, units: Vector, num_before: int) -> None:
-        """units <- units + g / ||g||, the sum of `num_before` unit gradients so far."""
-        unit = self.unit_of(square)
+        """units <- units + g / ||g||, the sum of `num_before` unit gradients so far; `square` is what `record` returned."""
+        unit = self.unit_of(self.space.total(square))
         _, cross = self.space.accumulate(units, g, unit, over=self.space.measured).unbind()
         if num_before:
             self.agreement.cosines(cross * unit, num_before)
 
-    def close(self, total: Vector, term: Term | None) -> dict[str, Tensor]:
-        """.grad <- total - weight term, the term rescaled where the normalisation says so; returns its norm."""
-        found: dict[str, Tensor] = {}
+    def close(self, total: Vector, term: Term | None) -> None:
+        """.grad <- total - weight term, the term rescaled where the normalisation says so."""
         if term is not None:
-            factor = self.space.scalar(1.0) if term.unit is None else term.unit
-            norm = self.space.norm_dot(term.vector)[0].sqrt()
+            space = self.space
+            factor = space.scalar(1.0) if term.unit is None else term.unit
+            square = space.partial_norm_dot(term.vector)[0]
             if self.settings.normalize == "gradient":
-                total_norm = self.space.norm_dot(total)[0].sqrt()
+                both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
+                square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
                 factor = torch.where((norm > 0) & (factor != 0), total_norm / norm * factor.sign(), 0.0)
-            found["term_norm"] = norm * factor.abs() / self.loss_scale
-            self.space.combine(total, total, term.vector, self.space.scalar(1.0), -self.weight * factor)
+            self._term = None if self.separate else (square, factor)
+            space.combine(total, total, term.vector, space.scalar(1.0), -self.weight * factor)
+            if self.separate:
+                self.average(total)
         self.space.set_grads(total)
-        return found
+
+    def average(self, vector: Vector, share: float = 1.0) -> None:
+        """A vector that every rank has its own of becomes its mean over ranks, times a share."""
+        if self.space.ranks is not None:
+            self.space.fill(vector)
+            self.space.ranks.average([t for t in vector if t is not None], share)
 
     def stats(self, losses: Sequence[Tensor], found: dict[str, Tensor]) -> AlignmentStats:
-        """The statistics of the step, its gradient being in `.grad`."""
+        """The statistics of the step, its gradient being in `.grad`.
+
+        Args:
+            losses: of the base passes.
+            found: what only the schedule knows: "dot" is of this process, the others are the same everywhere.
+        """
+        loss = mean_loss(losses, self.loss_share, self.space.home)
+        square = self.space.partial_norm_dot(self.space.grads())[0]
+        if self.space.ranks is not None:
+            loss, square, found = self._over_ranks(self.space.ranks, loss, square, found)
         known: dict[str, Tensor] = found | self.agreement.known()
+        if self._term is not None:
+            known["term_norm"] = self._term[0].sqrt() * self._term[1].abs() / self.loss_scale
         if self._cosines:
             known["displacement_cosine"] = torch.stack(self._cosines).mean()
         names: tuple[str, ...] | None = None
@@ -264,8 +307,8 @@ class Step:
             names = tuple(sorted(set(self.tasks)))
             known["task_cosines"] = self._task_cosines(names)
         return AlignmentStats(
-            loss=mean_loss(losses, self.loss_share, self.space.home),
-            grad_norm=self.space.norm_dot(self.space.grads())[0].sqrt() / self.loss_scale,
+            loss=loss,
+            grad_norm=square.sqrt() / self.loss_scale,
             radius=self._length,
             passes=self.passes.count,
             tasks=names,
@@ -276,9 +319,8 @@ class Step:
         """Cosines between the sketches of the tasks' gradients."""
         assert self.tasks is not None
         pairs = list(zip(self.tasks, self.sketches, strict=True))
-        return cosines(
-            torch.stack([sum((s for t, s in pairs if t == name), torch.zeros_like(pairs[0][1])) for name in names])
-        )
+        sums = [sum((s for t, s in pairs if t == name), torch.zeros_like(pairs[0][1])) for name in names]
+        return cosines(self.space.total(torch.stack(sums)))
 
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:

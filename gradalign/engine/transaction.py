@@ -72,6 +72,12 @@ class OpenStep:
         self.passes = step.passes
         self.progress = progress
         self.rolled_back = False
+        self.looks_at_ranks = False
+
+    def begin(self) -> None:
+        """What comes before the first pass on several ranks."""
+        if self.step.space.ranks is not None:
+            self.step.space.ranks.begin()
 
     def complete(self, losses: Sequence[Tensor]) -> Outcome:
         """Fill `.grad`.
@@ -82,6 +88,16 @@ class OpenStep:
         step, before = self.step, self.progress
         self.check_replay(step.gradient_norm)
         stats = step.stats(losses, self.schedule.finish())
+        grads = step.space.grads()
+        if all(g is None for g in grads):
+            raise ValueError(
+                "loss_fn: expected a loss of the model's parameters; got one that reaches none of them; call the module that "
+                "was given, and pass all modules that are trained"
+            )
+        if step.space.ranks is not None:
+            if self.looks_at_ranks:
+                step.space.ranks.same_everywhere(step.space.params, grads, step.space.home)
+            step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded())
@@ -111,12 +127,16 @@ class OpenStep:
         self.step.memory.roll_back()
         self.step.space.set_grads(None)
         self.passes.forget()
+        if self.step.space.ranks is not None:
+            self.step.space.ranks.end(complete=False)
         self._buffers.put_back()
 
     def fingerprint(self) -> Fingerprint:
         """`.grad` and parameters as they are now."""
-        params, grads = self.step.space.params, self.step.space.grads()
-        return Fingerprint(grads, [None if g is None else g._version for g in grads], [p._version for p in params])
+        space = self.step.space
+        grads, params = space.grads(), space.tensors
+        held = grads if space.ranks is None else space.ranks.local(grads)
+        return Fingerprint(grads, [None if g is None else g._version for g in held], [p._version for p in params])
 
     def _displacement(self, stats: AlignmentStats) -> DisplacementInfo:
         space = self.step.space
@@ -177,10 +197,11 @@ class Accumulation:
         self._grad_enabled, self._losses = torch.is_grad_enabled(), []
         try:
             self._open = step = self._lifecycle.begin()
+            step.begin()
             self._fingerprint = step.fingerprint()
             return self
         except BaseException:
-            self._fail(None)
+            self._fail(self._open)
             raise
 
     def backward(self, closure: Closure) -> Any:

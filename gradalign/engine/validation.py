@@ -59,7 +59,8 @@ def real_and_whole(p: Tensor) -> None:
         raise TypeError(f"expected real parameters; got {p.dtype}; use torch.view_as_real on a real parameter instead")
     if hasattr(p, "placements"):
         raise TypeError(
-            "expected whole parameters; got a sharded DTensor; gradalign does not support sharded training yet"
+            "expected whole parameters; got a DTensor that was not one when GradAlign or the optimizer was made; apply "
+            "fully_shard or parallelize_module before"
         )
 
 
@@ -71,17 +72,17 @@ def callable_(name: str, value: object, remedy: str) -> None:
         )
 
 
-def micro_batches(value: object) -> list:
-    """At least two micro-batches, as a list."""
+def micro_batches(value: object, least: int = 2) -> list:
+    """At least two micro-batches, as a list; one where other ranks have more."""
     if isinstance(value, (Tensor, Mapping, str)) or not isinstance(value, Iterable):
         raise TypeError(
             f"micro_batches: expected a list of micro-batches; got {type(value).__name__}; "
             "split one large batch with gradalign.chunk(batch, k)"
         )
     batches = list(value)
-    if len(batches) < 2:
+    if len(batches) < least:
         raise ValueError(
-            f"micro_batches: expected at least 2, to compare their gradients; got {len(batches)}; "
+            f"micro_batches: expected at least {least}, to compare their gradients; got {len(batches)}; "
             "split one large batch with gradalign.chunk(batch, k)"
         )
     return batches

@@ -103,11 +103,11 @@ class SourceSums:
             size: of the source.
             num: of the reference.
         """
-        agreement = self._step.agreement
+        agreement, product = self._step.agreement, self._step.space.part(sums[1])
         if self._step.settings.objective.unit:
-            agreement.cosines(sums[1] * self._step.unit_of(sums[2]), num)
+            agreement.cosines(product * self._step.unit_of(sums[2]), num)
         else:
-            agreement.dots(sums[1] * self._dot_scale * self.own(size), num)
+            agreement.dots(product * self._dot_scale * self.own(size), num)
 
     def freeze(self) -> Vector:
         """The reference, to which nothing is added from now on: later sources go into a vector of their own."""
@@ -135,16 +135,16 @@ class _BySource(Schedule):
         self.sums = SourceSums(step, total, sources)
         self.term = Term(step.space)
 
-    def base_pass(self, closure: Closure, g: Vector) -> Tensor:
-        """Base pass of a micro-batch, added to the gradient of its source."""
+    def base_pass(self, closure: Closure, g: Vector, more: bool) -> Tensor:
+        """Base pass of a micro-batch, added to the gradient of its source; `more` of them follow."""
         if self.step.tasks is None:
-            return self.step.passes.base_pass(closure, g)
+            return self.step.passes.base_pass(closure, g, more=more)
         loss, own = self.step.passes.isolated_pass(closure)
         self.step.sketch(own)
         self.step.space.accumulate(g, own)
         return loss
 
-    def displaced(self, g: Vector, visited: Sequence[Visited], q: Tensor, num: int) -> None:
+    def displaced(self, g: Vector, visited: Sequence[Visited], q: Tensor, num: int, more: bool) -> None:
         """term <- term + 1 / num (difference of the source's gradient); parameters are at theta again afterwards.
 
         Args:
@@ -152,12 +152,14 @@ class _BySource(Schedule):
             visited: its micro-batches.
             q: factor of the difference.
             num: of sources that are displaced in this step.
+            more: whether one of them follows.
         """
         gain = q * (self.step.num / (num * len(visited)))
         if not self.step.settings.central:
             self.step.space.accumulate(self.term.vector, g, -self.term.ratio(gain))
         g.clear()
-        displaced_passes(self.step, [v.closure for v in visited], [v.start for v in visited], self.term, gain)
+        closures, starts = [v.closure for v in visited], [v.start for v in visited]
+        displaced_passes(self.step, closures, starts, self.term, gain, more=more)
         self.step.displacement.restore()
 
 
@@ -185,23 +187,26 @@ class SourcesLeaveOneOut(_BySource):
         for i, closure in enumerate(closures):
             s = whose[i]
             visited[s].append(Visited(closure, passes.replay_state()))
-            losses.append(self.base_pass(closure, gradients[s]))
-            if i == self.sources.members[s][-1]:
+            last = i == self.sources.members[s][-1]
+            losses.append(self.base_pass(closure, gradients[s], more=not last))
+            if last:
                 gradients[s] = self.put_away(gradients[s], len(visited[s]))
         end = passes.replay_state()
+        end.leave_unused([v.start for members in visited for v in members])
         for s, members in enumerate(visited):
             size, reference = len(members), self.sums.reference
             g, gradients[s] = self.fetch(gradients[s], members), []
             others = self.sums.mean_scale(self.sources.num - 1)
             aim = aim_at_others(step, reference, g, self.sums.part(size), others, self.sums.own(size))
             _, q = step.displace(aim, reference, g)
-            self.displaced(g, members, q, self.sources.num)
+            self.displaced(g, members, q, self.sources.num, more=s + 1 < self.sources.num)
         end.put_back()
         return losses
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.sums.total, self.term)
+        self.step.close(self.sums.total, self.term)
+        return {}
 
     def put_away(self, g: Vector, size: int) -> Vector:
         """Add the gradient of a source to the sums, and keep it where it is to be kept."""
@@ -214,9 +219,9 @@ class SourcesLeaveOneOut(_BySource):
         if self.store != "recompute":
             return fetched(g, self.step.space)
         gradient = self.step.space.zeros()
-        for closure, start in visited:
+        for i, (closure, start) in enumerate(visited, 1):
             start.put_back()
-            self.step.passes.displaced_pass(closure, gradient, 1.0)
+            self.step.passes.displaced_pass(closure, gradient, 1.0, more=i < len(visited))
         return gradient
 
 
@@ -241,28 +246,30 @@ class SourcesSplit(_BySource):
         anchors = self.sources.members[: -self.m]
         for places in anchors:
             g = self.step.space.zeros()
-            losses += [self.base_pass(closures[i], g) for i in places]
+            losses += [self.base_pass(closures[i], g, more=i != places[-1]) for i in places]
             self.sums.add(g, len(places))
         reference = self.sums.freeze() if self.m > 1 else self.sums.reference
         for places in self.sources.members[-self.m :]:
-            losses += self.probe([closures[i] for i in places], reference, len(anchors))
+            more = places is not self.sources.members[-1]
+            losses += self.probe([closures[i] for i in places], reference, len(anchors), more)
         return losses
 
-    def probe(self, closures: Sequence[Closure], reference: Vector, num_anchors: int) -> list[Tensor]:
-        """All passes of a source that is a probe; returns its base losses."""
+    def probe(self, closures: Sequence[Closure], reference: Vector, num_anchors: int, more: bool) -> list[Tensor]:
+        """All passes of a source that is a probe; returns its base losses. `more`: another probe follows."""
         step, size, passes = self.step, len(closures), self.step.passes
         g, visited, losses = step.space.zeros(), [], []
         for closure in closures:
             visited.append(Visited(closure, passes.replay_state()))
-            losses.append(self.base_pass(closure, g))
+            losses.append(self.base_pass(closure, g, more=len(visited) < size))
         end = passes.replay_state()
+        end.leave_unused([v.start for v in visited])
         sums = step.space.norm_dot(reference, g, over=step.space.measured)
         aim = step.aim(sums, self.sums.mean_scale(num_anchors), self.sums.own(size))
         _, q = step.displace(aim, reference, g)
         if self.m > 1:
             self.sums.note_cross(sums, size, num_anchors)
         self.sums.add(g, size)
-        self.displaced(g, visited, q, self.m)
+        self.displaced(g, visited, q, self.m, more)
         end.put_back()
         return losses
 
@@ -270,4 +277,5 @@ class SourcesSplit(_BySource):
         """Put the sums together and fill `.grad`."""
         if self.sums.total is not self.total:
             self.step.space.accumulate(self.total, self.sums.total)
-        return self.step.close(self.total, self.term)
+        self.step.close(self.total, self.term)
+        return {}

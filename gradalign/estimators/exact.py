@@ -37,6 +37,7 @@ class ExactSchedule(Schedule):
     """One differentiable pass a micro-batch; then one double backward for each."""
 
     differentiates = True
+    several_ranks = False
     replays = False
 
     def __init__(self, step: Step, total: Vector) -> None:
@@ -66,7 +67,8 @@ class ExactSchedule(Schedule):
             step.space.accumulate(
                 term.vector, step.passes.differentiate_again(graph, w), step.space.scalar(1.0 if direction else 2.0)
             )
-        return step.close(self.sums.total, term)
+        step.close(self.sums.total, term)
+        return {}
 
     def combination(self, g: Vector, a: Tensor, b: Tensor) -> Vector:
         """A x + b g on the measured parameters, x being the reference."""

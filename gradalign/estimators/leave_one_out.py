@@ -41,6 +41,7 @@ class LeaveOneOut(Estimator):
 
     name = "leave_one_out"
     by_source = True
+    separates = True
     gradients: GradientStore = "device"
 
     def __post_init__(self) -> None:
@@ -67,13 +68,17 @@ class LeaveOneOutSchedule(Schedule):
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """k base passes, then the displaced ones."""
-        passes, losses = self.step.passes, []
+        passes, step = self.step.passes, self.step
+        passes.local = step.separate
+        losses: list[Tensor] = []
         starts: list[ReplayState] = []
         for closure in closures:
             starts.append(passes.replay_state())
-            losses.append(self.base_pass(closure))
+            losses.append(self.base_pass(closure, more=len(losses) + 1 < len(closures)))
         end = passes.replay_state()
         end.leave_unused(starts)
+        if step.separate and step.space.ranks is not None:  # the sum over the micro-batches of all ranks
+            step.average(self.sums.reference, share=step.space.ranks.num)
         for i, closure in enumerate(closures):
             g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference
@@ -81,19 +86,24 @@ class LeaveOneOutSchedule(Schedule):
             if not self.step.settings.central:
                 self.subtract(g, q)
             del g
-            displaced_passes(self.step, [closure], [starts[i]], self.term, q)
+            displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
             self.step.displacement.restore()
         end.put_back()
         return losses
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.sums.total, self.term)
+        step = self.step
+        if step.separate and step.space.ranks is not None and self.sums.reference is self.sums.total:
+            total, share = self.sums.total, step.space.scalar(1 / step.space.ranks.num)
+            step.space.combine(total, total, total, share, step.space.scalar(0.0))
+        self.step.close(self.sums.total, self.term)
+        return {}
 
-    def base_pass(self, closure: Closure) -> Tensor:
-        """Base pass of a micro-batch."""
+    def base_pass(self, closure: Closure, more: bool) -> Tensor:
+        """Base pass of a micro-batch; `more` of them follow."""
         if self.where == "recompute" and self.sums.units is None:
-            return self.step.passes.base_pass(closure, self.sums.total)
+            return self.step.passes.base_pass(closure, self.sums.total, more=more)
         loss, g = self.step.passes.isolated_pass(closure)
         if self.where != "recompute":
             self.stored.append(stored(g, self.sums.total, self.where))

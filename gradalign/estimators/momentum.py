@@ -251,13 +251,14 @@ class MomentumSchedule(Schedule):
     def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
-        before = [p._version for p in step.space.params]
+        before = [p._version for p in step.space.tensors]
         if self.sums.units is None:
-            loss = step.passes.base_pass(closure, self.sums.total)
+            more = self.num_visited + 1 < step.num
+            loss = step.passes.base_pass(closure, self.sums.total, more=more)
         else:
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g)
-        if [p._version for p in step.space.params] != before:
+        if [p._version for p in step.space.tensors] != before:
             raise RuntimeError(
                 'estimator "momentum": expected a forward that leaves parameters alone; got one that writes them, as '
                 'Embedding(max_norm=...) does: its only pass is a displaced one, whose writes are undone; use "split"'
@@ -268,6 +269,6 @@ class MomentumSchedule(Schedule):
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad` and remember it."""
         self.step.displacement.restore()
-        found = self.step.close(self.sums.total, None)
+        self.step.close(self.sums.total, None)
         self.past.update(self.step.space, self.sums.total, self.step.loss_scale)
-        return found
+        return {}

@@ -47,7 +47,16 @@ class PrefixSchedule(Schedule):
         if before:
             omega = 2 * before / (num * (num - 1))
             reference, scale = self.sums.reference, step.mean_scale(before)
-            loss = compare(step, closure, reference, scale, omega, self.term, lambda g, _: self.sums.add(g))
+            loss = compare(
+                step,
+                closure,
+                reference,
+                scale,
+                omega,
+                self.term,
+                lambda g, _: self.sums.add(g),
+                more=before + 1 < num,
+            )
         else:
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g)
@@ -56,4 +65,5 @@ class PrefixSchedule(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`."""
-        return self.step.close(self.sums.total, self.term)
+        self.step.close(self.sums.total, self.term)
+        return {}

@@ -54,6 +54,7 @@ class Split(Estimator):
 
     name = "split"
     by_source = True
+    separates = True
     probe_fraction: float = 0.25
     probes: ProbeChoice = "last"
 
@@ -66,6 +67,7 @@ class Split(Estimator):
         if step.sources is not None:
             return self._by_source(step, total, step.sources)
         m = num_probes(step.num, self.probe_fraction)
+        step.separate = step.separate and step.settings.objective.own  # else all probes have one displacement anyway
         schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
         return schedule if self.probes == "last" else Reordered(schedule, self._order(step.num, step.index, m))
 
@@ -135,6 +137,8 @@ class _Split(Schedule):
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass of an anchor, or all passes of a probe."""
+        if self.step.separate and self.step.settings.objective.own:
+            self.separate()
         visit = self.anchor if self.num_visited < self.num_anchors else self.probe
         loss = visit(closure)
         self.num_visited += 1
@@ -143,10 +147,20 @@ class _Split(Schedule):
     def anchor(self, closure: Closure) -> Tensor:
         """Base pass of an anchor; its gradient is isolated only where its norm is needed."""
         if self.sums.units is None:
-            return self.step.passes.base_pass(closure, self.total)
+            more = self.num_visited + 1 < self.num_anchors
+            return self.step.passes.base_pass(closure, self.total, more=more)
         loss, g = self.step.passes.isolated_pass(closure)
         self.sums.add(g)
         return loss
+
+    def separate(self) -> None:
+        """Called before a pass: where ranks count by themselves they have only their reference in common."""
+        if not self.step.settings.objective.unit:  # the last anchor's pass averages the total
+            self.step.passes.local = self.num_visited >= self.num_anchors
+        elif self.num_visited == self.num_anchors and self.sums.units is not None:
+            self.step.average(self.sums.units)
+        else:
+            self.step.passes.local = True
 
     @abstractmethod
     def probe(self, closure: Closure) -> Tensor:
@@ -176,11 +190,11 @@ class SharedDirectionSplit(_Split):
         probes = closures[self.num_anchors :]
         start = self.step.passes.replay_state()
         self.displace()
-        self.displaced_passes(probes)
+        self.displaced_passes(probes, last=self.sides == 1)
         start.put_back()
-        if self.step.settings.central:
+        if self.sides == 2:
             self.cross()
-            self.displaced_passes(probes)
+            self.displaced_passes(probes, last=True)
             start.put_back()
         self.step.displacement.restore()
         for closure in probes:
@@ -196,11 +210,12 @@ class SharedDirectionSplit(_Split):
             self.displace()
         else:
             displacement.step_in()
-        self.displaced_passes([closure])
+        last = self.num_visited + 1 == self.step.num
+        self.displaced_passes([closure], last=last and self.sides == 1)
         start.put_back()
-        if self.step.settings.central:
+        if self.sides == 2:
             self.cross()
-            self.displaced_passes([closure])
+            self.displaced_passes([closure], last=last)
             start.put_back()
         displacement.step_out()
         return self.base_pass(closure)
@@ -208,9 +223,9 @@ class SharedDirectionSplit(_Split):
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`; in the lean form the dot product is the quotient of the probes' losses."""
         self.step.displacement.restore()
-        found = self.step.close(self.total, self.term)
+        self.step.close(self.total, self.term)
         quotient = self.step.settings.objective.alpha * self.loss_change / (self.eps * self.m)
-        return {"dot": torch.where(self.eps != 0, quotient, 0.0)} | found
+        return {"dot": torch.where(self.eps != 0, quotient, 0.0)}
 
     def displace(self) -> None:
         """theta -> theta + radius v^."""
@@ -229,21 +244,23 @@ class SharedDirectionSplit(_Split):
         self.step.displacement.reflect()
         self.side = -self.side
 
-    def displaced_passes(self, closures: Sequence[Closure]) -> None:
-        """Displaced passes."""
-        for closure in closures:
+    def displaced_passes(self, closures: Sequence[Closure], last: bool) -> None:
+        """Displaced passes; `last`: no others follow in this step. In the lean form base passes into the same vector do."""
+        for i, closure in enumerate(closures, 1):
             if self.term is None:
                 ratio = self.side / self.sides * self.gain
-                loss = self.step.passes.displaced_pass(closure, self.total, -self.step.weight * ratio)
+                loss = self.step.passes.displaced_pass(closure, self.total, -self.step.weight * ratio, more=True)
             else:
-                loss = add_displaced(self.step, closure, self.term, self.side)
+                more = not last or i < len(closures)
+                loss = add_displaced(self.step, closure, self.term, self.side, more=more)
             self.note_loss(loss, self.side / self.sides)
 
     def base_pass(self, closure: Closure) -> Tensor:
         """Base pass of a probe."""
         step, one_sided = self.step, self.sides == 1
         if self.term is None:
-            loss = step.passes.base_pass(closure, self.total, 1 + step.weight * self.gain if one_sided else 1.0)
+            ratio = 1 + step.weight * self.gain if one_sided else 1.0
+            loss = step.passes.base_pass(closure, self.total, ratio, more=self.num_visited + 1 < step.num)
         else:
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g, num_before=self.num_visited)
@@ -278,24 +295,26 @@ class OwnDirectionSplit(_Split):
     def probe(self, closure: Closure) -> Tensor:
         """Base pass, then displaced along a combination of the reference and this gradient."""
         reference, scale = self.sums.reference, self.step.mean_scale(self.num_anchors)
-        return compare(self.step, closure, reference, scale, 1 / self.m, self.term, self.keep)
+        more = self.num_visited + 1 < self.step.num
+        return compare(self.step, closure, reference, scale, 1 / self.m, self.term, self.keep, more=more)
 
     def keep(self, g: Vector, sums: Tensor) -> None:
         """Add the gradient of a probe, and its products with those of the anchors, to the sums."""
         step = self.step
         if step.settings.objective.unit:
-            step.agreement.cosines(sums[1] * step.unit_of(sums[2]), self.num_anchors)
+            step.agreement.cosines(step.space.part(sums[1]) * step.unit_of(sums[2]), self.num_anchors)
             square = step.record(g, self.late, self.num_visited)
             if self.late_units is not None:
                 step.record_unit(g, square, self.late_units, self.num_visited - self.num_anchors)
         elif self.late is self.total:
             self.sums.add(g, num_before=self.num_visited)
         else:
-            step.agreement.dots(sums[1] * step.own_scale**2, self.num_anchors)
+            step.agreement.dots(step.space.part(sums[1]) * step.own_scale**2, self.num_anchors)
             self.sums.add(g, self.late, self.num_visited - self.num_anchors)
 
     def finish(self) -> dict[str, Tensor]:
         """Put the sums together and fill `.grad`."""
         if self.late is not self.total:
             self.step.space.accumulate(self.total, self.late)
-        return self.step.close(self.total, self.term)
+        self.step.close(self.total, self.term)
+        return {}

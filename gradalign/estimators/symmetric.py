@@ -55,7 +55,7 @@ class SymmetricSchedule(Schedule):
         for half, own, begun in zip(halves, self.halves, starts, strict=True):
             for i, closure in enumerate(half):
                 begun.append(self.step.passes.replay_state())
-                losses.append(self.base_pass(closure, own, i))
+                losses.append(self.base_pass(closure, own, i, more=i + 1 < len(half)))
         end = self.step.passes.replay_state()
         end.leave_unused([*starts[0], *starts[1]])
         self.compare_sums([len(half) for half in halves])
@@ -64,10 +64,10 @@ class SymmetricSchedule(Schedule):
         end.put_back()
         return losses
 
-    def base_pass(self, closure: Closure, own: Vector, num_before: int) -> Tensor:
-        """Base pass of a micro-batch."""
+    def base_pass(self, closure: Closure, own: Vector, num_before: int, more: bool) -> Tensor:
+        """Base pass of a micro-batch; `more` of the same half follow."""
         if self.sums.units is None:
-            return self.step.passes.base_pass(closure, own)
+            return self.step.passes.base_pass(closure, own, more=more)
         loss, g = self.step.passes.isolated_pass(closure)
         self.sums.add(g, own, num_before)
         return loss
@@ -82,17 +82,18 @@ class SymmetricSchedule(Schedule):
         gain = q * step.num / (2 * len(half))
         if not step.settings.central:
             step.space.accumulate(self.term.vector, own, -self.term.ratio(gain))
-        displaced_passes(step, half, starts, self.term, gain)
+        displaced_passes(step, half, starts, self.term, gain, more=own is self.halves[0])
         step.displacement.restore()
 
     def compare_sums(self, nums: list[int]) -> None:
         """The products of every gradient of one half with every one of the other."""
         step = self.step
-        cross = step.space.norm_dot(*self.halves, over=step.space.measured)[1]
+        cross = step.space.partial_norm_dot(*self.halves, over=step.space.measured)[1]
         step.agreement.dots(cross * step.own_scale**2, nums[0] * nums[1])
 
     def finish(self) -> dict[str, Tensor]:
         """Put the halves together and fill `.grad`."""
         total, second = self.halves
         self.step.space.accumulate(total, second)
-        return self.step.close(total, self.term)
+        self.step.close(total, self.term)
+        return {}

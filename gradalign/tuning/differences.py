@@ -50,6 +50,7 @@ class Differences(Schedule):
     """
 
     needs_all = True
+    several_ranks = False
 
     def __init__(self, step: Step, total: Vector, probe_fraction: float) -> None:
         super().__init__(step)

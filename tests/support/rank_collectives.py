@@ -1,0 +1,29 @@
+"""Counts what processes send each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Collectives(TorchDispatchMode):
+    """Counts torch's collectives by name, and the elements that they are given, while it is entered.
+
+    Attributes:
+        counts: calls.
+        elements: of the largest tensor of each call, added up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.elements: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            name = function._schema.name.split("::")[1]
+            self.counts[name] += 1
+            self.elements[name] += max((t.numel() for t in tree_leaves(args) if hasattr(t, "numel")), default=0)
+        return function(*args, **(kwargs or {}))
