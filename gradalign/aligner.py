@@ -120,6 +120,10 @@ class GradAlign(Method):
     def _inactive_schedule(self, step: Step, total: Vector) -> Schedule:
         return self._estimator.make_inactive(step, total)
 
+    def _check_sources(self) -> None:
+        if not self._estimator.by_source:
+            super()._check_sources()
+
     def _described(self) -> str:
         return repr(self._estimator)
 

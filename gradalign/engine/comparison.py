@@ -79,11 +79,22 @@ def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tenso
     return loss
 
 
-def aim_at_others(step: Step, total: Vector, g: Vector) -> Aim:
-    """The displacement of a micro-batch compared with all others, as a combination of the sum over all and its own gradient."""
+def aim_at_others(
+    step: Step, total: Vector, g: Vector, part: float = 1.0, scale_x: Tensor | None = None, own: Tensor | None = None
+) -> Aim:
+    """The displacement of a micro-batch compared with all others, as a combination of the sum over all and its own gradient.
+
+    Args:
+        step: the step in progress.
+        total: sum of (unit) gradients over all.
+        g: the own gradient.
+        part: what of g is in the sum, where it is no sum of unit gradients.
+        scale_x: what turns a sum over all others into their mean; None: that of k - 1 micro-batches.
+        own: what turns g, as it is stored, into the gradient; None: as for a micro-batch.
+    """
     tt, tg, gg = step.space.norm_dot(total, g, over=step.space.measured).unbind()
     unit = step.settings.objective.unit
-    share = step.unit_of(gg) if unit else step.space.scalar(1.0)  # what of g is in the sum
+    share = step.unit_of(gg) if unit else step.space.scalar(part)
     sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    aim = step.aim(sums, step.mean_scale(step.num - 1))
+    aim = step.aim(sums, step.mean_scale(step.num - 1) if scale_x is None else scale_x, own)
     return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)

@@ -22,11 +22,13 @@ class Estimator(ABC):
         name: what it is called in `GradAlign(estimator=...)` and in messages.
         own_direction: whether it can displace a micro-batch along its own gradient, as variance and cosine do.
         normalizations: the normalisations that it knows.
+        by_source: whether it can compare sources with several micro-batches each.
     """
 
     name: ClassVar[str]
     own_direction: ClassVar[bool] = True
     normalizations: ClassVar[tuple[str, ...]] = NORMALIZATIONS
+    by_source: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, step: Step, total: Vector) -> Schedule:

@@ -16,14 +16,15 @@ from gradalign.backends.dispatch import BackendName
 from gradalign.batches import shallow_copy
 from gradalign.engine import validation
 from gradalign.engine.graph import GraphWatch
+from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
 from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
-from gradalign.engine.replay import Buffers, RandomWatch, numpy_random
+from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.side_effects import SideEffects
+from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
 from gradalign.engine.transaction import Accumulation, Lifecycle, OpenStep, Outcome, Progress
@@ -45,6 +46,7 @@ class StepRequest(NamedTuple):
         has_aux: whether closures return (loss, anything).
         backward: who differentiates the scaled loss; None: autograd.
         tasks: a label for every micro-batch, or None.
+        sources: the same; agreement is then between sources.
         one_by_one: whether micro-batches come one at a time.
     """
 
@@ -53,6 +55,7 @@ class StepRequest(NamedTuple):
     has_aux: bool = False
     backward: Callable[[Tensor], Any] | None = None
     tasks: Sequence[str] | None = None
+    sources: Sequence[str] | None = None
     one_by_one: bool = False
 
 
@@ -157,6 +160,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> Any:
         """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
 
@@ -170,6 +174,8 @@ class Method(ABC):
                 it: behind a lambda, an Accelerator's division by its gradient_accumulation_steps is not seen and not
                 cancelled); None: autograd.
             tasks: a label for every micro-batch: the step then also measures the alignment of the tasks (as with telemetry).
+            sources: a label for every micro-batch, of where its samples come from: A then compares the mean gradients of
+                sources, which weigh equally, and never micro-batches of one source; for "split" and "leave_one_out".
 
         Returns:
             The mean loss, detached; with has_aux (loss, [aux of every micro-batch, from the base passes, in order]).
@@ -188,7 +194,7 @@ class Method(ABC):
         grad_enabled, step = torch.is_grad_enabled(), None
         try:
             try:
-                step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks))
+                step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks, sources))
                 outcome = step.complete(step.schedule.run(closures))
                 result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
                 return self._commit(step, outcome, result)
@@ -207,6 +213,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> Accumulation:
         """The same step for a loop that sees one micro-batch at a time.
 
@@ -220,7 +227,7 @@ class Method(ABC):
             ValueError: k below 2.
         """
         count("k", k, least=2)
-        request = StepRequest(k, reduction, has_aux, backward, tasks, one_by_one=True)
+        request = StepRequest(k, reduction, has_aux, backward, tasks, sources, one_by_one=True)
         return Accumulation(Lifecycle(partial(self._begin, request), self._commit, self._roll_back), k)
 
     def before_replay(self) -> bool:
@@ -265,18 +272,18 @@ class Method(ABC):
         validation.one_of("reduction", request.reduction, get_args(Reduction))
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
-            tasks = _labels(tasks, request.num)
+            tasks = _labels("tasks", tasks, request.num)
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
-        looks_at = self._looks_at(bool(weight), request.num)
+        inspection = Inspection(self._progress, bool(weight), request.num)
         buffers = Buffers(self._models.modules, self._memory)
-        passes, scaling = self._passes(space, buffers, request, looks_at)
+        passes, scaling = self._passes(space, buffers, request, inspection)
         step = Step(
             space,
             passes,
             settings,
-            micro_batches=MicroBatches(request.num, tasks),
+            micro_batches=MicroBatches(request.num, tasks, self._sources(request)),
             scaling=scaling,
             weight=StepWeight(weight, self._weight_on(space, weight)),
             carried=replace(self._carried(space), frozen_low_precision=any(p.dtype in LOW_PRECISION for p in frozen)),
@@ -285,10 +292,10 @@ class Method(ABC):
         if schedule.reuses_graphs:
             passes.allow_reused_graphs()
         if weight and schedule.replays:
-            record = self._check_replay and not self._progress.inspected and not _capturing(space.home)
-            random = None if request.one_by_one or self._progress.inspected else RandomWatch()
-            look_into_batches = not self._progress.inspected or _power_of_two(self.num_steps)
-            passes.observe(SideEffects(self._models.modules, frozen, look_into_batches), record, random)
+            may_record = self._check_replay and not _capturing(space.home)
+            inspection.observe(
+                passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
+            )
         return OpenStep(step, schedule, buffers.state(), self._progress)
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
@@ -304,28 +311,29 @@ class Method(ABC):
             self._memory = self._models.memory(space.params)
         return space, frozen
 
-    def _looks_at(self, active: bool, num: int) -> Callable[[int], bool]:
-        """Which losses of a step have their graphs looked at.
+    def _sources(self, request: StepRequest) -> Sources | None:
+        """Which micro-batches come from which source, where a source has several."""
+        if request.sources is None:
+            return None
+        self._check_sources()
+        sources = Sources.of(_labels("sources", request.sources, request.num))
+        return None if sources.single else sources
 
-        All of the first step with the term, then one in each step whose number is a power of two, in turn. Without the term the
-        first loss, once.
-        """
-        index, progress = self.num_steps, self._progress
-        if active and not progress.inspected:
-            return lambda number: True
-        if active and _power_of_two(index):
-            chosen = (index.bit_length() - 1) % num
-            return lambda number: number == chosen
-        return lambda number: number == 0 and progress.casts_to_16_bit is None
+    def _check_sources(self) -> None:
+        """Refuse `sources=` where nothing is compared by source."""
+        raise ValueError(
+            f"sources: expected none with {self._described()}, which does not compare sources; got labels; use GradAlign with "
+            'estimator "leave_one_out" or "split"'
+        )
 
     def _passes(
-        self, space: ParamSpace, buffers: Buffers, request: StepRequest, looks_at: Callable[[int], bool]
+        self, space: ParamSpace, buffers: Buffers, request: StepRequest, inspection: Inspection
     ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
         differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
-        graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit)
+        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -343,7 +351,7 @@ class Method(ABC):
         if request.one_by_one and active.needs_all:
             raise ValueError(
                 f"accumulate: expected an estimator that sees every micro-batch once; got {self._described()}, "
-                "which evaluates earlier ones again; use backward(loss_fn, micro_batches)"
+                "which evaluates earlier ones again, or in another order; use backward(loss_fn, micro_batches)"
             )
         return active if weight else self._inactive_schedule(step, total)
 
@@ -406,19 +414,14 @@ class BatchClosure:
         return self._loss_fn(shallow_copy(self.micro_batch))
 
 
-def _power_of_two(number: int) -> bool:
-    """Whether it is 1, 2, 4, ..., or 0."""
-    return number & (number - 1) == 0
-
-
 def _capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _labels(tasks: Iterable[str], num: int) -> list[str]:
+def _labels(name: str, labels: Iterable[str], num: int) -> list[str]:
     """One label for each of `num` micro-batches."""
-    found = [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
-    if isinstance(tasks, str) or len(found) != num:
-        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {found}")
+    found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
+    if isinstance(labels, str) or len(found) != num:
+        raise ValueError(f"{name}: expected one label for each of the {num} micro-batches; got {found}")
     return found

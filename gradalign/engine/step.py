@@ -16,6 +16,7 @@ from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Passes
 from gradalign.engine.sketch import Sketch, cosines
+from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.term import Term
 from gradalign.objectives import Dots, Objective
@@ -64,10 +65,12 @@ class MicroBatches:
     Attributes:
         num: k, how many there are.
         tasks: a label for each, where they are labelled; needs telemetry.
+        sources: which come from which source, where agreement is between sources with several of them.
     """
 
     num: int
     tasks: Sequence[str] | None = None
+    sources: Sources | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Step:
         self.settings = settings
         self.num = micro_batches.num
         self.tasks = micro_batches.tasks
+        self.sources = micro_batches.sources
         self.weight = weight.cell
         self.loss_scale = scaling.scale
         self.loss_share = scaling.share
@@ -140,7 +144,7 @@ class Step:
         self.index = carried.index
         self.memory = carried.memory
         self.displacement = Displacement(space, carried.masters, carried.follow_master)
-        self.agreement = Agreement(self.num, space.scalar(0.0))
+        self.agreement = Agreement(self.num if self.sources is None else self.sources.num, space.scalar(0.0))
         self.own_scale = self.num / self.loss_scale
         self.sketches: list[Tensor] = []
         self._nominal_weight = weight.value
@@ -165,14 +169,15 @@ class Step:
         low = low or any(self.space.params[i].dtype in LOW_PRECISION for i in self.space.measured)
         return RADIUS_LOW_PRECISION if low else RADIUS
 
-    def aim(self, sums: Tensor, scale_x: Tensor) -> Aim:
+    def aim(self, sums: Tensor, scale_x: Tensor, own: Tensor | None = None) -> Aim:
         """The displacement of the objective.
 
         Args:
             sums: [x.x, x.g, g.g] of the reference and the own gradient as they are stored.
             scale_x: what turns the stored reference into the mean of (unit) gradients.
+            own: what turns the stored own gradient into itself; None: `own_scale`.
         """
-        own = self.own_scale
+        own = self.own_scale if own is None else own
         dots = Dots(sums[0] * scale_x**2, sums[1] * scale_x * own, sums[2] * own**2)
         self.gradient_norm = (dots.gg if self.settings.objective.unit else dots.xx).sqrt()
         alpha, beta = self.settings.objective.coefficients(dots)
@@ -217,12 +222,16 @@ class Step:
         """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g."""
         square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
         self.space.accumulate(total, g, over=self.space.others)
-        if self.tasks is not None:
-            self.sketches.append(Sketch(self.space).of(g))
+        self.sketch(g)
         self.agreement.square(square * self.own_scale**2)
         if num_before:
             self.agreement.dots(cross * self.own_scale**2, num_before)
         return square
+
+    def sketch(self, g: Vector) -> None:
+        """Note the gradient of a micro-batch for the cosines of tasks, where they are wanted."""
+        if self.tasks is not None:
+            self.sketches.append(Sketch(self.space).of(g))
 
     def record_unit(self, g: Vector, square: Tensor, units: Vector, num_before: int) -> None:
         """units <- units + g / ||g||, the sum of `num_before` unit gradients so far."""

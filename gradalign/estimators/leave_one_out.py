@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor
 
 from gradalign.engine.comparison import aim_at_others, displaced_passes
@@ -25,8 +24,8 @@ from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
 from gradalign.engine.validation import one_of
-
-GradientStore = Literal["device", "host", "recompute"]
+from gradalign.estimators.by_source import SourcesLeaveOneOut
+from gradalign.estimators.gradient_store import GradientStore, fetched, stored
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class LeaveOneOut(Estimator):
     """
 
     name = "leave_one_out"
+    by_source = True
     gradients: GradientStore = "device"
 
     def __post_init__(self) -> None:
@@ -48,6 +48,8 @@ class LeaveOneOut(Estimator):
 
     def make(self, step: Step, total: Vector) -> Schedule:
         """k base passes, then k displaced ones."""
+        if step.sources is not None:
+            return SourcesLeaveOneOut(step, total, step.sources, self.gradients)
         return LeaveOneOutSchedule(step, total, self.gradients)
 
 
@@ -93,15 +95,9 @@ class LeaveOneOutSchedule(Schedule):
             return self.step.passes.base_pass(closure, self.sums.total)
         loss, g = self.step.passes.isolated_pass(closure)
         if self.where != "recompute":
-            self.stored.append(self.put_away(g))
+            self.stored.append(stored(g, self.sums.total, self.where))
         self.sums.add(g)
         return loss
-
-    def put_away(self, g: Vector) -> Vector:
-        """Keep a gradient for later; where it is the first to reach a parameter it becomes the sum, and is copied."""
-        if self.where == "host":
-            return [None if t is None else _to_host(t) for t in g]
-        return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, self.sums.total, strict=True)]
 
     def gradient(self, i: int, closure: Closure, start: ReplayState) -> Vector:
         """The gradient of micro-batch i, from where it is."""
@@ -109,8 +105,7 @@ class LeaveOneOutSchedule(Schedule):
             start.put_back()
             return self.step.passes.again(closure)
         g, self.stored[i] = self.stored[i], []
-        devices = [p.device for p in self.step.space.params]
-        return [None if t is None else t.to(d, non_blocking=True) for t, d in zip(g, devices, strict=True)]
+        return fetched(g, self.step.space)
 
     def subtract(self, g: Vector, q: Tensor) -> None:
         """term <- term - q g; the first gradient becomes the term."""
@@ -120,9 +115,3 @@ class LeaveOneOutSchedule(Schedule):
             term.vector = g
         else:
             self.step.space.accumulate(term.vector, g, -ratio)
-
-
-def _to_host(t: Tensor) -> Tensor:
-    if t.device.type == "cpu":
-        return t.clone()
-    return torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True)

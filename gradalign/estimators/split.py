@@ -23,11 +23,13 @@ from gradalign.engine.comparison import add_displaced, compare
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
+from gradalign.engine.sources import Sources
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
 from gradalign.engine.validation import fraction, one_of
+from gradalign.estimators.by_source import SourcesSplit
 
 ProbeChoice = Literal["last", "rotate"]
 
@@ -51,6 +53,7 @@ class Split(Estimator):
     """
 
     name = "split"
+    by_source = True
     probe_fraction: float = 0.25
     probes: ProbeChoice = "last"
 
@@ -60,28 +63,55 @@ class Split(Estimator):
 
     def make(self, step: Step, total: Vector) -> Schedule:
         """The schedule for the step's objective, in k + m passes."""
+        if step.sources is not None:
+            return self._by_source(step, total, step.sources)
         m = num_probes(step.num, self.probe_fraction)
         schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
-        return schedule if self.probes == "last" else RotatedSplit(schedule, m)
+        return schedule if self.probes == "last" else Reordered(schedule, self._order(step.num, step.index, m))
+
+    def _order(self, num: int, index: int, m: int) -> list[int]:
+        """Anchors, then probes: the last m of num, or in step s those at positions s m, s m + 1, ... (mod num)."""
+        if self.probes == "last":
+            return list(range(num))
+        probes = [(index * m + j) % num for j in range(m)]
+        return [i for i in range(num) if i not in probes] + sorted(probes)
+
+    def _by_source(self, step: Step, total: Vector, sources: Sources) -> Schedule:
+        """The same with sources for micro-batches: m of the S sources are probes."""
+        m = num_probes(sources.num, self.probe_fraction)
+        turned = [sources.members[s] for s in self._order(sources.num, step.index, m)]
+        order = [i for places in turned for i in places]
+        settings = step.settings
+        schedule: Schedule
+        if sources.even and not settings.objective.own and not settings.telemetry:
+            # A mean over sources is one over their micro-batches, and no micro-batch's own gradient is asked for.
+            schedule = SharedDirectionSplit(step, total, m * len(turned[0]))
+        else:
+            place = {i: position for position, i in enumerate(order)}
+            ordered = Sources(tuple(tuple(place[i] for i in places) for places in turned))
+            schedule = SourcesSplit(step, total, ordered, m)
+        return schedule if order == list(range(step.num)) else Reordered(schedule, order)
 
 
-class RotatedSplit(Schedule):
-    """Probes at positions s m, s m + 1, ... (mod k) of step s: each position is a probe equally often.
+class Reordered(Schedule):
+    """A schedule that sees the micro-batches in another order: base passes run anchors first.
 
-    Base passes run anchors first. Losses and auxiliaries come back in the order of the micro-batches.
+    Losses and auxiliaries come back in the order of the micro-batches.
+
+    Args:
+        inner: the schedule.
+        order: the places of the micro-batches, in the order in which it sees them.
     """
 
     needs_all = True
 
-    def __init__(self, inner: Schedule, m: int) -> None:
+    def __init__(self, inner: Schedule, order: list[int]) -> None:
         super().__init__(inner.step)
         self.inner = inner
-        num = self.step.num
-        probes = [(self.step.index * m + j) % num for j in range(m)]
-        self.order = [i for i in range(num) if i not in probes] + sorted(probes)
+        self.order = order
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
-        """The inner schedule in rotated order."""
+        """The inner schedule in its order."""
         losses = self.inner.run([closures[i] for i in self.order])
         place = {i: position for position, i in enumerate(self.order)}
         for listed in (losses, self.step.passes.aux, self.step.sketches):

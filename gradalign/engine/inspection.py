@@ -1,0 +1,67 @@
+"""How closely a step is inspected: the first one with the term entirely, those after it less and less often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from gradalign.engine.passes import Passes
+from gradalign.engine.replay import RandomWatch
+from gradalign.engine.side_effects import SideEffects
+from gradalign.engine.transaction import Progress
+
+
+class Inspection:
+    """What is inspected in one step.
+
+    Inspecting costs time, and what a loss_fn does rarely changes during training: everything is inspected in the first step
+    with the term, and a part of it in each later one whose number is a power of two.
+
+    Args:
+        progress: that of the method, before the step.
+        active: whether the step has the term.
+        num: k, the number of micro-batches.
+    """
+
+    def __init__(self, progress: Progress, active: bool, num: int) -> None:
+        index = progress.num_steps
+        self._first = active and not progress.inspected
+        self._sampled = active and _power_of_two(index)
+        self._chosen = (index.bit_length() - 1) % num  # another loss each time
+        self._casts_unknown = progress.casts_to_16_bit is None
+
+    def looks_at(self, number: int) -> bool:
+        """Whether the graph of this loss of the step is looked at; without the term that of the first, once."""
+        if self._first:
+            return True
+        if self._sampled:
+            return number == self._chosen
+        return number == 0 and self._casts_unknown
+
+    def observe(
+        self,
+        passes: Passes,
+        modules: Iterable[nn.Module],
+        frozen: Sequence[Tensor],
+        *,
+        may_record: bool,
+        one_by_one: bool,
+    ) -> None:
+        """Have the passes of a step with the term observed.
+
+        Args:
+            passes: those of the step, before the first.
+            modules: the models.
+            frozen: their parameters that do not require grad.
+            may_record: whether a base pass may be recorded, to be evaluated again.
+            one_by_one: whether control goes to the caller between micro-batches, who may draw random numbers there.
+        """
+        side_effects = SideEffects(modules, frozen, look_into_batches=self._first or self._sampled)
+        random = RandomWatch() if self._first and not one_by_one else None
+        passes.observe(side_effects, may_record and self._first, random)
+
+
+def _power_of_two(number: int) -> bool:
+    """Whether it is 1, 2, 4, ..., or 0."""
+    return number & (number - 1) == 0

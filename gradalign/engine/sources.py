@@ -1,0 +1,54 @@
+"""Which micro-batches of a step come from which source, where agreement is between sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The micro-batches of each source, by their places in the step.
+
+    The gradient of a source is the mean of those of its micro-batches, and sources weigh equally, however many each has.
+
+    Attributes:
+        members: of each source, in the order in which sources appear first.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> Sources:
+        """The sources of a step from the label of each micro-batch.
+
+        Raises:
+            ValueError: one source only.
+        """
+        names = list(dict.fromkeys(labels))
+        if len(names) < 2:
+            raise ValueError(
+                f"sources: expected at least 2 different labels, to compare the gradients of sources; got {names}; give each "
+                "micro-batch the name of where its samples come from, or leave sources out to compare micro-batches"
+            )
+        return cls(tuple(tuple(i for i, label in enumerate(labels) if label == name) for name in names))
+
+    @property
+    def num(self) -> int:
+        """S, how many sources there are."""
+        return len(self.members)
+
+    @property
+    def single(self) -> bool:
+        """Whether each has one micro-batch: comparing sources is then comparing micro-batches."""
+        return all(len(places) == 1 for places in self.members)
+
+    @property
+    def even(self) -> bool:
+        """Whether all have as many micro-batches."""
+        return len({len(places) for places in self.members}) == 1
+
+    @property
+    def mean_count(self) -> float:
+        """k / S."""
+        return sum(map(len, self.members)) / self.num
