@@ -6,7 +6,7 @@ from gradalign.cli.demo.paired import MIN_SEEDS, Interval
 
 
 def shown(value: Interval, digits: int, unit: str, sign: str = "") -> str:
-    """ "62.0% +/- 2.5", or the mean alone where there is no half-width; with the unit "%" the value is a fraction."""
+    """The interval, as in "62.0% +/- 2.5", or the mean alone where there is no half-width; a fraction where the unit is "%"."""
     scale = 100 if unit == "%" else 1
     mean = f"{scale * value.mean:{sign}.{digits}f}{unit}"
     return mean if value.half_width is None else f"{mean} +/- {scale * value.half_width:.{digits}f}"

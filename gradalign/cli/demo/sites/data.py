@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,24 +59,20 @@ class Texts:
     def of_seed(self, kept: Features, seed: int) -> SeedData:
         """The split of a seed, standardised over its training texts."""
         split = split_sites(self.snippets, NUM_SITES, self._settings.texts, self._settings.held_out, seed)
-        test = [*split.test, *split.validation]
-
-        def texts(part: Sequence[Snippet], site: int | None) -> list[str]:
-            return [planted(s, self.sites, site) for s in part]
-
-        own = [text for site, part in enumerate(split.source_validation) for text in texts(part, site)]
-        train = [text for site, part in enumerate(split.train) for text in texts(part, site)]
-        x, x_own, x_test = standardised(*(kept.of(part) for part in (train, own, texts(test, None))))
-        y, y_own, y_test = (
-            torch.tensor([float(s.label) for s in part])
-            for part in (sum(split.train, []), sum(split.source_validation, []), test)
+        parts = (
+            [(s, site) for site, part in enumerate(split.train) for s in part],
+            [(s, site) for site, part in enumerate(split.source_validation) for s in part],
+            [(s, None) for s in (*split.test, *split.validation)],
         )
+        rows = standardised(*(kept.of([planted(s, self.sites, site) for s, site in part]) for part in parts))
+        labels = [torch.tensor([float(s.label) for s, _ in part]) for part in parts]
+        (x, own, test), (y, own_y, test_y) = rows, labels
         return SeedData(
             _cut(x, y),
             _cut(x, y, torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))),
-            (x_own, y_own),
-            (x_test, y_test),
-            torch.tensor([self._points(s) for s in test]),
+            (own, own_y),
+            (test, test_y),
+            torch.tensor([self._points(s) for s, _ in parts[2]]),
         )
 
     def _points(self, snippet: Snippet) -> list[int]:

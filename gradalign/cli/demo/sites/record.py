@@ -20,9 +20,9 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `num_seeds`, and in `arms` by name: `test` and `own`, accuracies as fractions; `minus_plain`, `minus_longer` and
-        `minus_reptile`, paired differences of the test accuracy in percentage points; `by_pointing_right`, the test accuracy where 0, 1, ... of the
-        planted sentences point to the right label; `steps`, `seconds` of all steps (their number times their median) and
-        `cost_factor`.
+        `minus_reptile`, paired differences of the test accuracy in percentage points; `by_pointing_right`, the test accuracy
+        where 0, 1, ... of the planted sentences point to the right label; `steps`; `seconds` of all steps (their number times
+        their median); `cost_factor`.
     """
     return {"num_seeds": len(seeds), "arms": {name: _arm(seeds, name) for name in NAMES}}
 

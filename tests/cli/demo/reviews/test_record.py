@@ -1,8 +1,7 @@
 import pytest
 from support.demo_records import record, seed
 
-from gradalign.cli import places
-from gradalign.cli.demo.record import summary
+from gradalign.cli.demo.reviews.record import summary
 
 
 def test_the_summary_pairs_the_seeds():
@@ -23,13 +22,3 @@ def test_without_further_steps_equal_time_is_equal_steps():
     cheap = seed(0, 0.0) | {"further_adamw_steps": 0}
     cheap["adamw"]["accuracies"].pop()
     assert summary([cheap])["accuracy"]["adamw_equal_time"]["mean"] == 0.6
-
-
-def test_the_record_names_machine_versions_date_and_settings(tmp_path):
-    r = record(0.01)
-    assert {"gradalign", "date", "machine", "versions", "settings", "seeds", "summary", "backend"} <= set(r)
-    assert r["date"].endswith("+00:00")
-    assert r["versions"]["torch"]
-    assert r["machine"]["cpu"]["model"]
-    places.write_json(tmp_path / "demo.json", r)
-    assert '"accuracies"' in (tmp_path / "demo.json").read_text()

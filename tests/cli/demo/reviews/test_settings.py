@@ -2,7 +2,8 @@ import argparse
 
 import pytest
 
-from gradalign.cli.demo.settings import PRESETS, add_settings, resolve
+from gradalign.cli.demo.reviews.settings import PRESETS
+from gradalign.cli.demo.settings import add_settings, resolve
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.assets import MODELS
 
@@ -10,7 +11,7 @@ from gradalign.cli.workload.assets import MODELS
 def settings(*argv):
     parser = argparse.ArgumentParser()
     add_settings(parser)
-    return resolve(parser.parse_args(argv))
+    return resolve(parser.parse_args(["--task", "reviews", *argv]))
 
 
 def test_the_defaults_are_bert_tiny_on_three_seeds():
