@@ -21,7 +21,7 @@ def compare(settings: Settings, console: Console) -> dict[str, Any]:
     """The results of all seeds and their summary."""
     texts = Texts(load_corpus(None, "text", "label"), settings)
     with ProgressBar(console, len(texts.distinct), "texts") as progress:
-        progress.describe("features of a frozen MiniLM, kept on the disk")
+        progress.describe("MiniLM features")
         kept = texts.encode(progress.reach)
         progress.reach(len(texts.distinct))
     seeds: list[dict[str, Any]] = []

@@ -42,7 +42,7 @@ def table(summary: dict[str, Any]) -> Table:
 def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table, from the summary of a run."""
     passes = {method.name: method.passes for method in METHODS} | {LONGER: PLAIN.passes}
-    found = []
+    found: list[tuple[str, ...]] = []
     for name in NAMES:
         arm = summary["arms"][name]
         found.append(
@@ -95,8 +95,9 @@ CAUTION = (
     "seeds (--first-seed) before you rely on them."
 )
 ELSEWHERE = (
-    "Where the method does not help: without labelled sources (the controls), and in fine-tuning on clean reviews "
-    "(gradalign demo --task reviews). docs/evidence.md says where it helps, where not, and what does as well for less."
+    "Where not to expect a gain: micro-batches dealt without regard to their source (the controls), and fine-tuning on clean "
+    "reviews (gradalign demo --task reviews measures that). docs/evidence.md says where it helps, where not, and what does as "
+    "well for less."
 )
 
 

@@ -29,7 +29,7 @@ def test_it_says_that_the_shortcuts_are_planted_and_where_the_method_does_not_he
         "The shortcuts are planted.",
         '"Filed from Paris." or "Filed from Rome.", then "Seen on Monday." or "Seen on Friday."',
         "in 99% of the reviews",
-        "Where the method does not help: without labelled sources (the controls)",
+        "Where not to expect a gain: micro-batches dealt without regard to their source (the controls)",
         "gradalign demo --task reviews",
         "docs/evidence.md",
     ):
