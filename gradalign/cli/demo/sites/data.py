@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradalign.cli.demo.sites.settings import Settings
+from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.data import Corpus, Snippet
 from gradalign.cli.workload.features import Features, features, standardised
 from gradalign.cli.workload.sites import WORDINGS, Sites, planted, pool, split_sites
@@ -43,12 +44,21 @@ class Texts:
     Args:
         corpus: labelled texts.
         settings: numbers of texts.
+
+    Raises:
+        CommandError: more texts than there are.
     """
 
     def __init__(self, corpus: Corpus, settings: Settings) -> None:
         self.sites = Sites(settings.wording, NUM_SITES, settings.reliability)
         self._settings = settings
-        self.snippets = pool(corpus, NUM_SITES * settings.texts + 2 * settings.held_out + SLACK)
+        needed = NUM_SITES * settings.texts + 2 * settings.held_out + SLACK
+        self.snippets = pool(corpus, needed)
+        if len(self.snippets) < needed:
+            raise CommandError(
+                f"--texts, --held-out: expected a sum of at most {(len(self.snippets) - SLACK) // 2}; got "
+                f"{settings.texts + settings.held_out}; take fewer"
+            )
         found = {planted(s, self.sites, site) for s in self.snippets for site in (None, *range(NUM_SITES))}
         self.distinct = sorted(found)
 

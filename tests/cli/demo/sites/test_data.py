@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from support.toy_sites import SETTINGS, toy_features, toy_texts
+
+from gradalign.cli.errors import CommandError
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,8 @@ def test_a_seed_is_always_the_same_split_and_another_one_is_not(data):
     kept = toy_features(texts.distinct)
     assert torch.equal(texts.of_seed(kept, 3).test[0], data.test[0])
     assert not torch.equal(texts.of_seed(kept, 4).test[0], data.test[0])
+
+
+def test_more_texts_than_there_are_are_refused_before_any_is_encoded():
+    with pytest.raises(CommandError, match="--texts, --held-out: expected a sum of at most 125; got 130; take fewer"):
+        toy_texts(replace(SETTINGS, texts=90))
