@@ -43,7 +43,7 @@ def _accuracy_panel(axes: Axes, record: dict[str, Any]) -> None:
         if method is PLAIN:
             axes.plot(*_curve(record, LONGER, per_step), linestyle=":", **style)
     axes.set_xlim(0, 1.02 * longest)
-    axes.set(title="Accuracy on the unseen test over time", xlabel="seconds of training", ylabel="%")
+    axes.set(title="Accuracy on the unseen test over time", xlabel="processor seconds of training", ylabel="%")
     axes.legend(title="dotted: plain, further steps", ncols=2, loc="lower right")
 
 

@@ -15,8 +15,8 @@ from gradalign.cli.demo.sites.record import NAMES
 from gradalign.cli.demo.verdict import short_verdict, shown
 from gradalign.cli.workload.sites import WORDINGS
 
-TITLE = "Film reviews from two sites with planted shortcuts, tested where the shortcuts mean nothing"
-COLUMNS = ("test, %", "minus plain", "own, %", "misled, %", "passes", "seconds")
+TITLE = "Reviews from two sites with planted shortcuts, which mean nothing in the test"
+COLUMNS = ("test, %", "minus plain", "own", "misled", "passes", "seconds")
 BY_SITE = tuple(method for method in METHODS if method.aligned and not method.mixed)
 CONTROLS = tuple(method for method in METHODS if method.mixed)
 
@@ -30,10 +30,12 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 def table(summary: dict[str, Any]) -> Table:
     """One row per arm."""
-    made = Table(title=TITLE, title_style="bold", title_justify="left", box=box.SIMPLE, padding=(0, 0, 0, 1))
+    made = Table(
+        title=TITLE, title_style="bold", title_justify="left", box=box.SIMPLE, padding=(0, 0, 0, 1), pad_edge=False
+    )
     made.add_column("", no_wrap=True)
     for column in COLUMNS:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     for row in rows(summary):
         made.add_row(*row)
     return made

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 from support.site_records import record
 
-from gradalign.cli.demo.sites.report import conditions, findings, rows, show
+from gradalign.cli.demo.sites.report import TITLE, conditions, findings, rows, show
 
 
 def test_the_rows_of_the_table():
@@ -18,8 +18,12 @@ def test_the_table_fits_a_terminal_of_80_columns():
     text = io.StringIO()
     show(record(0.01, 0.02, 0.03), Console(file=text, width=80))
     lines = text.getvalue().splitlines()
-    assert sum("+/-" in line for line in lines) == 9  # no cell is wrapped
-    assert any(line.split()[0] == "cosine" and line.split()[-1] == "0.08" for line in lines if line.strip())
+    assert sum("60.0 +/- 0.0" in line for line in lines) == 6  # no cell is wrapped or cut
+    assert any(
+        line.split() == ["cosine", "62.0", "+/-", "2.5", "+2.0", "+/-", "2.5", "90.0", "10.0", "8", "0.08"]
+        for line in lines
+    )
+    assert any(line.startswith(TITLE) for line in lines)
 
 
 def test_it_says_that_the_shortcuts_are_planted_and_where_the_method_does_not_help():
