@@ -7,7 +7,7 @@ import torch
 
 from gradalign import cli
 from gradalign.cli import places, tune
-from gradalign.cli.demo import comparison
+from gradalign.cli.demo.sites import comparison
 from gradalign.cli.errors import CommandError
 
 

@@ -125,12 +125,12 @@ def test_what_is_written_is_renamed_when_it_is_whole(toy, tmp_path, monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tune.json", "tune.png"]
 
 
-@pytest.mark.parametrize("command", ["tune", "demo"])
+@pytest.mark.parametrize("command", [["tune"], ["demo", "--task", "reviews"]])
 @pytest.mark.parametrize("name", ["[/b]", "[bold", ":smile:"])
 def test_a_model_name_with_markup_is_text(asset, tmp_path, capsys, monkeypatch, command, name):
     asset("rotten-tomatoes")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert cli.main([command, "--model", name, "--out", str(tmp_path)]) == 2
+    assert cli.main([*command, "--model", name, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert (
         f"--model: expected bert-tiny, minilm, a directory or a Hugging Face name of a text encoder; got {name!r}"

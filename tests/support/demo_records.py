@@ -1,6 +1,7 @@
 """Made-up records of the demo."""
 
 from gradalign.cli.demo.record import run_record
+from gradalign.cli.demo.reviews.record import summary
 
 SETTINGS = {
     "model": "bert-tiny",
@@ -39,4 +40,6 @@ def seed(number, gain):
 def record(*gains):
     """A run with one seed per gain in accuracy."""
     seeds = [seed(i, gain) for i, gain in enumerate(gains)]
-    return run_record(SETTINGS, seeds, {"adamw": 2**20, "gradalign": 3 * 2**20}, 12.34)
+    memory = {"adamw": 2**20, "gradalign": 3 * 2**20}
+    results = {"backend": "reference", "peak_memory_bytes": memory, "seeds": seeds, "summary": summary(seeds)}
+    return run_record(SETTINGS, results, 12.34)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gradalign.cli.demo.arm import Arm
+from gradalign.cli.demo.reviews.arm import Arm
 
 
 class ToyClassifier(nn.Module):

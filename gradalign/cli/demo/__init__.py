@@ -1,15 +1,18 @@
-"""`gradalign demo`: fine-tunes a pretrained text encoder with AdamW and with gradalign, and compares the two.
+"""`gradalign demo`: trains with and without gradalign on paired seeds, and compares.
 
-Modules: `settings` (the options), `comparison` (all seeds), `seed` (one seed), `train` and `arm` (paired training),
-`measure` (alignment and memory), `paired` (confidence intervals), `record`, `report` and `plot` (the results), `progress`.
+Two tasks, each a package with `settings` (its options), `comparison` (all seeds), `report` (the table and the conclusions) and
+`plot`: `sites`, reviews from two sites with planted shortcuts, and `reviews`, clean fine-tuning of a pretrained text encoder.
+
+Shared modules: `settings` (the tasks and common options), `backward` and `equal_time` (training), `paired` (confidence
+intervals), `verdict` (conclusions in words), `record`, `figure`, `progress`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from gradalign.cli import places
 from gradalign.cli.demo import settings
@@ -20,18 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `demo` and its options."""
     parser = subparsers.add_parser(
         "demo",
-        help="fine-tune a pretrained BERT with AdamW and with gradalign, and compare",
-        description="Fine-tunes a pretrained text encoder with AdamW and with gradalign from the same weights, on the same "
-        "batches, with the same dropout, and compares them at equal steps and at equal time. Writes demo.png and demo.json.",
+        help="train on real text with and without gradalign, and compare",
+        description="Trains with and without gradalign from the same weights on the same texts, and compares at equal steps "
+        "and at equal time, with intervals over paired seeds. Writes demo.png and demo.json.",
     )
     settings.add_settings(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("demo-out"),
-        metavar="DIR",
-        help="directory of plot and JSON (default: demo-out)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,12 +37,15 @@ def run(args: argparse.Namespace) -> int:
     assets.require_extras()
     from rich.console import Console
 
-    from gradalign.cli.demo import comparison, plot, record, report  # these need the extras too
+    from gradalign.cli.demo import record
 
+    # These need the extras too.
+    names = ("comparison", "report", "plot")
+    comparison, report, plot = (importlib.import_module(f"{__name__}.{args.task}.{name}") for name in names)
     console = Console(markup=False, emoji=False)  # a name with brackets is a name
     places.make_directory(args.out)
-    seeds, memory = comparison.compare(resolved, console)
-    result = record.run_record(asdict(resolved), seeds, memory, time.perf_counter() - start)
+    results = comparison.compare(resolved, console)
+    result = record.run_record(asdict(resolved), results, time.perf_counter() - start)
     report.show(result, console)
     plot.save_plot(result, args.out / "demo.png")
     places.write_json(args.out / "demo.json", result)

@@ -14,10 +14,11 @@ class ProgressBar:
     Args:
         console: where it is drawn.
         steps: how many are known to be needed; `add_steps` adds more.
+        unit: what is counted.
     """
 
-    def __init__(self, console: Console, steps: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    def __init__(self, console: Console, steps: int, unit: str = "steps") -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         self._progress = Progress(
             *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
         )
@@ -45,3 +46,7 @@ class ProgressBar:
     def advance(self) -> None:
         """One step is done."""
         self._progress.advance(self._task)
+
+    def reach(self, steps: int) -> None:
+        """So many are done in all."""
+        self._progress.update(self._task, completed=steps)

@@ -1,166 +1,56 @@
-"""The options of the demo and their defaults, which depend on the model and the objective."""
+"""The tasks and their options: some that all tasks share, and for each task some of its own."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from gradalign.cli import options
-from gradalign.cli.errors import CommandError
-from gradalign.cli.workload import arguments
-from gradalign.engine.step import NORMALIZATIONS
-from gradalign.estimators import ESTIMATORS
-from gradalign.objectives import OBJECTIVES
-from gradalign.tuning import STARTING_WEIGHTS
+from gradalign.cli.demo.reviews import settings as reviews
+from gradalign.cli.demo.sites import settings as sites
 
-
-class Preset(NamedTuple):
-    """Defaults for a model, chosen for two CPU cores."""
-
-    steps: int
-    seeds: int
-    lr: float
-
-
-PRESETS = {"bert-tiny": Preset(steps=60, seeds=3, lr=5e-4), "minilm": Preset(steps=40, seeds=1, lr=1e-4)}
-OTHER_MODELS = Preset(steps=40, seeds=1, lr=3e-5)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All settings of a run; they are written to its JSON."""
-
-    model: str
-    data: str
-    csv: str | None
-    text_column: str
-    label_column: str
-    group_column: str | None
-    train_size: int
-    test_size: int
-    label_noise: float
-    steps: int
-    seeds: int
-    first_seed: int
-    lr: float
-    warmup: int
-    k: int
-    batch: int
-    objective: str
-    weight: float
-    normalize: str
-    estimator: str
-    probe_fraction: float
-    difference: str
-    radius: float | None
-    device: str
-
-    @property
-    def aligner_options(self) -> dict[str, Any]:
-        """The arguments of `GradAlign` other than the model and the weight."""
-        names = ("objective", "normalize", "estimator", "probe_fraction", "difference", "radius")
-        return {name: getattr(self, name) for name in names}
+# Each has SUMMARY, DEFAULTS (of its own options), `add_settings` and `resolve`.
+TASKS: dict[str, Any] = {"sites": sites, "reviews": reviews}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each setting."""
-    arguments.add_workload(parser)
-    parser.add_argument("--group-column", metavar="NAME", help="column of --csv: no group is in both training and test")
-    _add_training(parser)
-    _add_alignment(parser)
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each setting; one of a single task is None unless it is given."""
     add = parser.add_argument
-    add("--train-size", type=options.count(2), default=4000, metavar="N", help="training texts (default: 4000)")
-    add("--test-size", type=options.count(1), default=1500, metavar="N", help="test texts (default: 1500)")
-    add(
-        "--label-noise",
-        type=options.fraction,
-        default=0.0,
-        metavar="FRACTION",
-        help="fraction of the training texts that get a wrong label (default: 0)",
-    )
+    summaries = "; ".join(f"{name}: {task.SUMMARY}" for name, task in TASKS.items())
+    add("--task", choices=list(TASKS), default="sites", help=f"{summaries} (default: sites)")
     add(
         "--steps",
         type=options.count(1),
         metavar="N",
-        help="optimizer steps of both arms (default: 60 for bert-tiny, else 40)",
+        help="optimizer steps of every arm (default: 100 for sites; for reviews 60 with bert-tiny, else 40)",
     )
     add(
         "--seeds",
         type=options.count(1),
         metavar="N",
-        help="number of paired runs; 3 or more give an interval (default: 3 for bert-tiny, else 1)",
+        help="number of paired runs; 3 or more give an interval (default: 5 for sites; for reviews 3 with bert-tiny, else 1)",
     )
     add("--first-seed", type=options.count(0), default=0, metavar="N", help="the first of the seeds (default: 0)")
-    add("--lr", type=options.positive, metavar="X", help="learning rate after the warm-up (default: by model)")
-
-
-def _add_alignment(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--objective", choices=sorted(OBJECTIVES), default="dot", help="alignment objective (default: dot)")
     add(
-        "--weight",
-        type=options.finite,
-        metavar="X",
-        help="weight of the objective after a linear warm-up (default: by objective; untested for cosine)",
+        "--out",
+        type=Path,
+        default=Path("demo-out"),
+        metavar="DIR",
+        help="directory of plot and JSON (default: demo-out)",
     )
-    add(
-        "--normalize",
-        choices=NORMALIZATIONS,
-        default="direction",
-        help="what the weight multiplies (default: direction)",
-    )
-    add("--estimator", choices=sorted(ESTIMATORS), default="split", help="alignment estimator (default: split)")
-    add(
-        "--probe-fraction",
-        type=options.fraction,
-        metavar="FRACTION",
-        help="fraction of the micro-batches that are probes in split (default: 0.25)",
-    )
-    add("--difference", choices=("forward", "central"), help="finite difference (default: forward)")
-    add("--radius", type=options.positive, metavar="X", help="length of the displacement (default: gradalign's)")
+    for name, task in TASKS.items():
+        task.add_settings(parser.add_argument_group(f"only with --task {name}"))
+        parser.set_defaults(**dict.fromkeys(task.DEFAULTS))
 
 
-def resolve(args: argparse.Namespace) -> Settings:
-    """The options with all defaults filled in.
+def resolve(args: argparse.Namespace) -> Any:
+    """The settings of the chosen task with all defaults filled in.
 
     Raises:
-        CommandError: the weight has no default, or an option would have no effect.
+        CommandError: an option would have no effect, or one is missing.
     """
-    arguments.fill_columns(args, group_column=None)
-    estimator = f"--estimator {args.estimator}"
-    not_split = None if args.estimator == "split" else estimator
-    options.fill_defaults(args, "--estimator split", not_split, probe_fraction=0.25)
-    exact = estimator if args.estimator == "exact" else None
-    options.fill_defaults(args, "an estimator that takes finite differences", exact, difference="forward", radius=None)
-    preset = PRESETS.get(args.model, OTHER_MODELS)
-    steps = args.steps or preset.steps
-    chosen = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    return Settings(
-        **chosen
-        | {
-            "data": args.csv or "Rotten Tomatoes snippets",
-            "steps": steps,
-            "seeds": args.seeds or preset.seeds,
-            "lr": args.lr or preset.lr,
-            "warmup": min(30, steps // 4),
-            "weight": starting_weight(args.objective, args.normalize) if args.weight is None else args.weight,
-        }
-    )
-
-
-def starting_weight(objective: str, normalize: str) -> float:
-    """The default weight.
-
-    Raises:
-        CommandError: there is none for this objective and normalisation.
-    """
-    if normalize != "direction" or objective not in STARTING_WEIGHTS:
-        raise CommandError(
-            f"expected --weight with --objective {objective} --normalize {normalize}; got none. There are default weights for "
-            f"--normalize direction only ({', '.join(f'{k} {v:g}' for k, v in STARTING_WEIGHTS.items())})"
-        )
-    return STARTING_WEIGHTS[objective]
+    for name, task in TASKS.items():
+        instead = None if name == args.task else f"--task {args.task}"
+        options.fill_defaults(args, f"--task {name}", instead, **task.DEFAULTS)
+    return TASKS[args.task].resolve(args)

@@ -8,7 +8,7 @@ from typing import Any
 from gradalign.cli import options, places
 
 
-def add_workload(parser: argparse.ArgumentParser) -> None:
+def add_workload(parser: argparse._ActionsContainer) -> None:
     """Adds an option for each of them."""
     add = parser.add_argument
     add(
@@ -22,7 +22,12 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     add("--label-column", metavar="NAME", help="column of --csv with the labels (default: label)")
     add("--k", type=options.count(2), default=8, metavar="N", help="number of micro-batches in a step (default: 8)")
     add("--batch", type=options.count(1), default=8, metavar="N", help="number of texts per micro-batch (default: 8)")
-    add("--device", default=places.default_device(), metavar="NAME", help="PyTorch device (default: %(default)s)")
+    add(
+        "--device",
+        default=places.default_device(),
+        metavar="NAME",
+        help=f"PyTorch device (default: {places.default_device()})",
+    )
 
 
 def fill_columns(args: argparse.Namespace, **defaults: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gradalign import cli
 
-SHORT = ["--steps", "3", "--train-size", "100", "--test-size", "64", "--k", "4", "--batch", "4"]
+SHORT = ["--task", "reviews", "--steps", "3", "--train-size", "100", "--test-size", "64", "--k", "4", "--batch", "4"]
 
 
 @pytest.mark.slow
@@ -44,7 +44,10 @@ def test_your_own_csv_with_three_classes_and_one_seed(asset, tmp_path, capsys):
     (tmp_path / "texts.csv").write_text("\n".join(["sentence,subject", *rows]))
     columns = ["--csv", str(tmp_path / "texts.csv"), "--text-column", "sentence", "--label-column", "subject"]
     sizes = ["--steps", "2", "--seeds", "1", "--train-size", "40", "--test-size", "20", "--k", "2", "--batch", "4"]
-    assert cli.main(["demo", *columns, *sizes, "--objective", "variance", "--out", str(tmp_path)]) == 0
+    assert (
+        cli.main(["demo", "--task", "reviews", *columns, *sizes, "--objective", "variance", "--out", str(tmp_path)])
+        == 0
+    )
     assert "on one seed, which cannot show a" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "demo.json").read_text())["settings"]["csv"] == str(tmp_path / "texts.csv")
 

@@ -1,8 +1,6 @@
-import pytest
 from support.demo_records import SETTINGS, record
 
-from gradalign.cli.demo.paired import Interval
-from gradalign.cli.demo.report import conditions, rows, title, verdict
+from gradalign.cli.demo.reviews.report import conditions, rows, title
 
 
 def test_the_rows_of_the_table():
@@ -21,27 +19,6 @@ def test_the_rows_of_the_table():
 def test_one_seed_has_no_interval_in_the_table():
     cells = {name: cells for name, *cells in rows(record(0.01)["summary"], {"adamw": 0, "gradalign": 0})}
     assert cells["test accuracy"] == ["60.0%", "65.0%", "61.0%"]
-
-
-@pytest.mark.parametrize(
-    ("difference", "seeds", "words"),
-    [
-        (Interval(2.0, None), 1, "= +2.00 points on one seed, which cannot show a difference; --seeds 3 or more"),
-        (Interval(2.0, None), 2, "on 2 seeds, which cannot show a difference"),
-        (
-            Interval(0.5, 1.0),
-            3,
-            "95% interval -0.50 to +1.50 over 3 paired seeds: it includes 0, so no difference is shown.",
-        ),
-        (
-            Interval(-2.0, 1.0),
-            5,
-            "-3.00 to -1.00 over 5 paired seeds: it excludes 0, which without a difference happens by chance in one of 20",
-        ),
-    ],
-)
-def test_the_verdict_claims_no_more_than_the_seeds_show(difference, seeds, words):
-    assert words in verdict(difference, "equal steps", seeds)
 
 
 def test_label_noise_and_too_few_seeds_are_reported():

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradalign.cli.demo.paired import MIN_SEEDS, Interval
+from gradalign.cli.demo.verdict import shown, verdict
 
 Row = tuple[str, str, str, str]
 
@@ -42,10 +43,10 @@ def rows(s: dict[str, Any], peak_memory: dict[str, int]) -> list[Row]:
     before, after, seconds = s["alignment_before"], s["alignment_after"], s["seconds_per_step"]
     steps, more = s["steps"], s["further_adamw_steps"]
     plain, longer, aligned = (
-        _interval(s["accuracy"][arm], 1, "%") for arm in ("adamw", "adamw_equal_time", "gradalign")
+        shown(Interval(**s["accuracy"][arm]), 1, "%") for arm in ("adamw", "adamw_equal_time", "gradalign")
     )
     equal_steps, equal_time = (
-        _interval(s["difference_points"][at], 2, "", "+") for at in ("equal_steps", "equal_time")
+        shown(Interval(**s["difference_points"][at]), 2, "", "+") for at in ("equal_steps", "equal_time")
     )
     return [
         ("optimizer steps", f"{steps}", f"{steps + more:.0f}", f"{steps}"),
@@ -82,32 +83,10 @@ def findings(record: dict[str, Any]) -> list[str]:
     """What the accuracies show at equal steps and at equal time, one sentence each."""
     s = record["summary"]
     return [
-        verdict(Interval(**s["difference_points"][key]), words, s["num_seeds"])
+        verdict(f"At {words}: gradalign minus AdamW", Interval(**s["difference_points"][key]), s["num_seeds"])
         for key, words in (("equal_steps", "equal steps"), ("equal_time", "equal time"))
     ]
 
 
-def verdict(difference: Interval, at: str, num_seeds: int) -> str:
-    """What the accuracies of `num_seeds` seeds show, and no more."""
-    measured = f"At {at}: gradalign minus AdamW = {difference.mean:+.2f} points"
-    if difference.half_width is None:
-        seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
-        return f"{measured} on {seeds}, which cannot show a difference; --seeds {MIN_SEEDS} or more give an interval."
-    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
-    bounds = f"{measured}, 95% interval {low:+.2f} to {high:+.2f} over {num_seeds} paired seeds"
-    if difference.excludes_zero:
-        return (
-            f"{bounds}: it excludes 0, which without a difference happens by chance in one of 20 runs; repeat it with other "
-            "seeds (--first-seed) before you rely on it."
-        )
-    return f"{bounds}: it includes 0, so no difference is shown."
-
-
 def _both(name: str, plain: str, aligned: str) -> Row:
     return (name, plain, "", aligned)
-
-
-def _interval(value: dict[str, Any], digits: int, unit: str, sign: str = "") -> str:
-    scale = 100 if unit == "%" else 1
-    mean = f"{scale * value['mean']:{sign}.{digits}f}{unit}"
-    return mean if value["half_width"] is None else f"{mean} +/- {scale * value['half_width']:.{digits}f}"

@@ -8,16 +8,18 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from gradalign.backends import dispatch
 from gradalign.cli import places
 from gradalign.cli.demo.progress import ProgressBar
-from gradalign.cli.demo.seed import SeedData, check_aligner, peak_memories, train_seed
-from gradalign.cli.demo.settings import Settings
+from gradalign.cli.demo.reviews.record import summary
+from gradalign.cli.demo.reviews.seed import SeedData, check_aligner, peak_memories, train_seed
+from gradalign.cli.demo.reviews.settings import Settings
 from gradalign.cli.workload.data import Corpus, load_corpus
 from gradalign.cli.workload.model import Classifier, load_pretrained
 
 
-def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The records of all seeds, and the peak memory of each arm in bytes."""
+def compare(settings: Settings, console: Console) -> dict[str, Any]:
+    """The records of all seeds, their summary, the backend, and the peak memory of each arm in bytes."""
     device = places.usable_device(settings.device)
     corpus, encoder, tokenizer = _load(settings, console, device)
     seeds: list[dict[str, Any]] = []
@@ -30,7 +32,12 @@ def compare(settings: Settings, console: Console) -> tuple[list[dict[str, Any]],
             data = SeedData(corpus, tokenizer, settings, seed, device)
             memory = memory or peak_memories(settings, model, data)
             seeds.append(train_seed(settings, seed, model, data, progress))
-    return seeds, memory
+    return {
+        "backend": dispatch.backend("auto", device.type, frozenset({torch.float32})).NAME,
+        "peak_memory_bytes": memory,
+        "seeds": seeds,
+        "summary": summary(seeds),
+    }
 
 
 def _load(settings: Settings, console: Console, device: torch.device) -> tuple[Corpus, Any, Any]:

@@ -6,7 +6,7 @@ import pytest
 from support.demo_records import record
 
 from gradalign.cli import places
-from gradalign.cli.demo.plot import mean_curve, running_mean, save_plot
+from gradalign.cli.demo.reviews.plot import running_mean, save_plot
 
 
 @pytest.mark.parametrize("gains", [(0.01,), (0.01, 0.02, 0.03)])
@@ -33,10 +33,6 @@ def test_a_run_that_diverged_can_be_plotted_and_written(tmp_path):
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     places.write_json(tmp_path / "demo.json", r)
     assert json.loads((tmp_path / "demo.json").read_text())["seeds"][0]["gradalign"]["losses"] == [None, None]
-
-
-def test_the_mean_curve_keeps_the_last_point_of_a_shorter_one():
-    assert mean_curve([[(1.0, 10.0), (2.0, 20.0)], [(3.0, 30.0)]]) == [(2.0, 20.0), (2.5, 25.0)]
 
 
 def test_the_running_mean_is_over_earlier_values():

@@ -4,12 +4,10 @@ import pytest
 import torch
 from support.toy_demo import StepCounter, toy_arm, toy_batches
 
-from gradalign.cli.demo.arm import aligned_backward, plain_backward
-from gradalign.cli.demo.train import (
+from gradalign.cli.demo.backward import aligned_backward, plain_backward
+from gradalign.cli.demo.reviews.train import (
     Arms,
-    cost_factor,
     evaluation_steps,
-    extra_steps,
     train_equal_steps,
     train_equal_time,
 )
@@ -55,23 +53,6 @@ def test_training_learns_and_is_evaluated_after_each_quarter():
 @pytest.mark.parametrize(("steps", "expected"), [(1, {1}), (3, {1, 2, 3}), (120, {30, 60, 90, 120})])
 def test_evaluation_steps_end_with_the_last(steps, expected):
     assert evaluation_steps(steps) == expected
-
-
-def test_the_cost_factor_is_the_median_of_paired_steps():
-    assert cost_factor([1.0, 2.0, 10.0], [1.5, 2.4, 12.5]) == pytest.approx(1.25)
-
-
-@pytest.mark.parametrize(
-    ("plain", "aligned", "extra"),
-    [
-        ([1.0] * 8, [1.25] * 8, 2),  # 8 steps of 1.25 s pay for 10 of 1 s
-        ([1.0] * 10, [1.26] * 10, 3),  # rounded
-        ([1.0] * 10, [0.9] * 10, 0),  # no extra time
-        ([1.0, 1.0, 9.0, 1.0], [1.5, 1.5, 1.5, 1.5], 2),  # one slow step changes nothing
-    ],
-)
-def test_extra_steps_are_those_that_the_extra_time_pays_for(plain, aligned, extra):
-    assert extra_steps(plain, aligned) == extra
 
 
 def test_adamw_trains_longer_alone_and_is_evaluated_again():

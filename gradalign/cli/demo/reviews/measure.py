@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import gradalign
-from gradalign.cli.demo.arm import Arm, mean_loss
+from gradalign.cli.demo.reviews.arm import Arm, mean_loss
 from gradalign.cli.workload.model import Batch, Classifier
 
 

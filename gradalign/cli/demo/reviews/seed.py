@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import gradalign
-from gradalign.cli.demo.arm import Arm, Backward, aligned_backward, plain_backward
-from gradalign.cli.demo.measure import alignment, peak_memory
-from gradalign.cli.demo.record import seed_record
-from gradalign.cli.demo.settings import Settings
-from gradalign.cli.demo.train import Arms, Progress, train_equal_steps, train_equal_time
+from gradalign.cli.demo.backward import Backward, aligned_backward, plain_backward
+from gradalign.cli.demo.reviews.arm import Arm
+from gradalign.cli.demo.reviews.measure import alignment, peak_memory
+from gradalign.cli.demo.reviews.record import seed_record
+from gradalign.cli.demo.reviews.settings import Settings
+from gradalign.cli.demo.reviews.train import Arms, Progress, train_equal_steps, train_equal_time
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.data import Corpus
 from gradalign.cli.workload.model import Batch, Classifier, Collator
@@ -60,7 +61,7 @@ class SeedData:
         return [self._test([i % total for i in range(j * self._batch, (j + 1) * self._batch)]) for j in range(num)]
 
 
-def backward_factories(settings: Settings) -> dict[str, Callable[[Classifier], Backward]]:
+def backward_factories(settings: Settings) -> dict[str, Callable[[nn.Module], Backward]]:
     """How each arm fills `.grad`, by the arm's name."""
     return {
         "adamw": plain_backward,

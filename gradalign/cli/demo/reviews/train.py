@@ -6,11 +6,11 @@ has its own random number generator state, seeded alike, which only its own step
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from gradalign.cli.demo.arm import Arm
+from gradalign.cli.demo.equal_time import cost_factor, extra_steps
+from gradalign.cli.demo.reviews.arm import Arm
 from gradalign.cli.workload.model import Batch
 
 
@@ -53,23 +53,13 @@ def train_equal_steps(
 def train_equal_time(arms: Arms, data: Iterator[Sequence[Batch]], test: Sequence[Batch], progress: Progress) -> None:
     """AdamW takes as many further steps as fit into the extra time of gradalign, and is evaluated once more."""
     plain, aligned = arms
-    extra = extra_steps(plain.curve.seconds, aligned.curve.seconds)
+    extra = extra_steps(len(aligned.curve.seconds), arms.cost_factor)
     progress.add_steps(extra)
     for _ in range(extra):
         plain.step(next(data))
         progress.advance()
     if extra:
         plain.evaluate(test)
-
-
-def cost_factor(plain: Sequence[float], aligned: Sequence[float]) -> float:
-    """The median over the steps of (seconds of the aligned step / seconds of the plain step beside it)."""
-    return statistics.median(b / a for a, b in zip(plain, aligned, strict=False))
-
-
-def extra_steps(plain: Sequence[float], aligned: Sequence[float]) -> int:
-    """How many more plain steps fit into the time of as many aligned steps: steps * (cost factor - 1), rounded."""
-    return max(0, round(len(aligned) * (cost_factor(plain, aligned) - 1)))
 
 
 def evaluation_steps(steps: int, points: int = 4) -> set[int]:

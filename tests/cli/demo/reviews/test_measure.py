@@ -5,8 +5,9 @@ import pytest
 import torch
 from support.toy_demo import toy_arm, toy_batches, toy_model
 
-from gradalign.cli.demo.arm import aligned_backward, mean_loss, plain_backward
-from gradalign.cli.demo.measure import alignment, peak_memory
+from gradalign.cli.demo.backward import aligned_backward, plain_backward
+from gradalign.cli.demo.reviews.arm import mean_loss
+from gradalign.cli.demo.reviews.measure import alignment, peak_memory
 
 
 def gradients(model, batches):

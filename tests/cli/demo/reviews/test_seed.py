@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.toy_demo import StepCounter, toy_model
 
-from gradalign.cli.demo.seed import SeedData, check_aligner, train_seed
-from gradalign.cli.demo.settings import Settings
+from gradalign.cli.demo.reviews.seed import SeedData, check_aligner, train_seed
+from gradalign.cli.demo.reviews.settings import Settings
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.data import Corpus, Snippet
 

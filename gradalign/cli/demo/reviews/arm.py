@@ -7,15 +7,12 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import gradalign
+from gradalign.cli.demo.backward import Backward, ramp
 from gradalign.cli.workload.model import Batch, Classifier
-
-Backward = Callable[[Callable[[Batch], Tensor], Sequence[Batch]], Tensor]
 
 
 @dataclass
@@ -39,7 +36,7 @@ class Arm:
     """
 
     def __init__(
-        self, model: Classifier, lr: float, warmup: int, seed: int, make_backward: Callable[[Classifier], Backward]
+        self, model: Classifier, lr: float, warmup: int, seed: int, make_backward: Callable[[nn.Module], Backward]
     ):
         self.model = copy.deepcopy(model).train()
         self.device = next(model.parameters()).device
@@ -71,30 +68,6 @@ class Arm:
 def mean_loss(model: Classifier, batch: Batch) -> Tensor:
     """The mean cross-entropy of one micro-batch, 0-dim."""
     return nn.functional.cross_entropy(model(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-
-
-def plain_backward(model: Classifier) -> Backward:
-    """The backward of a plain training loop: accumulate loss / k."""
-
-    def backward(loss_fn: Callable[[Batch], Tensor], micro_batches: Sequence[Batch]) -> Tensor:
-        total = torch.zeros((), device=next(model.parameters()).device)
-        for batch in micro_batches:
-            loss = loss_fn(batch) / len(micro_batches)
-            loss.backward()
-            total += loss.detach()
-        return total
-
-    return backward
-
-
-def aligned_backward(weight: float, warmup: int, **options: Any) -> Callable[[Classifier], Backward]:
-    """The backward of gradalign, whose weight rises linearly over `warmup` steps."""
-    return lambda model: gradalign.GradAlign(model, weight=lambda step: weight * ramp(step, warmup), **options).backward
-
-
-def ramp(step: int, warmup: int) -> float:
-    """Linear warm-up: 1/warmup, 2/warmup, ..., 1, 1, ..."""
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def accuracy(model: Classifier, batches: Sequence[Batch]) -> float:

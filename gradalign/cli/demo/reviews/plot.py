@@ -7,43 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from gradalign.cli import places
-from gradalign.cli.demo.record import ARMS
-from gradalign.cli.demo.report import title
+from gradalign.cli.demo.figure import figure, mean_curve, num_seeds
+from gradalign.cli.demo.reviews.record import ARMS
+from gradalign.cli.demo.reviews.report import title
 
 COLORS = {"before": "#9aa5b1", "adamw": "#3b6ea8", "gradalign": "#d9572b"}
 LABELS = {"before": "before", "adamw": "AdamW", "gradalign": "gradalign"}
-STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "font.size": 9.5,
-}
 
 
 def save_plot(record: dict[str, Any], path: Path) -> None:
     """Writes the four panels to a PNG file."""
-    with plt.rc_context(STYLE):
-        figure, ((loss, accuracy), (alignment, cost)) = plt.subplots(2, 2, figsize=(10.5, 7.2), layout="constrained")
-        figure.suptitle(f"{title(record['settings'])}, {_seeds(record)}", fontsize=12, parse_math=False)
+    words = f"{title(record['settings'])}, {num_seeds(record['summary']['num_seeds'])}"
+    with figure(path, words, (10.5, 7.2), 2, 2) as ((loss, accuracy), (alignment, cost)):
         _loss_panel(loss, record)
         _accuracy_panel(accuracy, record)
         _alignment_panel(alignment, record)
         _cost_panel(cost, record)
-        with places.whole_file(path) as part:
-            figure.savefig(part, dpi=150)
-        plt.close(figure)
 
 
 def _loss_panel(axes: Axes, record: dict[str, Any]) -> None:
@@ -109,16 +90,3 @@ def _cost_panel(axes: Axes, record: dict[str, Any]) -> None:
 def running_mean(values: Sequence[float], window: int = 10) -> list[float]:
     """The mean of each value and of up to window - 1 values before it."""
     return [statistics.fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean point of each position; a shorter curve is extended by its last point."""
-    longest = max(map(len, curves))
-    padded = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves]
-    positions = zip(*padded, strict=True)
-    return [(statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)) for points in positions]
-
-
-def _seeds(record: dict[str, Any]) -> str:
-    n = record["summary"]["num_seeds"]
-    return "one seed" if n == 1 else f"{n} seeds"

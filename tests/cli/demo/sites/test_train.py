@@ -1,0 +1,37 @@
+import pytest
+from support.toy_demo import StepCounter
+from support.toy_sites import SETTINGS, toy_features, toy_texts
+
+from gradalign.cli.demo.sites.methods import LONGER, METHODS
+from gradalign.cli.demo.sites.train import train_seed
+
+
+@pytest.fixture(scope="module")
+def trained():
+    texts, progress = toy_texts(), StepCounter()
+    return train_seed(SETTINGS, texts.of_seed(toy_features(texts.distinct), 0), progress), progress.done
+
+
+def test_every_arm_takes_every_step_and_is_evaluated_after_the_last(trained):
+    arms, steps = trained
+    assert steps == SETTINGS.steps
+    assert set(arms) == {method.name for method in METHODS} | {LONGER}
+    for method in METHODS:
+        assert arms[method.name]["steps"] == len(arms[method.name]["seconds"]) == SETTINGS.steps
+        assert arms[method.name]["accuracies"][-1] == (SETTINGS.steps, arms[method.name]["test"])
+
+
+def test_plain_training_goes_on_for_as_long_as_the_dearest_arm_took(trained):
+    arms, _ = trained
+    dearest = max(arms[method.name]["cost_factor"] for method in METHODS)
+    assert arms[LONGER]["steps"] == round(SETTINGS.steps * dearest)
+    assert arms[LONGER]["accuracies"][: len(arms["plain"]["accuracies"])] == arms["plain"]["accuracies"]
+
+
+def test_agreement_between_sites_leans_less_on_the_planted_sentences(trained):
+    arms, _ = trained
+    for name in ("variance", "cosine"):
+        assert arms[name]["by_pointing_right"][0] > arms["plain"]["by_pointing_right"][0] + 0.2
+        assert arms[name]["test"] > arms["plain"]["test"] + 0.05
+    assert arms["cosine, mixed"]["test"] < arms["cosine"]["test"]
+    assert arms["plain"]["by_pointing_right"][2] > arms["plain"]["by_pointing_right"][0]
