@@ -20,8 +20,8 @@ TASKS = (
         has_sources=False,
         optimizer="adamw",
         lrs=(1e-3, 3e-3, 1e-2),
-        steps=150,
-        evaluate_every=15,
-        ramp=30,
+        steps=100,
+        evaluate_every=10,
+        ramp=20,
     ),
 )

@@ -82,7 +82,7 @@ def image_problem(images: archives.Images, seed: int, fraction: float, sizes: Si
     index = torch.randperm(len(images.labels), generator=generator(seed, 1))[: sum(sizes)]
     pixels = avg_pool2d(images.pixels[index].float() / 255, 2).flatten(1)
     each = [str(i) for i in range(len(index))]
-    return problem(Samples(pixels, images.labels[index]), each, seed, fraction, 128, 10, sizes)
+    return problem(Samples(pixels, images.labels[index]), each, seed, fraction, 64, 10, sizes)
 
 
 def noise_mnist(seed: int, mixed: bool) -> Problem:
@@ -108,7 +108,7 @@ def reviews() -> tuple[Samples, list[str]]:
 
 def noise_reviews(seed: int, mixed: bool) -> Problem:
     """30% of Rotten Tomatoes, no film in two sets."""
-    return problem(*reviews(), seed, 0.3, 128, 2, Sizes())
+    return problem(*reviews(), seed, 0.3, 64, 2, Sizes())
 
 
 TASKS = (
@@ -118,10 +118,10 @@ TASKS = (
         problem=noise_mnist,
         has_sources=False,
         optimizer="adamw",
-        lrs=(1e-3, 3e-3, 1e-2),
-        steps=150,
-        evaluate_every=15,
-        ramp=30,
+        lrs=(3e-4, 1e-3, 3e-3),
+        steps=120,
+        evaluate_every=10,
+        ramp=24,
     ),
     Task(
         name="noise-fashion",
@@ -129,10 +129,10 @@ TASKS = (
         problem=noise_fashion,
         has_sources=False,
         optimizer="adamw",
-        lrs=(1e-3, 3e-3, 1e-2),
-        steps=150,
-        evaluate_every=15,
-        ramp=30,
+        lrs=(3e-4, 1e-3, 3e-3),
+        steps=120,
+        evaluate_every=10,
+        ramp=24,
     ),
     Task(
         name="noise-reviews",
@@ -140,9 +140,9 @@ TASKS = (
         problem=noise_reviews,
         has_sources=False,
         optimizer="adamw",
-        lrs=(1e-3, 3e-3, 1e-2),
-        steps=100,
-        evaluate_every=10,
-        ramp=20,
+        lrs=(3e-4, 1e-3, 3e-3),
+        steps=60,
+        evaluate_every=5,
+        ramp=12,
     ),
 )
