@@ -226,3 +226,72 @@ class _Loss(torch.nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss_fn(batch)
+
+
+class Invariance(ReferenceMethod):
+    """Mean loss plus a penalty on how the micro-batches, one a source, differ; its weight at most 1, else everything else less.
+
+        .grad of (mean_e L_e + weight penalty) / max(1, weight)
+
+    The division keeps the size of the step; both papers' experiments do it. What the penalties look at is the last linear layer:
+    its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float) -> None:
+        super().__init__(model, loss_fn, optimizer)  # type: ignore[arg-type]
+        self.weight = weight
+        self.last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+
+    def fill(self, micro_batches: list[Any]) -> None:
+        losses, penalty = self.losses_and_penalty(micro_batches)
+        total = torch.stack(losses).mean() + self.weight * penalty
+        (total / max(1.0, self.weight)).backward()
+
+    @abstractmethod
+    def losses_and_penalty(self, micro_batches: list[Any]) -> tuple[Tensors, Tensor]:
+        """The losses, and the penalty as a function of the parameters."""
+
+
+class IRMv1(Invariance):
+    """penalty = mean_e (d/dw L_e(w z))^2 at w = 1.
+
+    Arjovsky et al. 2019, arXiv:1907.02893, the practical version of invariant risk minimization.
+    """
+
+    def losses_and_penalty(self, micro_batches: list[Any]) -> tuple[Tensors, Tensor]:
+        w = torch.ones((), dtype=self.last.weight.dtype, device=self.last.weight.device, requires_grad=True)
+        hook = self.last.register_forward_hook(lambda module, inputs, z: z * w)
+        try:
+            losses = [self.loss_fn(batch) for batch in micro_batches]
+        finally:
+            hook.remove()
+        slopes = [torch.autograd.grad(loss, w, create_graph=True)[0] for loss in losses]
+        return losses, torch.stack(slopes).square().mean()
+
+
+class Fishr(Invariance):
+    """penalty = mean_e ||v_e - mean_e' v_e'||^2, v_e the variance over samples of the gradients of weight and bias.
+
+    Of the last linear layer alone, as in Rame, Dancette, Cord 2022, arXiv:2109.02934, where the gradient of a sample is
+    delta h^T (weight) and delta (bias), delta = dL/dz of that sample. No running means.
+    """
+
+    def losses_and_penalty(self, micro_batches: list[Any]) -> tuple[Tensors, Tensor]:
+        seen: list[tuple[Tensor, Tensor]] = []
+        hook = self.last.register_forward_hook(lambda module, inputs, z: seen.append((inputs[0], z)))
+        try:
+            losses = [self.loss_fn(batch) for batch in micro_batches]
+        finally:
+            hook.remove()
+        variances = torch.stack([self.variance(loss, h, z) for loss, (h, z) in zip(losses, seen, strict=True)])
+        return losses, (variances - variances.mean(0)).square().sum(1).mean()
+
+    def variance(self, loss: Tensor, h: Tensor, z: Tensor) -> Tensor:
+        n = len(z)
+        (mean_delta,) = torch.autograd.grad(loss, z, create_graph=True)
+        delta = n * mean_delta
+        if self.last.bias is not None:
+            h = torch.cat([h, h.new_ones(n, 1)], 1)
+        squares = (delta.square().T @ h.square()) / n
+        mean = (delta.T @ h) / n
+        return ((squares - mean.square()) * n / (n - 1)).reshape(-1)

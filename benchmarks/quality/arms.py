@@ -1,0 +1,145 @@
+"""The arms: ways to fill `.grad`, each with one parameter of its own and the range that it is searched in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+import gradalign
+from benchmarks.quality.task import Batch, Task
+from benchmarks.reference_methods import Fishr, IRMv1
+from gradalign.baselines import FOMAML, SAM, Reptile
+from gradalign.estimators import Split
+
+Loss = Callable[[Batch], Tensor]
+Backward = Callable[[Loss, list[Batch]], Any]  # fills .grad
+TRIALS = 12
+ADAMW_DECAY = (0.03, 10.0)  # decoupled: it is multiplied by the lr, where SGD's is added to the gradient
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison.
+
+    Attributes:
+        name: in rows and tables.
+        make: (model, value, ramp) -> what fills `.grad`; `value` is the arm's own parameter, and `ramp` maps a step to the
+            factor of a penalty's weight.
+        low: of the range of `value`.
+        high: of it.
+        passes: of a step with k micro-batches.
+        parameter: what `value` is.
+        aligned: whether it compares micro-batches.
+        control: whether it also runs with sources mixed.
+        needs_sources: whether it is defined by labelled sources.
+        decay: whether `value` is the weight decay of the optimizer.
+        longer: None, or the budget that its steps are stretched to: "passes" or "seconds" of the dearest aligned arm.
+    """
+
+    name: str
+    make: Callable[[nn.Module, float, Callable[[int], float]], Backward]
+    low: float = 0.0
+    high: float = 0.0
+    passes: Callable[[int], int] = lambda k: k
+    parameter: str = ""
+    aligned: bool = False
+    control: bool = False
+    needs_sources: bool = False
+    decay: bool = False
+    longer: str | None = None
+
+
+def spaced(low: float, high: float, num: int) -> list[float]:
+    """`num` numbers from `low` to `high`, equally spaced in their logarithm, to three digits."""
+    if num == 1:
+        return [float(f"{(low * high) ** 0.5:.3g}")]
+    return [float(f"{low * (high / low) ** (i / (num - 1)):.3g}") for i in range(num)]
+
+
+def trials(task: Task, arm: Arm) -> list[tuple[float, float]]:
+    """The `TRIALS` settings (lr, value) of an arm: every lr of the task with as many values as fit; without a value, more lrs."""
+    if not arm.parameter:
+        low, high = min(task.lrs), max(task.lrs)
+        return [(lr, 0.0) for lr in spaced(low / 3, high * 3, TRIALS)]
+    low, high = ADAMW_DECAY if arm.decay and task.optimizer == "adamw" else (arm.low, arm.high)
+    return [(lr, value) for lr in task.lrs for value in spaced(low, high, TRIALS // len(task.lrs))]
+
+
+def plain(model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
+    """The mean loss."""
+
+    def backward(loss_fn: Loss, micro_batches: list[Batch]) -> None:
+        for batch in micro_batches:
+            (loss_fn(batch) / len(micro_batches)).backward()
+
+    return backward
+
+
+def agreement(
+    objective: Any, normalize: Any, estimator: Any, model: nn.Module, value: float, ramp: Callable[[int], float]
+) -> Backward:
+    """GradAlign."""
+    return gradalign.GradAlign(
+        model, lambda step: value * ramp(step), objective=objective, normalize=normalize, estimator=estimator
+    ).backward
+
+
+def baseline(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
+    """A method of `gradalign.baselines`."""
+    return method(model, value).backward
+
+
+def penalty(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
+    """A method of `benchmarks.reference_methods` that adds a penalty to the mean loss."""
+    step = 0
+
+    def backward(loss_fn: Loss, micro_batches: list[Batch]) -> None:
+        nonlocal step
+        method(model, loss_fn, None, value * ramp(step)).fill(micro_batches)
+        step += 1
+
+    return backward
+
+
+def twice(k: int) -> int:
+    """2k."""
+    return 2 * k
+
+
+def _aligned(name: str, objective: str, normalize: str, low: float, high: float, control: bool = True) -> Arm:
+    make = partial(agreement, objective, normalize, "leave_one_out")
+    return Arm(name, make, low, high, twice, f"weight ({normalize})", aligned=True, control=control)
+
+
+ROTATING = Split(probe_fraction=0.5, probes="rotate")
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("plain", plain),
+        Arm("weight decay", plain, 0.003, 1.0, parameter="weight decay", decay=True),
+        Arm("SAM", partial(baseline, SAM), 0.03, 1.0, twice, "rho"),
+        Arm("Reptile", partial(baseline, Reptile), 0.01, 3.0, parameter="inner lr", aligned=True, control=True),
+        Arm("FOMAML", partial(baseline, FOMAML), 0.01, 3.0, parameter="inner lr", aligned=True),
+        _aligned("dot", "dot", "gradient", 0.03, 2.0),
+        _aligned("norm", "norm", "direction", 0.01, 1.0, control=False),
+        _aligned("variance", "variance", "direction", 0.03, 10.0),
+        _aligned("cosine", "cosine", "none", 0.03, 3.0),
+        Arm(
+            "cosine, split",
+            partial(agreement, "cosine", "none", ROTATING),
+            0.03,
+            3.0,
+            lambda k: k + max(1, k // 2),
+            "weight (none)",
+            aligned=True,
+        ),
+        Arm("Fishr", partial(penalty, Fishr), 0.1, 1000.0, twice, "weight", aligned=True, needs_sources=True),
+        Arm("IRMv1", partial(penalty, IRMv1), 0.1, 1000.0, parameter="weight", aligned=True, needs_sources=True),
+        Arm("plain, equal passes", plain, longer="passes"),
+        Arm("plain, equal seconds", plain, longer="seconds"),
+    )
+}

@@ -1,0 +1,101 @@
+"""The rows of a task: one file of JSON lines, one row a run, appended as they are measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.quality.task import Task
+from benchmarks.quality.training import Job
+
+Row = dict[str, Any]
+TUNING_SEEDS = (1000, 1001, 1002)  # never reported
+FINALISTS = 3  # settings that are tried on all tuning seeds, for each selection; the others on the first alone
+SELECTIONS = {  # which trial, by which figure: metric set of a row, metric
+    "validation": ("final", "validation"),
+    "stopped": ("stopped", "validation"),
+    "source": ("final", "source_validation"),
+}
+
+
+class Cell(NamedTuple):
+    """An arm with its sources as they are, or mixed."""
+
+    arm: str
+    mixed: bool = False
+
+
+def path(folder: Path, task: str) -> Path:
+    """The file of a task."""
+    return folder / f"{task}.jsonl"
+
+
+def read(file: Path) -> list[Row]:
+    """All complete rows; a line that an interruption cut short is measured again."""
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def job_of(row: Row) -> Job:
+    """The job that a row is the result of."""
+    return Job(*(row[name] for name in Job._fields))
+
+
+def runs(rows: Iterable[Row]) -> dict[Job, Row]:
+    """The rows of runs by job."""
+    return {job_of(row): row for row in rows if row["kind"] == "run"}
+
+
+def trial(job: Job) -> tuple[float, float]:
+    """The setting of a job."""
+    return job.lr, job.value
+
+
+def of_cell(found: dict[Job, Row], cell: Cell) -> dict[Job, Row]:
+    """The runs of an arm."""
+    return {job: row for job, row in found.items() if (job.arm, job.mixed) == cell}
+
+
+def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[int]) -> dict[tuple[float, float], float]:
+    """The mean over tuning seeds of every setting that has been tried on all of them, in the order of the trials."""
+    stop, metric = SELECTIONS[selection]
+    by_setting: dict[tuple[float, float], dict[int, float]] = {}
+    for job, row in sorted(of_cell(found, cell).items()):
+        by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
+    return {
+        setting: sum(values[seed] for seed in seeds) / len(seeds)
+        for setting, values in by_setting.items()
+        if all(seed in values for seed in seeds)
+    }
+
+
+def finalists(found: dict[Job, Row], cell: Cell) -> list[tuple[float, float]]:
+    """The best `FINALISTS` settings on the first tuning seed, by any of the selections; of equal ones, the smaller lr and value."""
+    picked: dict[tuple[float, float], None] = {}
+    for selection in SELECTIONS:
+        first = scores(found, cell, selection, TUNING_SEEDS[:1])
+        picked |= dict.fromkeys(sorted(first, key=lambda setting: -first[setting])[:FINALISTS])
+    return list(picked)
+
+
+def chosen(found: dict[Job, Row], cell: Cell, selection: str) -> tuple[float, float]:
+    """The finalist whose mean over all tuning seeds is best; of equal ones, that of the smaller lr and value."""
+    means = scores(found, cell, selection, TUNING_SEEDS)
+    return max(means, key=lambda setting: means[setting])
+
+
+def reported(found: dict[Job, Row], task: Task, cell: Cell, selection: str) -> dict[int, Row]:
+    """The rows of the chosen setting by seed, as far as they are measured."""
+    setting = chosen(found, cell, selection)
+    return {
+        job.seed: row
+        for job, row in sorted(of_cell(found, cell).items())
+        if trial(job) == setting and job.seed not in TUNING_SEEDS
+    }

@@ -1,0 +1,76 @@
+"""Paired statistics over seeds: bootstrap intervals, sign-flip tests, Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 10_000
+EXACT = 13  # up to this many pairs all flips of signs are taken
+NORMAL = NormalDist()
+
+
+def bootstrap(differences: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The BCa interval of the mean: bias-corrected and accelerated, from `RESAMPLES` resamples.
+
+    Efron 1987. Where all differences are equal it is that point.
+
+    Args:
+        differences: one a pair.
+        level: of the interval.
+        seed: of the resamples.
+    """
+    x = torch.tensor(differences, dtype=torch.float64)
+    n = len(x)
+    draws = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+    means = x[draws].mean(1).sort().values
+    if means[0] == means[-1]:
+        return float(x.mean()), float(x.mean())
+    below = (float((means < x.mean()).sum()) + 0.5 * float((means == x.mean()).sum())) / RESAMPLES
+    bias = NORMAL.inv_cdf(min(max(below, 1 / RESAMPLES), 1 - 1 / RESAMPLES))
+    acceleration = _acceleration(x)
+    low, high = (_quantile(means, _adjusted(bias, acceleration, p)) for p in ((1 - level) / 2, (1 + level) / 2))
+    return low, high
+
+
+def _acceleration(x: Tensor) -> float:
+    """sum u^3 / (6 (sum u^2)^1.5), u the deviations of the jackknife means with their sign turned."""
+    u = (x - x.mean()) / (len(x) - 1)
+    return float(u.pow(3).sum() / (6 * u.square().sum().pow(1.5)))
+
+
+def _adjusted(bias: float, acceleration: float, p: float) -> float:
+    z = bias + NORMAL.inv_cdf(p)
+    return NORMAL.cdf(bias + z / (1 - acceleration * z))
+
+
+def _quantile(ordered: Tensor, p: float) -> float:
+    return float(torch.quantile(ordered, min(max(p, 0.0), 1.0)))
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """The two-sided p of a mean as far from 0 when every difference has a random sign.
+
+    All flips up to `EXACT` pairs, else `RESAMPLES` random ones and the one observed.
+    """
+    x = torch.tensor(differences, dtype=torch.float64)
+    n = len(x)
+    if n <= EXACT:
+        signs = 1.0 - 2.0 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+    else:
+        drawn = torch.randint(2, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+        signs = torch.cat([torch.ones(1, n, dtype=torch.float64), 1.0 - 2.0 * drawn.double()])
+    observed = x.mean().abs()
+    return float(((signs @ x / n).abs() >= observed - 1e-12).double().mean())
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the same order: max over smaller ones of (m - rank) p, at most 1."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
+    return adjusted

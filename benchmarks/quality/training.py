@@ -1,0 +1,116 @@
+"""One run: an arm trained on one seed of a task, evaluated as it goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.quality.arms import ARMS, Arm
+from benchmarks.quality.task import Problem, Task
+
+Metrics = dict[str, float]
+POINTS = 10  # of a curve that is kept
+
+
+class Job(NamedTuple):
+    """What tells a run from all others of its task.
+
+    Attributes:
+        arm: its name.
+        mixed: whether the sources were mixed.
+        lr: of the optimizer.
+        value: the arm's own parameter.
+        seed: of the problem and of the random numbers in training.
+        steps: as many as it takes.
+    """
+
+    arm: str
+    mixed: bool
+    lr: float
+    value: float
+    seed: int
+    steps: int
+
+
+def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
+    """The row of a run.
+
+    Returns:
+        The job's fields and `kind`, `seconds` (of processor time, in training alone), `passes`, and metrics at the `final` step, where "validation"
+        was best (`stopped`) and where "source_validation" was best (`source_stopped`), the last two with their `step`. With a
+        curve also [step, validation, source_validation, test] at up to `POINTS` steps. A run whose parameters are no longer
+        finite has `diverged`, and from there on the metrics of the untrained model.
+    """
+    problem, arm = task.problem(job.seed, job.mixed), ARMS[job.arm]
+    torch.manual_seed(job.seed)
+    optimizer = _optimizer(task, arm, problem.model, job)
+    backward = arm.make(problem.model, job.value, partial(ramp, task.ramp))
+    evaluations, seconds, diverged = _train(task, problem, job.steps, backward, optimizer)
+    k = len(problem.micro_batches(0))
+    best = {name: max(evaluations, key=lambda found: found[1][name]) for name in ("validation", "source_validation")}
+    row: dict[str, Any] = {
+        **job._asdict(),
+        "kind": "run",
+        "seconds": round(seconds, 3),
+        "passes": arm.passes(k) * job.steps,
+        "final": rounded(evaluations[-1][1]),
+        "stopped": {"step": best["validation"][0], **rounded(best["validation"][1])},
+        "source_stopped": {"step": best["source_validation"][0], **rounded(best["source_validation"][1])},
+    }
+    if diverged:
+        row["diverged"] = True
+    if with_curve:
+        every = math.ceil(len(evaluations) / POINTS)
+        kept = evaluations[::-1][::every][::-1]
+        row["curve"] = [[step, *(round(m[n], 4) for n in ("validation", "source_validation", "test"))] for step, m in kept]
+    return row
+
+
+def ramp(steps: int, step: int) -> float:
+    """1/steps, 2/steps, ..., 1, 1, ..."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0
+
+
+def rounded(metrics: Metrics) -> Metrics:
+    """To four digits after the point."""
+    return {name: round(value, 4) for name, value in metrics.items()}
+
+
+def _optimizer(task: Task, arm: Arm, model: nn.Module, job: Job) -> torch.optim.Optimizer:
+    params = [p for p in model.parameters() if p.requires_grad]
+    if task.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=job.lr, weight_decay=job.value if arm.decay else 0.0)
+    return torch.optim.AdamW(params, lr=job.lr, weight_decay=job.value if arm.decay else 0.01)
+
+
+def _train(
+    task: Task, problem: Problem, steps: int, backward: Any, optimizer: torch.optim.Optimizer
+) -> tuple[list[tuple[int, Metrics]], float, bool]:
+    """Evaluations as (step, metrics), the seconds of all steps, and whether the parameters ceased to be finite."""
+    model, seconds = problem.model, 0.0
+    untrained = problem.evaluate(model)
+    evaluations: list[tuple[int, Metrics]] = []
+    loss_fn = partial(problem.loss_fn, model)
+    for step in range(steps):
+        micro_batches = problem.micro_batches(step)
+        start = time.process_time()
+        backward(loss_fn, micro_batches)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds += time.process_time() - start
+        if (step + 1) % task.evaluate_every == 0 or step + 1 == steps:
+            if not finite(model):
+                return [*evaluations, (steps, untrained)], seconds, True
+            metrics = problem.evaluate(model)
+            evaluations.append((step + 1, metrics if all(map(math.isfinite, metrics.values())) else untrained))
+    return evaluations, seconds, False
+
+
+def finite(model: nn.Module) -> bool:
+    """Whether all parameters are."""
+    return all(bool(p.isfinite().all()) for p in model.parameters())
