@@ -41,11 +41,15 @@ def parser() -> argparse.ArgumentParser:
         description="Compares ways to fill .grad on a task, each with 12 trials for its settings, on paired seeds. Rows are "
         "written as they are measured: the same command goes on after an interruption.",
     )
-    top.add_argument("task", nargs="?", choices=sorted(TASKS), metavar="TASK", help=f"one of {', '.join(sorted(TASKS))}")
+    top.add_argument(
+        "task", nargs="?", choices=sorted(TASKS), metavar="TASK", help=f"one of {', '.join(sorted(TASKS))}"
+    )
     top.add_argument("--compare", metavar="TASK|all", help="print the comparison from the rows instead")
     top.add_argument("--plot", metavar="TASK", help="draw the figure of a task from its rows instead")
     top.add_argument("--seeds", type=options.count(2), metavar="N", help="reported seeds (default: the task's own)")
-    top.add_argument("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)} (default: all)")
+    top.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)} (default: all)"
+    )
     top.add_argument("--jobs", type=options.count(1), default=2, metavar="N", help="processes (default: 2)")
     top.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="folder of the rows")
     return top

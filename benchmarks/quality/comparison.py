@@ -14,7 +14,11 @@ from benchmarks.quality.training import Job
 from benchmarks.tables import as_markdown
 
 PLAIN = Cell("plain")
-REFERENCES = {"equal steps": PLAIN, "equal passes": Cell("plain, equal passes"), "equal seconds": Cell("plain, equal seconds")}
+REFERENCES = {
+    "equal steps": PLAIN,
+    "equal passes": Cell("plain, equal passes"),
+    "equal seconds": Cell("plain, equal seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -179,5 +183,7 @@ def text(task: Task, rows: Sequence[Row]) -> str:
     found = [f"{task.name}: {task.title}"]
     found += [f"{title}\n\n{table(task, rows, selection)}" for selection, title in TITLES.items()]
     if any("clean_test" in row["final"] for row in rows if row["kind"] == "run"):
-        found.append(f"the same as the first, tested without planted sentences\n\n{table(task, rows, 'validation', 'clean_test')}")
+        found.append(
+            f"the same as the first, tested without planted sentences\n\n{table(task, rows, 'validation', 'clean_test')}"
+        )
     return "\n\n".join(found)

@@ -50,7 +50,9 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row]) -> int:
     one = of_cell(found, Cell("plain"))
     others = {name: rows for name in ARMS if ARMS[name].aligned and (rows := of_cell(found, Cell(name)))}
     if not one or not others:
-        raise ValueError(f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first")
+        raise ValueError(
+            f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
+        )
     cost = median_of(arm.longer)
     return min(LONGEST * task.steps, math.ceil(task.steps * max(map(cost, others.values())) / cost(one)))
 

@@ -67,7 +67,9 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
     if with_curve:
         every = math.ceil(len(evaluations) / POINTS)
         kept = evaluations[::-1][::every][::-1]
-        row["curve"] = [[step, *(round(m[n], 4) for n in ("validation", "source_validation", "test"))] for step, m in kept]
+        row["curve"] = [
+            [step, *(round(m[n], 4) for n in ("validation", "source_validation", "test"))] for step, m in kept
+        ]
     return row
 
 

@@ -24,7 +24,7 @@ from benchmarks.quality.task import Problem, Task
 from gradalign.cli.workload.features import features
 
 PER_DOMAIN = 3000  # texts of a domain that any seed can draw
-TRAIN, SOURCE_VALIDATION, VALIDATION, TEST = 800, 300, 500, 1500
+TRAIN, SOURCE_VALIDATION, VALIDATION, TEST = 400, 300, 500, 1500
 
 
 class Domain(NamedTuple):
@@ -103,13 +103,13 @@ def vader_problem(seed: int, mixed: bool) -> Problem:
 TASKS = (
     Task(
         name="vader",
-        title="tweets, films, products, editorials: sentiment in the domain held out; linear on frozen MiniLM, full batch",
+        title="tweets, films, products, editorials: sentiment in the domain held out; linear on frozen MiniLM, 400 texts each, full batch",
         problem=vader_problem,
         has_sources=True,
         optimizer="sgd",
-        lrs=(0.01, 0.03, 0.1),
-        steps=100,
-        evaluate_every=10,
-        ramp=20,
+        lrs=(0.02, 0.06, 0.2),
+        steps=60,
+        evaluate_every=6,
+        ramp=12,
     ),
 )
