@@ -115,9 +115,9 @@ TASKS = tuple(
         has_sources=True,
         optimizer="adamw",
         lrs=(3e-3, 1e-2, 3e-2),
-        steps=150,
-        evaluate_every=15,
-        ramp=30,
+        steps=100,
+        evaluate_every=10,
+        ramp=20,
     )
     for n in DOMAINS
 )

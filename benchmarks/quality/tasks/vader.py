@@ -38,7 +38,7 @@ class Domain(NamedTuple):
 @lru_cache(maxsize=1)
 def domains() -> list[Domain]:
     """The four, in the order of `archives.VADER_DOMAINS`; a text rated 0 on average has no sign and is left out."""
-    found = []
+    found: list[Domain] = []
     for name, texts in archives.vader().items():
         signed = list({t.text: t for t in texts if t.rating}.values())
         order = torch.randperm(len(signed), generator=generator(0, len(found)))[:PER_DOMAIN].tolist()
@@ -103,7 +103,7 @@ def vader_problem(seed: int, mixed: bool) -> Problem:
 TASKS = (
     Task(
         name="vader",
-        title="tweets, films, products, editorials: sentiment in the domain held out; linear on frozen MiniLM, 400 texts each, full batch",
+        title="sentiment of tweets, films, products, editorials, one held out; linear on frozen MiniLM, 400 each, full batch",
         problem=vader_problem,
         has_sources=True,
         optimizer="sgd",
