@@ -95,7 +95,9 @@ def problem(sources: int, batch: int | None, hidden: bool, seed: int, mixed: boo
         loss_fn,
         as_micro_batches(found.train, batch, seed, mixed),
         tuple(f"source {s + 1}" for s in range(sources)),
-        lambda model: {name: accuracy(model, getattr(found, name)) for name in ("validation", "source_validation", "test")},
+        lambda model: {
+            name: accuracy(model, getattr(found, name)) for name in ("validation", "source_validation", "test")
+        },
     )
 
 
