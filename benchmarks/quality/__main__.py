@@ -17,7 +17,6 @@ from benchmarks.quality.arms import ARMS
 from benchmarks.quality.pool import Pool
 from benchmarks.quality.task import Task
 from benchmarks.quality.tasks import TASKS
-from benchmarks.record import append_row
 from gradalign.cli import options
 
 OUT = ROOT / "benchmarks" / "results" / "quality"
@@ -88,7 +87,7 @@ def measure(task: Task, arms: Sequence[str], seeds: int, jobs: int, folder: Path
     task.problem(0, False)  # loads and keeps what all workers need
     torch.set_num_threads(1)
     file = rows.path(folder, task.name)
-    append_row(file, {"kind": "machine", "date": date(), **provenance("cpu", 0)})
+    rows.append(file, [{"kind": "machine", "date": date(), **provenance("cpu", 0)}])
     with Pool(task, file, jobs) as pool:
         for cell in protocol.cells(task, arms):
             before = pool.measured

@@ -82,11 +82,8 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
         metric: what is reported.
     """
     found = runs(rows)
-    stop = SELECTIONS[selection][0]
-    cells = [Cell(name, mixed) for name in ARMS for mixed in (False, True)]
-    seeds_of = {cell: reported(found, task, cell, selection) for cell in cells if _complete(found, cell)}
-    seeds_of = {cell: by_seed for cell, by_seed in seeds_of.items() if by_seed}
-    figures = {cell: {seed: row[stop][metric] for seed, row in by_seed.items()} for cell, by_seed in seeds_of.items()}
+    seeds_of = _reported(task, found, selection)
+    figures = _figures(seeds_of, selection, metric)
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
     return [
         Line(
@@ -102,17 +99,36 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
     ]
 
 
-def _complete(found: dict[Job, Row], cell: Cell) -> bool:
-    """Whether a setting has been tried on all tuning seeds."""
-    return bool(scores(found, cell, "validation", TUNING_SEEDS))
+def against(task: Task, rows: Sequence[Row], selection: str, reference: Cell) -> dict[Cell, Gain]:
+    """Every other arm's gain over one of them, with intervals that are not corrected for their number."""
+    figures = _figures(_reported(task, runs(rows), selection), selection, "test")
+    return {
+        cell: _gains({cell: values, reference: figures[reference]}, reference, others=[cell])[cell]
+        for cell, values in figures.items()
+        if cell != reference
+    }
 
 
-def _gains(figures: dict[Cell, dict[int, float]], reference: Cell) -> dict[Cell, Gain]:
-    """Every arm against one, corrected over all arms but the ones of plain training."""
+def _reported(task: Task, found: dict[Job, Row], selection: str) -> dict[Cell, dict[int, Row]]:
+    """The reported rows of every arm that has some."""
+    cells = [Cell(name, mixed) for name in ARMS for mixed in (False, True)]
+    complete = [cell for cell in cells if scores(found, cell, selection, TUNING_SEEDS)]
+    return {cell: by_seed for cell in complete if (by_seed := reported(found, task, cell, selection))}
+
+
+def _figures(seeds_of: dict[Cell, dict[int, Row]], selection: str, metric: str) -> dict[Cell, dict[int, float]]:
+    stop = SELECTIONS[selection][0]
+    return {cell: {seed: row[stop][metric] for seed, row in by_seed.items()} for cell, by_seed in seeds_of.items()}
+
+
+def _gains(
+    figures: dict[Cell, dict[int, float]], reference: Cell, others: Sequence[Cell] | None = None
+) -> dict[Cell, Gain]:
+    """Arms against one, corrected over all of them; None: all but those of plain training."""
     base = figures.get(reference)
     if base is None:
         return {}
-    others = [cell for cell in figures if cell not in REFERENCES.values()]
+    others = [cell for cell in figures if cell not in REFERENCES.values()] if others is None else others
     differences = {cell: [v - base[s] for s, v in sorted(figures[cell].items()) if s in base] for cell in others}
     differences = {cell: found for cell, found in differences.items() if len(found) > 1}
     ps = holm([sign_flip(found) for found in differences.values()])
@@ -216,7 +232,7 @@ def extra_table(task: Task, rows: Sequence[Row], metric: str) -> str:
 
 def extra_metrics(rows: Sequence[Row]) -> list[str]:
     """What a task reports beside the metrics that all have."""
-    found = next((row["final"] for row in rows if row["kind"] == "run"), {})
+    found: dict[str, float] = next((row["final"] for row in rows if row["kind"] == "run"), {})
     return [name for name in found if name not in METRICS]
 
 

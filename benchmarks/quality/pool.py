@@ -14,7 +14,6 @@ from benchmarks.quality import replicas, rows
 from benchmarks.quality.rows import Row
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job, run
-from benchmarks.record import append_row
 
 SEEDS_AT_ONCE = 5
 
@@ -65,10 +64,10 @@ class Pool:
 
     def _collect(self, futures: Sequence[Future[list[Row]]], into: dict[Job, Row]) -> None:
         for future in as_completed(futures):
-            for row in future.result():
-                append_row(self._file, row)
-                into[rows.job_of(row)] = row
-                self.measured += 1
+            measured = future.result()
+            rows.append(self._file, measured)
+            into.update({rows.job_of(row): row for row in measured})
+            self.measured += len(measured)
 
 
 def grouped(jobs: Sequence[Job]) -> list[list[Job]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,19 @@ def read(file: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
     return found
+
+
+def append(file: Path, found: Sequence[Row]) -> None:
+    """Lines more, on the disk when this returns; a line that was cut short before them is left to itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as opened:
+        if opened.tell() > 0:
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.write(b"\n")
+        opened.write("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in found).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def job_of(row: Row) -> Job:
