@@ -237,7 +237,9 @@ class Invariance(ReferenceMethod):
     layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float) -> None:
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float
+    ) -> None:
         super().__init__(model, loss_fn, optimizer)  # type: ignore[arg-type]
         self.weight = weight
         self.last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
