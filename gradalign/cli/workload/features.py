@@ -37,7 +37,10 @@ class Features:
 
 
 def features(
-    texts: Sequence[str], model: str = "minilm", folder: Path | None = None, progress: Callable[[int], None] = lambda n: None
+    texts: Sequence[str],
+    model: str = "minilm",
+    folder: Path | None = None,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> Features:
     """The features of these texts, read from the disk where they were computed before.
 
