@@ -61,7 +61,7 @@ def spaced(low: float, high: float, num: int) -> list[float]:
 
 
 def trials(task: Task, arm: Arm) -> list[tuple[float, float]]:
-    """The `TRIALS` settings (lr, value) of an arm: every lr of the task with as many values as fit; without a value, more lrs."""
+    """The `TRIALS` settings (lr, value) of an arm: each lr of the task with as many values as fit; without one, more lrs."""
     if not arm.parameter:
         low, high = min(task.lrs), max(task.lrs)
         return [(lr, 0.0) for lr in spaced(low / 3, high * 3, TRIALS)]

@@ -186,7 +186,7 @@ class Optimizer:
 def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str, Any]]:
     """The rows of jobs that differ in seed, lr and value only: every setting on every seed.
 
-    Seconds are those of all runs together, divided by their number: not comparable with the library's, so they are not recorded.
+    Their seconds are not recorded: those of one run among many are no figure of a method.
     """
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     settings = list(dict.fromkeys((job.lr, job.value) for job in jobs))

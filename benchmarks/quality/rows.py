@@ -90,7 +90,7 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
 
 
 def chosen(found: dict[Job, Row], cell: Cell, selection: str) -> tuple[float, float]:
-    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of the smaller value."""
+    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of smaller value."""
     means = scores(found, cell, selection, TUNING_SEEDS)
     return max(means, key=lambda setting: means[setting])
 

@@ -43,8 +43,8 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
 
     Returns:
         The job's fields and `kind`, `engine`, `seconds` (of processor time, in training alone), `passes`, and metrics at the
-        `final` step, where "validation" was best (`stopped`) and where "source_validation" was best (`source_stopped`), the last
-        two with their `step`. With a curve also [step, validation, source_validation, test] at up to `POINTS` steps. From where
+        `final` step, where "validation" was best (`stopped`) and where "source_validation" was best (`source_stopped`), the
+        last two with their `step`. With a curve also [step, validation, source_validation, test] at up to `POINTS` steps. From where
         parameters are no longer finite, metrics are those of the untrained model.
     """
     problem, arm = task.problem(job.seed, job.mixed), ARMS[job.arm]
