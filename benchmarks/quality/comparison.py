@@ -189,6 +189,8 @@ HEADER = (
     "over plain",
     "chosen on sources",
     "over plain",
+    "untuned",
+    "over plain",
     "passes",
     "seconds",
 )
@@ -197,7 +199,9 @@ HEADER = (
 def table(task: Task, rows: Sequence[Row]) -> str:
     """All arms in Markdown: the settings chosen on validation data, then the two other ways to choose."""
     factor = scale(rows)
-    others = [{line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source")]
+    others = [
+        {line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source", "start")
+    ]
     body = [
         [
             label(line.cell),
