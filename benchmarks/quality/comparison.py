@@ -189,6 +189,8 @@ HEADER = (
     "over plain",
     "chosen on sources",
     "over plain",
+    "untuned",
+    "over plain",
     "passes",
     "seconds",
 )
@@ -197,14 +199,16 @@ HEADER = (
 def table(task: Task, rows: Sequence[Row]) -> str:
     """All arms in Markdown: the settings chosen on validation data, then the two other ways to choose."""
     factor = scale(rows)
-    others = [{line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source")]
+    others = [
+        {line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source", "start")
+    ]
     body = [
         [
             label(line.cell),
             setting_text(line),
             number(line.mean, factor),
             *(as_text(line.gains[name], factor) for name in REFERENCES),
-            *(part for found in others for part in _mean_and_gain(found[line.cell], factor)),
+            *(part for found in others for part in _mean_and_gain(found.get(line.cell), factor)),
             f"{line.passes:.2g}",
             "" if line.seconds is None else f"{line.seconds:.2g}",
         ]
@@ -213,7 +217,10 @@ def table(task: Task, rows: Sequence[Row]) -> str:
     return as_markdown(HEADER, body, num_text=2)
 
 
-def _mean_and_gain(line: Line, factor: float) -> tuple[str, str]:
+def _mean_and_gain(line: Line | None, factor: float) -> tuple[str, str]:
+    """Both empty where an arm has not been run that way."""
+    if line is None:
+        return "", ""
     return number(line.mean, factor), as_text(line.gains["equal steps"], factor)
 
 

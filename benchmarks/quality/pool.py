@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -35,6 +36,7 @@ class Pool:
         self._task, self._file = task, file
         before = rows.read(file)
         self.found, self.library = rows.runs(before), rows.runs(before, "library")
+        importlib.import_module("torch._dynamo")  # which vmap and optimizers import: once, not in every worker
         context = get_context("fork")  # the workers share what the task has loaded
         self._executor = ProcessPoolExecutor(num, context, initializer=torch.set_num_threads, initargs=(1,))
         self.measured = 0

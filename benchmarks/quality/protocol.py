@@ -1,4 +1,4 @@
-"""What is run, and in which order: for every arm all trials on the tuning seeds, then its chosen settings on the reported ones."""
+"""What is run, in which order: for every arm all trials on the tuning seeds, then its chosen settings on the reported ones."""
 
 from __future__ import annotations
 

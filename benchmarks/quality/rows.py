@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.quality.arms import ARMS
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job
 
@@ -17,6 +19,7 @@ SELECTIONS = {  # which trial, by which figure: metric set of a row, metric
     "validation": ("final", "validation"),
     "stopped": ("stopped", "validation"),
     "source": ("final", "source_validation"),
+    "start": ("final", "source_validation"),  # among the trials with the value to start from
 }
 
 
@@ -81,7 +84,8 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     stop, metric = SELECTIONS[selection]
     by_setting: dict[tuple[float, float], dict[int, float]] = {}
     for job, row in sorted(of_cell(found, cell).items()):
-        by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
+        if selection != "start" or job.value == start(found, cell):
+            by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
     return {
         setting: sum(values[seed] for seed in seeds) / len(seeds)
         for setting, values in by_setting.items()
@@ -89,8 +93,14 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     }
 
 
+def start(found: dict[Job, Row], cell: Cell) -> float:
+    """Of the values that were tried, the one nearest to the arm's `start` in its logarithm."""
+    tried = {job.value for job in of_cell(found, cell)}
+    return min(sorted(tried), key=lambda value: abs(math.log(value / ARMS[cell.arm].start)) if value else 0.0)
+
+
 def chosen(found: dict[Job, Row], cell: Cell, selection: str) -> tuple[float, float]:
-    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of the smaller value."""
+    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of smaller value."""
     means = scores(found, cell, selection, TUNING_SEEDS)
     return max(means, key=lambda setting: means[setting])
 

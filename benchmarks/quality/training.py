@@ -43,9 +43,8 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
 
     Returns:
         The job's fields and `kind`, `engine`, `seconds` (of processor time, in training alone), `passes`, and metrics at the
-        `final` step, where "validation" was best (`stopped`) and where "source_validation" was best (`source_stopped`), the last
-        two with their `step`. With a curve also [step, validation, source_validation, test] at up to `POINTS` steps. From where
-        parameters are no longer finite, metrics are those of the untrained model.
+        `final` step and, with its `step`, where "validation" was best (`stopped`). With a curve also [step, test] at up to
+        `POINTS` steps. From where parameters are no longer finite, metrics are those of the untrained model.
     """
     problem, arm = task.problem(job.seed, job.mixed), ARMS[job.arm]
     torch.manual_seed(job.seed)
@@ -58,21 +57,18 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
 
 def row_of(job: Job, evaluations: Evaluations, passes: int, with_curve: bool) -> dict[str, Any]:
     """The row of a run from its evaluations."""
-    best = {name: max(evaluations, key=lambda found: found[1][name]) for name in ("validation", "source_validation")}
+    step, best = max(evaluations, key=lambda found: found[1]["validation"])
     row: dict[str, Any] = {
         **job._asdict(),
         "kind": "run",
         "passes": passes,
         "final": rounded(evaluations[-1][1]),
-        "stopped": {"step": best["validation"][0], **rounded(best["validation"][1])},
-        "source_stopped": {"step": best["source_validation"][0], **rounded(best["source_validation"][1])},
+        "stopped": {"step": step, **rounded(best)},
     }
     if with_curve:
         every = math.ceil(len(evaluations) / POINTS)
         kept = evaluations[::-1][::every][::-1]
-        row["curve"] = [
-            [step, *(round(m[n], 4) for n in ("validation", "source_validation", "test"))] for step, m in kept
-        ]
+        row["curve"] = [[step, round(metrics["test"], 4)] for step, metrics in kept]
     return row
 
 

@@ -69,12 +69,7 @@ def test_a_run_is_the_loop_by_hand(toy):
         optimizer.step()
         optimizer.zero_grad()
         if step % 2:
-            curve.append(
-                [
-                    step + 1,
-                    *(round(made.evaluate(made.model)[n], 4) for n in ("validation", "source_validation", "test")),
-                ]
-            )
+            curve.append([step + 1, round(made.evaluate(made.model)["test"], 4)])
     assert row["curve"] == curve
     assert row["final"]["test"] == curve[-1][-1]
     assert row["stopped"]["step"] == 4
@@ -112,10 +107,10 @@ def test_a_killed_run_goes_on_where_it_was(toy, tmp_path):
     assert "cosine, sources mixed" in text
 
 
-def row(arm, lr, seed, test, mixed=False, steps=4, **other):
+def row(arm, lr, seed, test, mixed=False, steps=4, value=0.0, **other):
     found = {"validation": test, "source_validation": -test, "test": test}
-    job = Job(arm, mixed, lr, 0.0, seed, steps)._asdict()
-    stops = {"final": found, "stopped": {"step": 2, **found}, "source_stopped": {"step": 2, **found}}
+    job = Job(arm, mixed, lr, value, seed, steps)._asdict()
+    stops = {"final": found, "stopped": {"step": 2, **found}}
     return {**job, "kind": "run", "seconds": 1.0, "passes": 4, **stops, **other}
 
 
@@ -130,6 +125,20 @@ def test_settings_are_chosen_on_tuning_seeds_alone():
         0: pytest.approx(0.6),
         1: pytest.approx(0.6),
     }
+
+
+def test_untuned_is_the_value_nearest_to_the_start_with_a_lr_chosen_on_sources():
+    assert ARMS["SAM"].start == 0.05
+    found = [
+        row("SAM", lr, seed, 0.5 + lr * sign, value=value)
+        for value, sign in ((0.03, 1), (0.06, 1), (0.2, -9))
+        for lr in (0.1, 0.2)
+        for seed in TUNING_SEEDS
+    ]
+    runs = rows.runs(found)
+    assert rows.chosen(runs, Cell("SAM"), "start") == (0.1, 0.06)
+    assert rows.chosen(runs, Cell("SAM"), "source") == (0.2, 0.2)
+    assert rows.chosen(runs, Cell("SAM"), "validation") == (0.2, 0.03)
 
 
 def test_gains_are_paired_by_seed_and_corrected():
