@@ -82,12 +82,29 @@ def plain(model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backw
 
 
 def agreement(
-    objective: Any, normalize: Any, estimator: Any, model: nn.Module, value: float, ramp: Callable[[int], float]
+    objective: Any,
+    normalize: Any,
+    estimator: Any,
+    model: nn.Module,
+    value: float,
+    ramp: Callable[[int], float],
+    first_layer: bool = False,
 ) -> Backward:
-    """GradAlign."""
+    """GradAlign; with `first_layer` agreement is measured on the first layer that has parameters."""
+    params = list(first_layer_of(model).parameters()) if first_layer else None
     return gradalign.GradAlign(
-        model, lambda step: value * ramp(step), objective=objective, normalize=normalize, estimator=estimator
+        model,
+        lambda step: value * ramp(step),
+        objective=objective,
+        normalize=normalize,
+        estimator=estimator,
+        params=params,
     ).backward
+
+
+def first_layer_of(model: nn.Module) -> nn.Module:
+    """The first module with parameters of its own."""
+    return next(m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
 def baseline(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
@@ -139,6 +156,16 @@ ARMS: dict[str, Arm] = {
             3.0,
             0.3,
             lambda k: k + max(1, k // 2),
+            "weight (none)",
+            aligned=True,
+        ),
+        Arm(
+            "cosine, first layer",
+            partial(agreement, "cosine", "none", "leave_one_out", first_layer=True),
+            0.03,
+            3.0,
+            0.3,
+            twice,
             "weight (none)",
             aligned=True,
         ),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
-from benchmarks.quality.arms import ARMS
+from benchmarks.quality.arms import ARMS, first_layer_of
 from benchmarks.quality.task import Batch, Task
 from benchmarks.quality.training import Evaluations, Job, finite_or, ramp, row_of
 
@@ -42,6 +42,8 @@ class Losses:
         self._shapes = [p.shape for p in self._host.parameters() if p.requires_grad]
         last = [name for name, m in self._host.named_modules() if isinstance(m, nn.Linear)][-1]
         self._in_last = [name.rpartition(".")[0] == last for name in self._names]
+        first = {id(p) for p in first_layer_of(model).parameters()}
+        self._in_first = [id(p) in first for p in model.parameters() if p.requires_grad]
 
     def loss(self, flat: Tensor, batch: Batch) -> Tensor:
         """L(theta)."""
@@ -52,10 +54,15 @@ class Losses:
 
     def last(self, flat: Tensor) -> Tensor:
         """1 for the parameters of the last linear layer, 0 for the others."""
-        sizes = [shape.numel() for shape in self._shapes]
-        return torch.cat([torch.full((n,), float(inside)) for n, inside in zip(sizes, self._in_last, strict=True)]).to(
-            flat
-        )
+        return self._indicator(self._in_last, flat)
+
+    def first(self, flat: Tensor) -> Tensor:
+        """1 for the parameters of the first layer, 0 for the others."""
+        return self._indicator(self._in_first, flat)
+
+    def _indicator(self, inside: Sequence[bool], flat: Tensor) -> Tensor:
+        pairs = zip(self._shapes, inside, strict=True)
+        return torch.cat([torch.full((shape.numel(),), float(is_in)) for shape, is_in in pairs]).to(flat)
 
     def irm(self, flat: Tensor, batch: Batch) -> Tensor:
         """(d/dw L(w z))^2 at w = 1, z the last layer's output: scaling z is scaling that layer."""
@@ -136,9 +143,14 @@ def inner(gradients: Sequence[Gradient], theta: Tensor, value: Tensor) -> list[T
 
 
 def agreement(objective: str, normalize: str, split: bool) -> Callable[..., Tensor]:
-    """gbar - weight term, as in docs/design.md: leave_one_out, or split with half of the micro-batches as rotating probes."""
+    """gbar - weight term, as in docs/design.md: leave_one_out, or split with half of the micro-batches as rotating probes.
 
-    def step_gradient(gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int) -> Tensor:
+    What is made measures agreement where `measured` is 1.
+    """
+
+    def step_gradient(
+        gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+    ) -> Tensor:
         own = [g(theta) for g in gradients]
         mean, k = torch.stack(own).mean(0), len(own)
         m = min(k - 1, max(1, round(k / 2))) if split else k
@@ -146,7 +158,7 @@ def agreement(objective: str, normalize: str, split: bool) -> Callable[..., Tens
         term = torch.zeros_like(theta)
         for i in sorted(probes):
             others = [own[j] for j in range(k) if j != i and not (split and j in probes)]
-            v = displacement(objective, others, own[i])
+            v = displacement(objective, [g * measured for g in others], own[i] * measured)
             length = 1.0 if normalize == "direction" else 2 * norm(v)
             term += length * (gradients[i](theta + RADIUS * unit(v)) - own[i]) / RADIUS / m
         if normalize == "gradient":
@@ -175,8 +187,9 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "variance": agreement("variance", "direction", False),
     "cosine": agreement("cosine", "none", False),
     "cosine, split": agreement("cosine", "none", True),
+    "cosine, first layer": agreement("cosine", "none", False),
 }
-RAMPED = ("dot", "norm", "variance", "cosine", "cosine, split", "Fishr", "IRMv1")
+RAMPED = ("dot", "norm", "variance", "cosine", "cosine, split", "cosine, first layer", "Fishr", "IRMv1")
 
 
 def penalised(losses: Losses, arm: str, theta: Tensor, batches: Sequence[Batch], value: Tensor) -> Tensor:
@@ -239,7 +252,9 @@ def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str,
             filled = penalised(losses, arm.name, theta, batches, weight)
         else:
             of_batch = [lambda at, b=b: gradient(at, b) for b in batches]
-            filled = METHODS["plain" if arm.make is ARMS["plain"].make else arm.name](of_batch, theta, weight, step)
+            method = METHODS["plain" if arm.make is ARMS["plain"].make else arm.name]
+            only_first = {"measured": losses.first(theta)} if arm.name == "cosine, first layer" else {}
+            filled = method(of_batch, theta, weight, step, **only_first)
         theta = optimizer.step(theta, filled)
         if (step + 1) % task.evaluate_every == 0 or step + 1 == steps:
             for i, p in enumerate(problems):
