@@ -233,11 +233,13 @@ class Invariance(ReferenceMethod):
 
         .grad of (mean_e L_e + weight penalty) / max(1, weight)
 
-    The division keeps the size of the step; both papers' experiments do it. What the penalties look at is the last linear layer:
-    its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
+    The division keeps the size of the step; both papers' experiments do it. What the penalties look at is the last linear
+    layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float) -> None:
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float
+    ) -> None:
         super().__init__(model, loss_fn, optimizer)  # type: ignore[arg-type]
         self.weight = weight
         self.last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]

@@ -31,6 +31,7 @@ class Arm:
             factor of a penalty's weight.
         low: of the range of `value`.
         high: of it.
+        start: a value to begin with, from trials before these tasks and the methods' papers; not from these results.
         passes: of a step with k micro-batches.
         parameter: what `value` is.
         aligned: whether it compares micro-batches.
@@ -44,6 +45,7 @@ class Arm:
     make: Callable[[nn.Module, float, Callable[[int], float]], Backward]
     low: float = 0.0
     high: float = 0.0
+    start: float = 0.0
     passes: Callable[[int], int] = lambda k: k
     parameter: str = ""
     aligned: bool = False
@@ -61,7 +63,7 @@ def spaced(low: float, high: float, num: int) -> list[float]:
 
 
 def trials(task: Task, arm: Arm) -> list[tuple[float, float]]:
-    """The `TRIALS` settings (lr, value) of an arm: every lr of the task with as many values as fit; without a value, more lrs."""
+    """The `TRIALS` settings (lr, value) of an arm: each lr of the task with as many values as fit; without one, more lrs."""
     if not arm.parameter:
         low, high = min(task.lrs), max(task.lrs)
         return [(lr, 0.0) for lr in spaced(low / 3, high * 3, TRIALS)]
@@ -80,12 +82,29 @@ def plain(model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backw
 
 
 def agreement(
-    objective: Any, normalize: Any, estimator: Any, model: nn.Module, value: float, ramp: Callable[[int], float]
+    objective: Any,
+    normalize: Any,
+    estimator: Any,
+    model: nn.Module,
+    value: float,
+    ramp: Callable[[int], float],
+    first_layer: bool = False,
 ) -> Backward:
-    """GradAlign."""
+    """GradAlign; with `first_layer` agreement is measured on the first layer that has parameters."""
+    params = list(first_layer_of(model).parameters()) if first_layer else None
     return gradalign.GradAlign(
-        model, lambda step: value * ramp(step), objective=objective, normalize=normalize, estimator=estimator
+        model,
+        lambda step: value * ramp(step),
+        objective=objective,
+        normalize=normalize,
+        estimator=estimator,
+        params=params,
     ).backward
+
+
+def first_layer_of(model: nn.Module) -> nn.Module:
+    """The first module with parameters of its own."""
+    return next(m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
 def baseline(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
@@ -110,9 +129,11 @@ def twice(k: int) -> int:
     return 2 * k
 
 
-def _aligned(name: str, objective: str, normalize: str, low: float, high: float, control: bool = True) -> Arm:
+def _aligned(
+    name: str, objective: str, normalize: str, low: float, high: float, start: float, control: bool = True
+) -> Arm:
     make = partial(agreement, objective, normalize, "leave_one_out")
-    return Arm(name, make, low, high, twice, f"weight ({normalize})", aligned=True, control=control)
+    return Arm(name, make, low, high, start, twice, f"weight ({normalize})", aligned=True, control=control)
 
 
 ROTATING = Split(probe_fraction=0.5, probes="rotate")
@@ -120,25 +141,36 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("plain", plain),
-        Arm("weight decay", plain, 0.003, 1.0, parameter="weight decay", decay=True),
-        Arm("SAM", partial(baseline, SAM), 0.03, 1.0, twice, "rho"),
-        Arm("Reptile", partial(baseline, Reptile), 0.01, 3.0, parameter="inner lr", aligned=True, control=True),
-        Arm("FOMAML", partial(baseline, FOMAML), 0.01, 3.0, parameter="inner lr", aligned=True),
-        _aligned("dot", "dot", "gradient", 0.03, 2.0),
-        _aligned("norm", "norm", "direction", 0.01, 1.0, control=False),
-        _aligned("variance", "variance", "direction", 0.03, 10.0),
-        _aligned("cosine", "cosine", "none", 0.03, 3.0),
+        Arm("weight decay", plain, 0.003, 1.0, 0.01, parameter="weight decay", decay=True),
+        Arm("SAM", partial(baseline, SAM), 0.03, 1.0, 0.05, twice, "rho"),
+        Arm("Reptile", partial(baseline, Reptile), 0.01, 3.0, 0.5, parameter="inner lr", aligned=True, control=True),
+        Arm("FOMAML", partial(baseline, FOMAML), 0.01, 3.0, 0.5, parameter="inner lr", aligned=True),
+        _aligned("dot", "dot", "gradient", 0.03, 2.0, 0.3),
+        _aligned("norm", "norm", "direction", 0.01, 1.0, 0.03, control=False),
+        _aligned("variance", "variance", "direction", 0.03, 10.0, 1.0),
+        _aligned("cosine", "cosine", "none", 0.03, 3.0, 0.3),
         Arm(
             "cosine, split",
             partial(agreement, "cosine", "none", ROTATING),
             0.03,
             3.0,
+            0.3,
             lambda k: k + max(1, k // 2),
             "weight (none)",
             aligned=True,
         ),
-        Arm("Fishr", partial(penalty, Fishr), 0.1, 1000.0, twice, "weight", aligned=True, needs_sources=True),
-        Arm("IRMv1", partial(penalty, IRMv1), 0.1, 1000.0, parameter="weight", aligned=True, needs_sources=True),
+        Arm(
+            "cosine, first layer",
+            partial(agreement, "cosine", "none", "leave_one_out", first_layer=True),
+            0.03,
+            3.0,
+            0.3,
+            twice,
+            "weight (none)",
+            aligned=True,
+        ),
+        Arm("Fishr", partial(penalty, Fishr), 0.1, 1000.0, 1000.0, twice, "weight", aligned=True, needs_sources=True),
+        Arm("IRMv1", partial(penalty, IRMv1), 0.1, 1000.0, 100.0, parameter="weight", aligned=True, needs_sources=True),
         Arm("plain, equal passes", plain, longer="passes"),
         Arm("plain, equal seconds", plain, longer="seconds"),
     )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.quality.arms import ARMS
-from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, reported, runs
+from benchmarks.quality.protocol import cost
+from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen, of_cell, reported, runs, scores
 from benchmarks.quality.statistics import bootstrap, holm, sign_flip
-from benchmarks.quality.task import Task
+from benchmarks.quality.task import METRICS, Task
 from benchmarks.quality.training import Job
 from benchmarks.tables import as_markdown
 
 PLAIN = Cell("plain")
-REFERENCES = {"equal steps": PLAIN, "equal passes": Cell("plain, equal passes"), "equal seconds": Cell("plain, equal seconds")}
+REFERENCES = {
+    "equal steps": PLAIN,
+    "equal passes": Cell("plain, equal passes"),
+    "equal seconds": Cell("plain, equal seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Line:
         seeds: how many.
         gains: over plain training by name of the budget; None for the reference itself or without rows.
         passes: of a run, relative to plain training.
-        seconds: of processor time in the median run, relative to plain training.
+        seconds: of processor time in the library, relative to plain training; None where that was not measured.
     """
 
     cell: Cell
@@ -59,7 +64,7 @@ class Line:
     seeds: int
     gains: dict[str, Gain | None]
     passes: float
-    seconds: float
+    seconds: float | None
 
 
 def label(cell: Cell) -> str:
@@ -77,13 +82,9 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
         metric: what is reported.
     """
     found = runs(rows)
-    stop = SELECTIONS[selection][0]
-    cells = [Cell(name, mixed) for name in ARMS for mixed in (False, True)]
-    seeds_of = {cell: reported(found, task, cell, selection) for cell in cells if _complete(found, cell)}
-    seeds_of = {cell: by_seed for cell, by_seed in seeds_of.items() if by_seed}
-    figures = {cell: {seed: row[stop][metric] for seed, row in by_seed.items()} for cell, by_seed in seeds_of.items()}
+    seeds_of = _reported(task, found, selection)
+    figures = _figures(seeds_of, selection, metric)
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
-    relative = {name: _relative(seeds_of, name) for name in ("passes", "seconds")}
     return [
         Line(
             cell,
@@ -91,26 +92,43 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
             statistics.fmean(values.values()),
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
-            relative["passes"](cell),
-            relative["seconds"](cell),
+            _passes(seeds_of, cell) if PLAIN in seeds_of else float("nan"),
+            _seconds(rows, cell),
         )
         for cell, values in figures.items()
     ]
 
 
-def _complete(found: dict[Job, Row], cell: Cell) -> bool:
-    """Whether a setting has been tried on all tuning seeds."""
-    from benchmarks.quality.rows import TUNING_SEEDS, scores
+def against(task: Task, rows: Sequence[Row], selection: str, reference: Cell) -> dict[Cell, Gain]:
+    """Every other arm's gain over one of them, with intervals that are not corrected for their number."""
+    figures = _figures(_reported(task, runs(rows), selection), selection, "test")
+    return {
+        cell: _gains({cell: values, reference: figures[reference]}, reference, others=[cell])[cell]
+        for cell, values in figures.items()
+        if cell != reference
+    }
 
-    return bool(scores(found, cell, "validation", TUNING_SEEDS))
+
+def _reported(task: Task, found: dict[Job, Row], selection: str) -> dict[Cell, dict[int, Row]]:
+    """The reported rows of every arm that has some."""
+    cells = [Cell(name, mixed) for name in ARMS for mixed in (False, True)]
+    complete = [cell for cell in cells if scores(found, cell, selection, TUNING_SEEDS)]
+    return {cell: by_seed for cell in complete if (by_seed := reported(found, task, cell, selection))}
 
 
-def _gains(figures: dict[Cell, dict[int, float]], reference: Cell) -> dict[Cell, Gain]:
-    """Every arm against one, corrected over all arms but the ones of plain training."""
+def _figures(seeds_of: dict[Cell, dict[int, Row]], selection: str, metric: str) -> dict[Cell, dict[int, float]]:
+    stop = SELECTIONS[selection][0]
+    return {cell: {seed: row[stop][metric] for seed, row in by_seed.items()} for cell, by_seed in seeds_of.items()}
+
+
+def _gains(
+    figures: dict[Cell, dict[int, float]], reference: Cell, others: Sequence[Cell] | None = None
+) -> dict[Cell, Gain]:
+    """Arms against one, corrected over all of them; None: all but those of plain training."""
     base = figures.get(reference)
     if base is None:
         return {}
-    others = [cell for cell in figures if cell not in REFERENCES.values()]
+    others = [cell for cell in figures if cell not in REFERENCES.values()] if others is None else others
     differences = {cell: [v - base[s] for s, v in sorted(figures[cell].items()) if s in base] for cell in others}
     differences = {cell: found for cell, found in differences.items() if len(found) > 1}
     ps = holm([sign_flip(found) for found in differences.values()])
@@ -120,11 +138,23 @@ def _gains(figures: dict[Cell, dict[int, float]], reference: Cell) -> dict[Cell,
     }
 
 
-def _relative(seeds_of: dict[Cell, dict[int, Row]], name: str) -> Callable[[Cell], float]:
-    def median(cell: Cell) -> float:
-        return statistics.median(row[name] for row in seeds_of[cell].values())
+def _passes(seeds_of: dict[Cell, dict[int, Row]], cell: Cell) -> float:
+    """Of the arm's run, relative to plain training."""
+    one, plain = (next(iter(seeds_of[c].values()))["passes"] for c in (cell, PLAIN))
+    return one / plain
 
-    return lambda cell: median(cell) / median(PLAIN) if PLAIN in seeds_of else float("nan")
+
+def _seconds(rows: Sequence[Row], cell: Cell) -> float | None:
+    """Of processor time in the library's runs, relative to plain training; None where it has none."""
+    timed = [runs(rows, kind) for kind in ("library", "run")]
+    one, plain = (
+        next((c for found in timed if (c := cost(_timed(of_cell(found, c2)), "seconds"))), None) for c2 in (cell, PLAIN)
+    )
+    return one / plain if one and plain else None
+
+
+def _timed(found: dict[Job, Row]) -> dict[Job, Row]:
+    return {job: row for job, row in found.items() if "seconds" in row}
 
 
 def scale(rows: Sequence[Row]) -> float:
@@ -148,36 +178,82 @@ def setting_text(line: Line) -> str:
     return f"lr {lr:g}" + (f", {ARMS[line.cell.arm].parameter} {value:g}" if ARMS[line.cell.arm].parameter else "")
 
 
-def table(task: Task, rows: Sequence[Row], selection: str, metric: str = "test") -> str:
-    """All arms in Markdown."""
+HEADER = (
+    "arm",
+    "chosen",
+    "test",
+    "over plain",
+    "at equal passes",
+    "at equal seconds",
+    "stopped early",
+    "over plain",
+    "chosen on sources",
+    "over plain",
+    "untuned",
+    "over plain",
+    "passes",
+    "seconds",
+)
+
+
+def table(task: Task, rows: Sequence[Row]) -> str:
+    """All arms in Markdown: the settings chosen on validation data, then the two other ways to choose."""
     factor = scale(rows)
-    digits = 1 if factor == 100 else 3
+    others = [
+        {line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source", "start")
+    ]
     body = [
         [
             label(line.cell),
             setting_text(line),
-            f"{factor * line.mean:.{digits}f}",
+            number(line.mean, factor),
             *(as_text(line.gains[name], factor) for name in REFERENCES),
+            *(part for found in others for part in _mean_and_gain(found.get(line.cell), factor)),
             f"{line.passes:.2g}",
-            f"{line.seconds:.2g}",
+            "" if line.seconds is None else f"{line.seconds:.2g}",
         ]
-        for line in lines(task, rows, selection, metric)
+        for line in lines(task, rows, "validation")
     ]
-    header = ("arm", "chosen", "test", "over plain", "at equal passes", "at equal seconds", "passes", "seconds")
-    return as_markdown(header, body, num_text=2)
+    return as_markdown(HEADER, body, num_text=2)
 
 
-TITLES = {
-    "validation": "chosen on validation data of the test's distribution, at the last step",
-    "stopped": "chosen on validation data of the test's distribution, stopped where that was best",
-    "source": "chosen on held-out data of the training sources, at the last step: nothing of the test's distribution was seen",
-}
+def _mean_and_gain(line: Line | None, factor: float) -> tuple[str, str]:
+    """Both empty where an arm has not been run that way."""
+    if line is None:
+        return "", ""
+    return number(line.mean, factor), as_text(line.gains["equal steps"], factor)
+
+
+def number(value: float, factor: float) -> str:
+    """In points with one digit, else with three."""
+    return f"{factor * value:.{1 if factor == 100 else 3}f}"
+
+
+def extra_table(task: Task, rows: Sequence[Row], metric: str) -> str:
+    """Another metric of the settings chosen on validation data, at the last step."""
+    factor = scale(rows)
+    found = lines(task, rows, "validation", metric)
+    body = [[label(line.cell), number(line.mean, factor), as_text(line.gains["equal steps"], factor)] for line in found]
+    return as_markdown(("arm", metric.replace("_", " "), "over plain"), body)
+
+
+def extra_metrics(rows: Sequence[Row]) -> list[str]:
+    """What a task reports beside the metrics that all have."""
+    found: dict[str, float] = next((row["final"] for row in rows if row["kind"] == "run"), {})
+    return [name for name in found if name not in METRICS]
 
 
 def text(task: Task, rows: Sequence[Row]) -> str:
-    """Everything about a task: one table for each way to choose."""
-    found = [f"{task.name}: {task.title}"]
-    found += [f"{title}\n\n{table(task, rows, selection)}" for selection, title in TITLES.items()]
-    if any("clean_test" in row["final"] for row in rows if row["kind"] == "run"):
-        found.append(f"the same as the first, tested without planted sentences\n\n{table(task, rows, 'validation', 'clean_test')}")
-    return "\n\n".join(found)
+    """Everything about a task."""
+    seeds = max((line.seeds for line in lines(task, rows, "validation")), default=0)
+    tables = [table(task, rows), *(extra_table(task, rows, name) for name in extra_metrics(rows))]
+    return "\n\n".join([f"{task.name}: {task.title}; {seeds} seeds", *tables, library_text(rows)])
+
+
+def library_text(rows: Sequence[Row]) -> str:
+    """How far the library's runs are from the ones reported."""
+    found, library = runs(rows), runs(rows, "library")
+    both = [abs(row["final"]["test"] - found[job]["final"]["test"]) for job, row in library.items() if job in found]
+    if not both:
+        return "every run by the library"
+    return f"{len(both)} of the runs again through the library: the test differs by {max(both):.4f} at most"

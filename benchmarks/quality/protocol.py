@@ -1,19 +1,18 @@
-"""What is run, and in which order: for every arm its trials on the tuning seeds, then its chosen settings on the reported ones."""
+"""What is run, in which order: for every arm all trials on the tuning seeds, then its chosen settings on the reported ones."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 from benchmarks.quality.arms import ARMS, Arm, trials
-from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen, finalists, of_cell
+from benchmarks.quality.pool import Pool
+from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen, of_cell
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job
 
 LONGEST = 20  # times the task's steps, at equal time
-
-Measure = Callable[[Sequence[Job], bool], None]  # jobs, with a curve -> their rows are among the runs
 
 
 def cells(task: Task, names: Iterable[str]) -> list[Cell]:
@@ -27,17 +26,24 @@ def cells(task: Task, names: Iterable[str]) -> list[Cell]:
     return found
 
 
-def run_cell(task: Task, cell: Cell, seeds: int, found: dict[Job, Row], measure: Measure) -> None:
-    """Everything about one arm."""
-    steps = steps_of(task, ARMS[cell.arm], found)
-    settings = trials(task, ARMS[cell.arm])
-    measure([Job(*cell, *setting, TUNING_SEEDS[0], steps) for setting in settings], False)
-    measure([Job(*cell, *setting, seed, steps) for setting in finalists(found, cell) for seed in TUNING_SEEDS], False)
-    picked = dict.fromkeys(chosen(found, cell, selection) for selection in SELECTIONS)
-    measure([Job(*cell, *setting, seed, steps) for setting in picked for seed in range(seeds)], True)
+def run_cell(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
+    """Everything about one arm, and one of its runs through the library, which tells its seconds."""
+    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.library)
+    jobs = [Job(*cell, *setting, seed, steps) for seed in TUNING_SEEDS for setting in trials(task, ARMS[cell.arm])]
+    pool.measure(jobs, False)
+    picked = dict.fromkeys(chosen(pool.found, cell, selection) for selection in SELECTIONS)
+    pool.measure([Job(*cell, *setting, seed, steps) for seed in range(seeds) for setting in picked], True)
+    if task.replicas and not cell.mixed and ARMS[cell.arm].longer is None:
+        pool.measure_by_library([Job(*cell, *next(iter(picked)), 0, steps)])
 
 
-def steps_of(task: Task, arm: Arm, found: dict[Job, Row]) -> int:
+def check_by_library(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
+    """The reported seeds of the setting chosen on validation data once more, through the library."""
+    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.library)
+    pool.measure_by_library([Job(*cell, *chosen(pool.found, cell, "validation"), s, steps) for s in range(seeds)])
+
+
+def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row]) -> int:
     """The task's steps, or as many as take as long as the dearest arm that has been measured.
 
     By seconds it is what was measured when the arm was begun: later runs of the arm keep to it.
@@ -47,14 +53,21 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row]) -> int:
     begun = [job.steps for job in of_cell(found, Cell(arm.name))]
     if begun:
         return begun[0]
-    one = of_cell(found, Cell("plain"))
-    others = {name: rows for name in ARMS if ARMS[name].aligned and (rows := of_cell(found, Cell(name)))}
-    if not one or not others:
-        raise ValueError(f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first")
-    cost = median_of(arm.longer)
-    return min(LONGEST * task.steps, math.ceil(task.steps * max(map(cost, others.values())) / cost(one)))
+    measured = library if arm.longer == "seconds" and task.replicas else found
+    costs = {name: cost(of_cell(measured, Cell(name)), arm.longer) for name in ARMS if _counts(ARMS[name])}
+    dearest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
+    if costs["plain"] is None or dearest is None:
+        raise ValueError(
+            f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
+        )
+    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * dearest / costs["plain"])))
 
 
-def median_of(figure: str) -> Callable[[dict[Job, Row]], float]:
-    """The median over rows."""
-    return lambda found: statistics.median(row[figure] for row in found.values() if not row.get("diverged"))
+def _counts(arm: Arm) -> bool:
+    """Whether it is plain training or what that is given as much time as."""
+    return arm.name == "plain" or arm.aligned
+
+
+def cost(found: dict[Job, Row], figure: str) -> float | None:
+    """The median of a figure; None without rows."""
+    return statistics.median(row[figure] for row in found.values()) if found else None

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.quality.arms import ARMS
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job
 
 Row = dict[str, Any]
 TUNING_SEEDS = (1000, 1001, 1002)  # never reported
-FINALISTS = 3  # settings that are tried on all tuning seeds, for each selection; the others on the first alone
 SELECTIONS = {  # which trial, by which figure: metric set of a row, metric
     "validation": ("final", "validation"),
     "stopped": ("stopped", "validation"),
     "source": ("final", "source_validation"),
+    "start": ("final", "source_validation"),  # among the trials with the value to start from
 }
 
 
@@ -43,14 +46,27 @@ def read(file: Path) -> list[Row]:
     return found
 
 
+def append(file: Path, found: Sequence[Row]) -> None:
+    """Lines more, on the disk when this returns; a line that was cut short before them is left to itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as opened:
+        if opened.tell() > 0:
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.write(b"\n")
+        opened.write("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in found).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
 def job_of(row: Row) -> Job:
     """The job that a row is the result of."""
     return Job(*(row[name] for name in Job._fields))
 
 
-def runs(rows: Iterable[Row]) -> dict[Job, Row]:
-    """The rows of runs by job."""
-    return {job_of(row): row for row in rows if row["kind"] == "run"}
+def runs(rows: Iterable[Row], kind: str = "run") -> dict[Job, Row]:
+    """The rows of that kind by job: "run", or "library" for a second measurement through the public interface."""
+    return {job_of(row): row for row in rows if row["kind"] == kind}
 
 
 def trial(job: Job) -> tuple[float, float]:
@@ -68,7 +84,8 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     stop, metric = SELECTIONS[selection]
     by_setting: dict[tuple[float, float], dict[int, float]] = {}
     for job, row in sorted(of_cell(found, cell).items()):
-        by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
+        if selection != "start" or job.value == start(found, cell):
+            by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
     return {
         setting: sum(values[seed] for seed in seeds) / len(seeds)
         for setting, values in by_setting.items()
@@ -76,17 +93,14 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     }
 
 
-def finalists(found: dict[Job, Row], cell: Cell) -> list[tuple[float, float]]:
-    """The best `FINALISTS` settings on the first tuning seed, by any of the selections; of equal ones, the smaller lr and value."""
-    picked: dict[tuple[float, float], None] = {}
-    for selection in SELECTIONS:
-        first = scores(found, cell, selection, TUNING_SEEDS[:1])
-        picked |= dict.fromkeys(sorted(first, key=lambda setting: -first[setting])[:FINALISTS])
-    return list(picked)
+def start(found: dict[Job, Row], cell: Cell) -> float:
+    """Of the values that were tried, the one nearest to the arm's `start` in its logarithm."""
+    tried = {job.value for job in of_cell(found, cell)}
+    return min(sorted(tried), key=lambda value: abs(math.log(value / ARMS[cell.arm].start)) if value else 0.0)
 
 
 def chosen(found: dict[Job, Row], cell: Cell, selection: str) -> tuple[float, float]:
-    """The finalist whose mean over all tuning seeds is best; of equal ones, that of the smaller lr and value."""
+    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of smaller value."""
     means = scores(found, cell, selection, TUNING_SEEDS)
     return max(means, key=lambda setting: means[setting])
 

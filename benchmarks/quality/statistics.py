@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from statistics import NormalDist
 
 import torch
@@ -23,10 +24,13 @@ def bootstrap(differences: Sequence[float], level: float = 0.95, seed: int = 0) 
         level: of the interval.
         seed: of the resamples.
     """
+    return _bootstrap(tuple(differences), level, seed)
+
+
+@cache
+def _bootstrap(differences: tuple[float, ...], level: float, seed: int) -> tuple[float, float]:
     x = torch.tensor(differences, dtype=torch.float64)
-    n = len(x)
-    draws = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
-    means = x[draws].mean(1).sort().values
+    means = x[_draws(len(x), seed)].mean(1).sort().values
     if means[0] == means[-1]:
         return float(x.mean()), float(x.mean())
     below = (float((means < x.mean()).sum()) + 0.5 * float((means == x.mean()).sum())) / RESAMPLES
@@ -34,6 +38,12 @@ def bootstrap(differences: Sequence[float], level: float = 0.95, seed: int = 0) 
     acceleration = _acceleration(x)
     low, high = (_quantile(means, _adjusted(bias, acceleration, p)) for p in ((1 - level) / 2, (1 + level) / 2))
     return low, high
+
+
+@lru_cache(maxsize=8)
+def _draws(n: int, seed: int) -> Tensor:
+    """The places that each resample takes."""
+    return torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
 
 
 def _acceleration(x: Tensor) -> float:
@@ -56,6 +66,11 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
     All flips up to `EXACT` pairs, else `RESAMPLES` random ones and the one observed.
     """
+    return _sign_flip(tuple(differences), seed)
+
+
+@cache
+def _sign_flip(differences: tuple[float, ...], seed: int) -> float:
     x = torch.tensor(differences, dtype=torch.float64)
     n = len(x)
     if n <= EXACT:

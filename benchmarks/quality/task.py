@@ -50,6 +50,8 @@ class Task:
         evaluate_every: steps between two evaluations.
         ramp: steps over which the weight of the term rises linearly.
         seeds: reported, from 0.
+        replicas: whether many runs can be trained at once (`benchmarks.quality.replicas`): no random numbers in the loss, no
+            buffers in the model, batches that are tensors of one shape in all seeds.
     """
 
     name: str
@@ -62,3 +64,4 @@ class Task:
     evaluate_every: int
     ramp: int
     seeds: int = 20
+    replicas: bool = True

@@ -14,6 +14,7 @@ from benchmarks.quality.arms import ARMS, Arm
 from benchmarks.quality.task import Problem, Task
 
 Metrics = dict[str, float]
+Evaluations = list[tuple[int, Metrics]]  # step, metrics
 POINTS = 10  # of a curve that is kept
 
 
@@ -41,33 +42,33 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
     """The row of a run.
 
     Returns:
-        The job's fields and `kind`, `seconds` (of processor time, in training alone), `passes`, and metrics at the `final` step, where "validation"
-        was best (`stopped`) and where "source_validation" was best (`source_stopped`), the last two with their `step`. With a
-        curve also [step, validation, source_validation, test] at up to `POINTS` steps. A run whose parameters are no longer
-        finite has `diverged`, and from there on the metrics of the untrained model.
+        The job's fields and `kind`, `engine`, `seconds` (of processor time, in training alone), `passes`, and metrics at the
+        `final` step and, with its `step`, where "validation" was best (`stopped`). With a curve also [step, test] at up to
+        `POINTS` steps. From where parameters are no longer finite, metrics are those of the untrained model.
     """
     problem, arm = task.problem(job.seed, job.mixed), ARMS[job.arm]
     torch.manual_seed(job.seed)
     optimizer = _optimizer(task, arm, problem.model, job)
     backward = arm.make(problem.model, job.value, partial(ramp, task.ramp))
-    evaluations, seconds, diverged = _train(task, problem, job.steps, backward, optimizer)
-    k = len(problem.micro_batches(0))
-    best = {name: max(evaluations, key=lambda found: found[1][name]) for name in ("validation", "source_validation")}
+    evaluations, seconds = _train(task, problem, job.steps, backward, optimizer)
+    passes = arm.passes(len(problem.micro_batches(0))) * job.steps
+    return row_of(job, evaluations, passes, with_curve) | {"engine": "library", "seconds": round(seconds, 3)}
+
+
+def row_of(job: Job, evaluations: Evaluations, passes: int, with_curve: bool) -> dict[str, Any]:
+    """The row of a run from its evaluations."""
+    step, best = max(evaluations, key=lambda found: found[1]["validation"])
     row: dict[str, Any] = {
         **job._asdict(),
         "kind": "run",
-        "seconds": round(seconds, 3),
-        "passes": arm.passes(k) * job.steps,
+        "passes": passes,
         "final": rounded(evaluations[-1][1]),
-        "stopped": {"step": best["validation"][0], **rounded(best["validation"][1])},
-        "source_stopped": {"step": best["source_validation"][0], **rounded(best["source_validation"][1])},
+        "stopped": {"step": step, **rounded(best)},
     }
-    if diverged:
-        row["diverged"] = True
     if with_curve:
         every = math.ceil(len(evaluations) / POINTS)
         kept = evaluations[::-1][::every][::-1]
-        row["curve"] = [[step, *(round(m[n], 4) for n in ("validation", "source_validation", "test"))] for step, m in kept]
+        row["curve"] = [[step, round(metrics["test"], 4)] for step, metrics in kept]
     return row
 
 
@@ -90,11 +91,11 @@ def _optimizer(task: Task, arm: Arm, model: nn.Module, job: Job) -> torch.optim.
 
 def _train(
     task: Task, problem: Problem, steps: int, backward: Any, optimizer: torch.optim.Optimizer
-) -> tuple[list[tuple[int, Metrics]], float, bool]:
-    """Evaluations as (step, metrics), the seconds of all steps, and whether the parameters ceased to be finite."""
+) -> tuple[Evaluations, float]:
+    """The evaluations, and the seconds of all steps."""
     model, seconds = problem.model, 0.0
     untrained = problem.evaluate(model)
-    evaluations: list[tuple[int, Metrics]] = []
+    evaluations: Evaluations = []
     loss_fn = partial(problem.loss_fn, model)
     for step in range(steps):
         micro_batches = problem.micro_batches(step)
@@ -104,13 +105,11 @@ def _train(
         optimizer.zero_grad()
         seconds += time.process_time() - start
         if (step + 1) % task.evaluate_every == 0 or step + 1 == steps:
-            if not finite(model):
-                return [*evaluations, (steps, untrained)], seconds, True
-            metrics = problem.evaluate(model)
-            evaluations.append((step + 1, metrics if all(map(math.isfinite, metrics.values())) else untrained))
-    return evaluations, seconds, False
+            alive = all(bool(p.isfinite().all()) for p in model.parameters())
+            evaluations.append((step + 1, finite_or(problem.evaluate(model) if alive else None, untrained)))
+    return evaluations, seconds
 
 
-def finite(model: nn.Module) -> bool:
-    """Whether all parameters are."""
-    return all(bool(p.isfinite().all()) for p in model.parameters())
+def finite_or(metrics: Metrics | None, untrained: Metrics) -> Metrics:
+    """The metrics; those of the untrained model where there are none or one of them is not finite."""
+    return metrics if metrics and all(map(math.isfinite, metrics.values())) else untrained

@@ -9,7 +9,7 @@ from support.networks import trainable
 from torch import nn
 
 import gradalign
-from benchmarks.reference_methods import FiniteDifference, FullHessian, NaiveDoubleBackward, TwoStepSAM
+from benchmarks.reference_methods import FiniteDifference, Fishr, FullHessian, IRMv1, NaiveDoubleBackward, TwoStepSAM
 
 K = 8
 
@@ -85,3 +85,58 @@ def test_full_hessian_is_the_oracles_term(model, batches):
     gbar, term, _, _ = oracle.term(model, loss_of(model), batches, "dot", "direction", oracle.all_pairs(K))
     torch.testing.assert_close(found, gbar - 0.3 * term, rtol=1e-9, atol=1e-12)
     assert method.passes == K + K * len(gbar)
+
+
+@pytest.fixture
+def classifier():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+@pytest.fixture
+def sources():
+    return [(torch.randn(n, 3, dtype=torch.float64), torch.arange(n) % 2) for n in (5, 6)]
+
+
+def cross_entropy_of(model):
+    return lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def irm_by_hand(model, batch):
+    w = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = nn.functional.cross_entropy(w * model(batch[0]), batch[1])
+    return torch.autograd.grad(loss, w, create_graph=True)[0].square()
+
+
+def variance_by_hand(model, batch):
+    last = list(model[-1].parameters())
+    gradients = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(cross_entropy_of(model)(one), last, create_graph=True)])
+        for one in zip(batch[0].split(1), batch[1].split(1), strict=True)
+    ]
+    return torch.stack(gradients).var(0)
+
+
+@pytest.mark.parametrize("weight", [0.5, 20.0])
+@pytest.mark.parametrize("method", [IRMv1, Fishr])
+def test_a_penalty_is_that_of_its_equation(classifier, sources, method, weight):
+    method(classifier, cross_entropy_of(classifier), None, weight).fill(sources)
+    found = oracle.flat([p.grad for p in classifier.parameters()], list(classifier.parameters()))
+    mean = torch.stack([cross_entropy_of(classifier)(batch) for batch in sources]).mean()
+    if method is IRMv1:
+        penalty = torch.stack([irm_by_hand(classifier, batch) for batch in sources]).mean()
+    else:
+        variances = torch.stack([variance_by_hand(classifier, batch) for batch in sources])
+        penalty = (variances - variances.mean(0)).square().sum(1).mean()
+    expected = torch.autograd.grad((mean + weight * penalty) / max(1.0, weight), list(classifier.parameters()))
+    torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in expected]), rtol=1e-9, atol=1e-12)
+
+
+def test_a_penalty_leaves_no_hook_behind(classifier, sources):
+    def broken(batch):
+        classifier(batch[0])
+        raise RuntimeError("broken")
+
+    for method in (IRMv1, Fishr):
+        with pytest.raises(RuntimeError, match="broken"):
+            method(classifier, broken, None, 1.0).fill(sources)
+    assert not classifier[-1]._forward_hooks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.quality.task import Task
-from benchmarks.quality.tasks import reviews, shortcut
+from benchmarks.quality.tasks import clean, label_noise, reviews, rotated_mnist, shortcut, sinusoids, sprites, vader
 
-TASKS: dict[str, Task] = {task.name: task for module in (shortcut, reviews) for task in module.TASKS}
+MODULES = (shortcut, reviews, vader, rotated_mnist, sprites, label_noise, clean, sinusoids)
+TASKS: dict[str, Task] = {task.name: task for module in MODULES for task in module.TASKS}

@@ -39,7 +39,7 @@ class Data(NamedTuple):
 @lru_cache(maxsize=1)
 def snippets(sites: Sites) -> list[Snippet]:
     """What all seeds are drawn from: more than one seed needs, so that they differ in films."""
-    size = 7000 if sites.wording == "cities" else 3000 + PER_SITE * sites.num
+    size = 7000 if sites.wording == "cities" and sites.num == 2 else 2500 + PER_SITE * sites.num
     return pool(load_corpus(None, "text", "label"), size)
 
 

@@ -1,8 +1,8 @@
-"""The linear shortcut: one feature that is right everywhere, and for each source one that is right there and a coin elsewhere.
+"""The linear shortcut: one feature that is right everywhere, and for each source one that is right there alone.
 
-Every feature is the label or its negative: x_0 is right with probability 0.93 in all sources and in the test, x_s (s = 1..S) with
-probability 0.99 in source s and 0.5 elsewhere. A logistic regression on these S + 1 numbers is trained on 1,000 samples of each
-source, one micro-batch a source.
+Every feature is the label or its negative: x_0 is right with probability 0.93 in all sources and in the test, x_s (s = 1..S)
+with probability 0.99 in source s and 0.5 elsewhere. A logistic regression on these S + 1 numbers is trained on 1,000 samples of
+each source, one micro-batch a source.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def problem(sources: int, batch: int | None, hidden: bool, seed: int, mixed: boo
         loss_fn,
         as_micro_batches(found.train, batch, seed, mixed),
         tuple(f"source {s + 1}" for s in range(sources)),
-        lambda model: {name: accuracy(model, getattr(found, name)) for name in ("validation", "source_validation", "test")},
+        lambda model: {
+            name: accuracy(model, getattr(found, name)) for name in ("validation", "source_validation", "test")
+        },
     )
 
 

@@ -37,7 +37,10 @@ class Features:
 
 
 def features(
-    texts: Sequence[str], model: str = "minilm", folder: Path | None = None, progress: Callable[[int], None] = lambda n: None
+    texts: Sequence[str],
+    model: str = "minilm",
+    folder: Path | None = None,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> Features:
     """The features of these texts, read from the disk where they were computed before.
 
@@ -63,24 +66,25 @@ def features(
 
 def encode(texts: Sequence[str], model: str, progress: Callable[[int], None] = lambda n: None) -> Tensor:
     """(texts, width): the mean over the tokens that are not padding, in eval mode."""
+    if not texts:
+        raise ValueError("features: expected texts; got none")
     encoder, tokenizer = load_pretrained(model)
     encoder.eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     collate = Collator(tokenizer, [Snippet(texts[i], 0, "") for i in order], torch.device("cpu"))
-    found: Tensor | None = None
+    means = []
     for start in range(0, len(order), BATCH):
         places_of_batch = range(start, min(start + BATCH, len(order)))
         batch = collate(places_of_batch)
         with torch.no_grad():
             states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-        mean = (states * mask).sum(1) / mask.sum(1)
-        found = torch.empty(len(texts), mean.shape[1]) if found is None else found
-        found[[order[i] for i in places_of_batch]] = mean
+        means.append((states * mask).sum(1) / mask.sum(1))
         progress(places_of_batch.stop)
-    if found is None:
-        raise ValueError("features: expected texts; got none")
-    return found
+    sorted_rows = torch.cat(means)
+    rows = torch.empty_like(sorted_rows)
+    rows[order] = sorted_rows
+    return rows
 
 
 def standardised(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """Texts from several sites, each with a shortcut of its own: planted sentences that tell the label at one site only.
 
-Every text begins with one sentence for each site, in two variants. In a text of site s the s-th sentence tells the label with the
-given reliability, and the others are coins. In the test all of them are coins. The coins belong to the text: which variants it
-gets at a site is always the same, so that each text has few forms and their features can be kept.
+Every text begins with one sentence for each site, in two variants. In a text of site s the s-th sentence tells the label with
+the given reliability, and the others are coins. In the test all of them are coins. The coins belong to the text: which variants
+it gets at a site is always the same, so that each text has few forms and their features can be kept.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def split_sites(snippets: Sequence[Snippet], num_sites: int, per_site: int, held
         part.extend(members[film])
     if len(train) < num_sites * per_site:
         raise ValueError(
-            f"sites: expected at least {num_sites * per_site} snippets for training; got {len(train)} of {len(snippets)}; take a "
-            "larger pool or fewer for each site"
+            f"sites: expected at least {num_sites * per_site} snippets for training; got {len(train)} of {len(snippets)}; take "
+            "a larger pool or fewer for each site"
         )
     for part in (test, validation, train):
         rng.shuffle(part)

@@ -1,0 +1,146 @@
+"""Writes the tables of docs/evidence.md from the rows in benchmarks/results/quality.
+
+`python -m benchmarks.quality.page [--check]`. With --check nothing is written; the exit code is 1 where the page differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import ROOT
+from benchmarks.quality import comparison, rows
+from benchmarks.quality.arms import ARMS
+from benchmarks.quality.comparison import Line
+from benchmarks.quality.rows import TUNING_SEEDS, Cell, Row
+from benchmarks.quality.task import Task
+from benchmarks.quality.tasks import TASKS
+from benchmarks.tables import as_markdown
+
+PAGE = ROOT / "docs" / "evidence.md"
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+OURS = ("dot", "norm", "variance", "cosine", "cosine, split")
+
+Results = Mapping[Task, Sequence[Row]]
+
+
+def results(folder: Path) -> dict[Task, list[Row]]:
+    """The rows of every task that has plain training and an objective in its comparison."""
+    found = {task: rows.read(rows.path(folder, name)) for name, task in TASKS.items()}
+    return {task: read for task, read in found.items() if _usable(comparison.lines(task, read, "validation"))}
+
+
+def _usable(lines: Sequence[Line]) -> bool:
+    names = {line.cell.arm for line in lines}
+    return "plain" in names and bool(names & set(OURS))
+
+
+def best(task: Task, read: Sequence[Row]) -> Line:
+    """The objective whose chosen setting is best on the validation data of the tuning seeds: the test has no say."""
+    found = rows.runs(read)
+    candidates = [line for line in comparison.lines(task, read, "validation") if _is_ours(line.cell)]
+
+    def score(line: Line) -> float:
+        return max(rows.scores(found, line.cell, "validation", TUNING_SEEDS).values())
+
+    return max(candidates, key=score)
+
+
+def _is_ours(cell: Cell) -> bool:
+    return cell.arm in OURS and not cell.mixed
+
+
+def summary(found: Results) -> str:
+    """One line a task."""
+    header = (
+        "situation",
+        "objective chosen",
+        "start at",
+        "over plain",
+        "at equal passes",
+        "passes",
+        "as well for less",
+    )
+    body = [summary_line(task, read) for task, read in found.items()]
+    return as_markdown(header, body, num_text=len(header))
+
+
+def summary_line(task: Task, read: Sequence[Row]) -> list[str]:
+    """What to use there and what it gains."""
+    line, factor = best(task, read), comparison.scale(read)
+    arm = ARMS[line.cell.arm]
+    gains = [comparison.as_text(line.gains[name], factor) for name in ("equal steps", "equal passes")]
+    start = f"{arm.parameter} {line.setting[1]:g}, lr {line.setting[0]:g}"
+    return [
+        f"{task.title} (`{task.name}`)",
+        f"`{arm.name}`",
+        start,
+        *gains,
+        f"{line.passes:.2g}",
+        cheaper(task, read, line),
+    ]
+
+
+def cheaper(task: Task, read: Sequence[Row], line: Line) -> str:
+    """Arms of no more passes that are not clearly worse than this one, with how much better they are."""
+    factor = comparison.scale(read)
+    lines = [
+        other
+        for other in comparison.lines(task, read, "validation")
+        if not _is_ours(other.cell) and not other.cell.mixed
+    ]
+    against = comparison.against(task, read, "validation", line.cell)
+    names = []
+    for other in lines:
+        gain = against.get(other.cell)
+        if gain is not None and other.passes <= line.passes and gain.high >= 0:
+            names.append(f"{other.cell.arm} {factor * gain.mean:+.{1 if factor == 100 else 3}f}")
+    return ", ".join(names) or "nothing tried"
+
+
+def tables(found: Results) -> str:
+    """All arms of every task."""
+    sections = []
+    for task, read in found.items():
+        title, *rest = comparison.text(task, read).split("\n\n")
+        sections.append("\n\n".join([f"### {task.name}", title.partition(": ")[2] + ".", *rest]))
+    return "\n\n".join(sections)
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {"summary": summary, "tables": tables}
+
+
+def written(page: str, found: Results) -> str:
+    """The page with its blocks from these results.
+
+    Raises:
+        ValueError: a block is not there exactly once.
+    """
+    for name, text_of in BLOCKS.items():
+        begin, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"evidence.md: expected {begin} and {end}, once each; put them where the block belongs")
+        block = f"{begin}\n{text_of(found)}\n{end}"
+        page = re.sub(f"{begin}.*?{end}", lambda _, block=block: block, page, flags=re.DOTALL)  # type: ignore[misc]
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the page differs")
+    check = parser.parse_args(argv).check
+    before = PAGE.read_text()
+    after = written(before, results(RESULTS))
+    if not check:
+        PAGE.write_text(after)
+    return int(check and after != before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""docs/evidence.md is what the committed rows give, and a summary takes no account of the test in what it recommends."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.quality import page, plot, rows
+from benchmarks.quality.rows import TUNING_SEEDS
+from benchmarks.quality.task import Task
+from benchmarks.quality.training import Job
+
+TASK = Task("toy", "a toy", lambda seed, mixed: None, True, "sgd", (0.1, 0.3), steps=4, evaluate_every=2, ramp=2)
+SEEDS = range(10)
+
+
+def row(arm, seed, validation, test, value=0.0, passes=4, mixed=False):
+    found = {"validation": validation, "source_validation": 0.5, "test": test}
+    job = Job(arm, mixed, 0.1, value, seed, 4)._asdict()
+    curve = [[2, test - 0.1], [4, test]]
+    return {**job, "kind": "run", "passes": passes, "final": found, "stopped": {"step": 2, **found}, "curve": curve}
+
+
+def arm_rows(arm, validation, test, **other):
+    """A little of it different in every seed."""
+    return [row(arm, seed, validation, test + 0.001 * (seed % 3), **other) for seed in (*TUNING_SEEDS, *SEEDS)]
+
+
+@pytest.fixture
+def read():
+    return [
+        *arm_rows("plain", 0.6, 0.6),
+        *arm_rows("cosine", 0.8, 0.7, value=0.3, passes=8),
+        *arm_rows("variance", 0.7, 0.9, value=1.0, passes=8),
+        *arm_rows("cosine", 0.9, 0.95, value=0.3, passes=8, mixed=True),
+        *arm_rows("Reptile", 0.6, 0.7, value=0.5),
+        *arm_rows("SAM", 0.6, 0.61, value=0.05, passes=8),
+        *arm_rows("plain, equal passes", 0.6, 0.6, passes=8),
+    ]
+
+
+def test_the_page_is_what_the_rows_give():
+    text = page.PAGE.read_text()
+    assert page.written(text, page.results(page.RESULTS)) == text, "run python -m benchmarks.quality.page"
+
+
+def test_the_objective_is_chosen_on_validation_data_and_among_sources_apart(read):
+    assert page.best(TASK, read).cell == rows.Cell("cosine")
+
+
+def test_a_line_of_the_summary(read):
+    situation, objective, start, plain, passes, cost, cheaper = page.summary_line(TASK, read)
+    assert (situation, objective, start, cost) == ("a toy (`toy`)", "`cosine`", "weight (none) 0.3, lr 0.1", "2")
+    assert plain == passes == "+10.0 (+10.0 to +10.0)*"
+    assert cheaper == "Reptile +0.0"
+
+
+def test_all_blocks_are_replaced_and_found_again(read):
+    empty = "a\n<!-- summary:start -->\nold\n<!-- summary:end -->\nb\n<!-- tables:start --><!-- tables:end -->"
+    once = page.written(empty, {TASK: read})
+    assert "old" not in once
+    assert "### toy\n\na toy; 10 seeds." in once
+    assert page.written(once, {TASK: read}) == once
+    with pytest.raises(
+        ValueError, match="expected <!-- summary:start --> and <!-- summary:end -->, once each; put them"
+    ):
+        page.written("nothing", {TASK: read})
+
+
+def test_the_figure_shows_means_over_seeds(read, tmp_path):
+    pytest.importorskip("matplotlib")
+    (first, low), (last, high) = plot.points(TASK, read, "cosine")
+    assert (first, last) == (2, 4)
+    assert (low, high) == (pytest.approx(0.601), pytest.approx(0.701))
+    rows.append(rows.path(tmp_path, "toy"), read)
+    assert plot.draw(TASK, tmp_path).read_bytes()[:4] == b"\x89PNG"
