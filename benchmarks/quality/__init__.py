@@ -9,4 +9,6 @@
     protocol, pool, rows     what is run, on which processes, and what is kept
     statistics, comparison   intervals and tests; the table of a task
     page, plot               docs/evidence.md and figures from the rows
+
+The rows are in benchmarks/results/quality/, one file a task.
 """
