@@ -84,7 +84,7 @@ class _Dense(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
@@ -92,7 +92,7 @@ class _Dense(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return grad_output.clone(memory_format=torch.contiguous_format)
 
 
