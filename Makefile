@@ -13,7 +13,7 @@ SUITE ?= cpu
 $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,transformers,accelerate,lightning,demo,test,dev,docs,bench]'
 	touch $@
 
 $(DEMO_READY): $(READY) $(ASSETS)
