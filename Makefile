@@ -6,14 +6,16 @@ READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo-ready
 ASSETS := gradalign/cli/workload/assets.txt
 SUITE ?= cpu
+OLDER := $(VENV)/older-site-packages
+OLDER_PINS := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 datasets==4.4.2 httpx==0.28.1 httpcore==1.0.9
 
-.PHONY: env demo test lint sanitize bench bench-guards gpu docs clean
+.PHONY: env demo test test-older lint sanitize bench bench-guards gpu docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,demo,test,dev,docs,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,transformers,accelerate,lightning,demo,test,dev,docs,bench]'
 	touch $@
 
 $(DEMO_READY): $(READY) $(ASSETS)
@@ -30,6 +32,14 @@ demo: $(DEMO_READY)
 # Bytecode is written, whatever the shell says: every worker and every fresh process would compile the sources again.
 test: $(READY)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist worksteal
+
+$(OLDER)/.ready: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(OLDER) $(OLDER_PINS)
+	touch $@
+
+# The Trainer of the older Transformers, put before that of the environment.
+test-older: $(OLDER)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDER) $(BIN)/pytest tests/integrations/test_transformers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from gradalign.engine import validation
+from gradalign.run_plot import plot
+
+__all__ = ["Agreement", "AlignmentStats", "logs", "plot", "plot_tasks"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,34 @@ class AlignmentStats:
     task_cosines: Tensor | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field as plain Python numbers, for a logger; the scalars in one transfer from the device."""
+        """Every field as plain Python numbers, for a logger; in one transfer from the device."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: value for name, value in known.items() if isinstance(value, Tensor)}
-        scalars = {name: value for name, value in tensors.items() if value.dim() == 0}
-        numbers = torch.stack([t.double() for t in scalars.values()]).tolist()
-        others = {name: value.tolist() for name, value in tensors.items() if value.dim()}
-        return known | dict(zip(scalars, numbers, strict=True)) | others
+        numbers = torch.cat([value.double().flatten() for value in tensors.values()]).cpu()
+        pieces = numbers.split([value.numel() for value in tensors.values()])
+        shaped = zip(tensors.items(), pieces, strict=True)
+        return known | {name: piece.reshape(value.shape).tolist() for (name, value), piece in shaped}
+
+
+def logs(stats: AlignmentStats, prefix: str = "align/") -> dict[str, float]:
+    """What is known of a step as plain floats, for any logger; one transfer from the device.
+
+        logger.log(gradalign.telemetry.logs(aligner.stats), step=step)
+
+    Args:
+        stats: of a step.
+        prefix: of every name.
+
+    Returns:
+        name -> value: every field that is not None; of `task_cosines` one value for each pair of tasks, named
+        `task_cosine/first/second`.
+    """
+    found = stats.as_dict()
+    names, cosines = found.pop("tasks") or (), found.pop("task_cosines") or []
+    numbers = {name: float(value) for name, value in found.items() if value is not None}
+    for i, row in enumerate(cosines):
+        numbers |= {f"task_cosine/{names[i]}/{names[j]}": value for j, value in enumerate(row[:i])}
+    return {prefix + name: value for name, value in numbers.items()}
 
 
 class Agreement:

@@ -10,7 +10,7 @@ from torch import nn
 import gradalign
 from gradalign.engine.sketch import WIDTH, cosines
 from gradalign.estimators import Split
-from gradalign.telemetry import plot_tasks
+from gradalign.telemetry import logs, plot_tasks
 
 # Elements, rows of a micro-batch, micro-batches of a step, steps.
 N, ROWS, K, STEPS = 12, 4, 6, 800
@@ -83,3 +83,42 @@ def test_labels_one_at_a_time_and_their_checks():
     aligner.backward(loss_fn, batches)
     with pytest.raises(ValueError, match="plot_tasks: expected statistics with tasks"):
         plot_tasks(aligner.stats, "nowhere.png")
+
+
+def test_logs_are_plain_floats_of_what_is_known():
+    model, loss_fn, batches = make(Counting)
+    aligner = gradalign.GradAlign(model, 0.1)
+    aligner.backward(loss_fn, batches)
+    found = logs(aligner.stats)
+    names = {"loss", "passes", "grad_norm", "dot", "radius", "displacement_cosine"}
+    assert set(found) == {f"align/{name}" for name in names}
+    assert {type(value) for value in found.values()} == {float}
+    assert found["align/passes"] == len(batches) + 1
+    assert found["align/dot"] == float(aligner.stats.dot)
+    assert set(logs(aligner.stats, prefix="")) == names
+
+
+def test_logs_name_every_pair_of_tasks():
+    model, loss_fn, batches = make(Counting)
+    aligner = gradalign.GradAlign(model, 0.1)
+    aligner.backward(loss_fn, batches, tasks=["b", "a", "c", "a"])
+    pairs = {name: value for name, value in logs(aligner.stats, "").items() if name.startswith("task")}
+    matrix = aligner.stats.task_cosines
+    assert pairs == {
+        "task_cosine/b/a": float(matrix[1, 0]),
+        "task_cosine/c/a": float(matrix[2, 0]),
+        "task_cosine/c/b": float(matrix[2, 1]),
+    }
+
+
+@pytest.mark.parametrize("tasks", [None, ["b", "a", "c", "a"]])
+def test_logs_are_one_transfer(tasks, monkeypatch):
+    model, loss_fn, batches = make(Counting)
+    aligner = gradalign.GradAlign(model, 0.1, telemetry=True)
+    aligner.backward(loss_fn, batches, tasks=tasks)
+    read = []
+    for name in ("item", "cpu"):  # tolist of what is on the CPU waits for nothing
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, method=method: read.append(t.numel()) or method(t))
+    assert len(logs(aligner.stats)) >= 10
+    assert len(read) == 1

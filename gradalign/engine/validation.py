@@ -97,7 +97,9 @@ def fraction(name: str, value: object) -> float:
 
 
 def gradalign_optimizer(optimizer: Any) -> Any:
-    """An optimizer that shows its masters and first moments."""
+    """An optimizer that shows its masters and first moments; that of Accelerate around it is taken off."""
+    inner = getattr(optimizer, "optimizer", None)
+    optimizer = inner if hasattr(inner, "master") else optimizer
     if not (hasattr(optimizer, "master") and hasattr(optimizer, "first_moment")):
         raise TypeError(
             f"optimizer: expected an optimizer of gradalign.optim; got {type(optimizer).__qualname__}; "

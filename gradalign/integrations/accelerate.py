@@ -1,0 +1,195 @@
+"""`accumulate`: an aligned step over the micro-batches that Accelerate accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor
+
+from gradalign.engine.method import Method
+from gradalign.engine.transaction import Accumulation
+from gradalign.engine.validation import callable_
+from gradalign.integrations.processes import one_process
+
+
+@contextmanager
+def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
+    """In the place of `accelerator.accumulate(model)`: the micro-batches that it accumulates are those of one aligned step.
+
+        with accumulate(accelerator, aligner) as step:
+            loss = step.backward(lambda: loss_fn(model(batch)))  # instead of accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+    k is the Accelerator's `gradient_accumulation_steps`, and the loss is divided by it. A last accumulation with fewer
+    micro-batches, where the data loader ends, is trained plainly.
+
+    Args:
+        accelerator: the Accelerator.
+        aligner: a `GradAlign` or a baseline.
+
+    Raises:
+        ValueError: `gradient_accumulation_steps` below 2.
+        TypeError: DeepSpeed, or several processes.
+        RuntimeError: a block without a call of `step.backward`; a data loader of unknown length that ends in between.
+    """
+    one_process(accelerator)
+    if accelerator.gradient_accumulation_steps < 2:
+        raise ValueError(
+            "gradient_accumulation_steps: expected at least 2, since they are the micro-batches whose gradients are compared; "
+            f"got {accelerator.gradient_accumulation_steps}; make Accelerator(gradient_accumulation_steps=8), or cut a batch "
+            "and call aligner.backward(loss_fn, gradalign.chunk(batch, 8), backward=accelerator.backward)"
+        )
+    window = _WINDOWS.setdefault(aligner, Window(aligner))
+    with accelerator.accumulate():
+        try:
+            window.enter(accelerator)
+            yield window
+            window.leave(accelerator)
+        except BaseException:
+            window.abandon()
+            raise
+
+
+class Window:
+    """The micro-batches between two steps of the optimizer; made by `accumulate`."""
+
+    def __init__(self, aligner: Method) -> None:
+        self._aligner = ref(aligner)  # weak, so that the window does not keep its own key alive
+        self._accelerator: Any = None
+        self._step: Accumulation | None = None
+        self._plain = False
+        self._visited = 0  # of this window
+        self._called = False
+        self._loader: Any = None
+        self._place = 0  # in the loader
+
+    def backward(self, closure: Callable[[], Tensor]) -> Tensor:
+        """All passes of the micro-batch of this block.
+
+        Args:
+            closure: computes its loss; called twice for a probe.
+
+        Returns:
+            The loss, detached, not divided by the number of micro-batches.
+
+        Raises:
+            RuntimeError: a second call in one block, or one outside.
+        """
+        callable_("closure", closure, "lambda: loss_fn(model(batch))")
+        if self._accelerator is None or self._called:
+            raise RuntimeError("step.backward: expected one call in each block of accumulate; got another one")
+        self._called = True
+        if self._step is None:
+            loss = closure()
+            self._accelerator.backward(loss)
+            return loss.detach()
+        divided = _Divided(closure, self._accelerator.gradient_accumulation_steps)
+        self._step.backward(divided)
+        assert divided.loss is not None
+        return divided.loss
+
+    def enter(self, accelerator: Any) -> None:
+        """A block begins; Accelerate has said whether the optimizer steps in it."""
+        k = accelerator.gradient_accumulation_steps
+        self._accelerator, self._called = accelerator, False
+        self._follow(accelerator.gradient_state)
+        if self._visited == 0:
+            self._plain = self._coming(accelerator) < k
+            if not self._plain:
+                aligner = self._aligner()
+                assert aligner is not None
+                differentiation = Differentiation(accelerator)
+                step = aligner.accumulate(k, reduction="sum", backward=differentiation.backward)
+                self._step = step.__enter__()
+        elif accelerator.sync_gradients and self._step is not None and self._visited + 1 < k:
+            raise RuntimeError(
+                f"accumulate: expected {k} micro-batches; got {self._visited + 1} before the data loader, whose length is not "
+                "known, ended; give it a length or drop the rest, or accumulate over its end with "
+                "GradientAccumulationPlugin(num_steps=..., sync_with_dataloader=False)"
+            )
+        self._visited += 1
+
+    def leave(self, accelerator: Any) -> None:
+        """A block ends."""
+        self._accelerator = None
+        if not self._called:
+            raise RuntimeError("accumulate: expected one call of step.backward in each block; got none")
+        if not accelerator.sync_gradients:
+            return
+        if self._plain and self._visited == accelerator.gradient_accumulation_steps:
+            self._place = 0  # the loader had been left early, and begun anew
+        step, self._step, self._visited = self._step, None, 0
+        if step is not None:
+            step.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        """An exception left a block: everything as before the step."""
+        step, self._step, self._visited, self._accelerator = self._step, None, 0, None
+        if step is not None:
+            interrupted = InterruptedError("an exception left a block of accumulate")
+            step.__exit__(InterruptedError, interrupted, None)
+
+    def _follow(self, state: Any) -> None:
+        """Count the place in the active data loader."""
+        loader = state.active_dataloader
+        if loader is not self._loader:
+            self._loader, self._place = loader, getattr(loader, "skip_batches", 0)
+        self._place = 0 if state.end_of_dataloader else self._place + 1
+
+    def _coming(self, accelerator: Any) -> int:
+        """How many micro-batches the window will have, this one included."""
+        k, state = accelerator.gradient_accumulation_steps, accelerator.gradient_state
+        if accelerator.sync_gradients:
+            return 1
+        coming = k - (accelerator.step - 1) % k
+        if not state.sync_with_dataloader or self._loader is None:
+            return coming
+        try:
+            left = len(self._loader) - self._place + 1
+        except TypeError:  # of an iterable data set
+            return coming
+        return min(coming, left) if left > 0 else coming
+
+
+class Differentiation:
+    """`accelerator.backward` of losses that are divided already.
+
+    Attributes:
+        scaler: the Accelerator's, which scales the losses.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.scaler = accelerator.scaler
+
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate a loss; it is divided by 1."""
+        accelerator = self._accelerator
+        steps = accelerator.gradient_accumulation_steps
+        accelerator.gradient_accumulation_steps = 1
+        try:
+            accelerator.backward(loss)
+        finally:
+            accelerator.gradient_accumulation_steps = steps
+
+
+class _Divided:
+    """A closure whose loss carries its 1/k."""
+
+    def __init__(self, closure: Callable[[], Tensor], k: int) -> None:
+        self._closure, self._k = closure, k
+        self.loss: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """The loss over k."""
+        loss = self._closure()
+        self.loss = loss.detach()
+        return loss / self._k
+
+
+_WINDOWS: WeakKeyDictionary[Method, Window] = WeakKeyDictionary()

@@ -1,0 +1,90 @@
+"""An aligner that is made when the model to train is known, and again when there is another one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from gradalign.aligner import GradAlign
+from gradalign.engine.method import Method
+from gradalign.telemetry import AlignmentStats, logs
+
+Options = Mapping[str, Any] | Callable[[nn.Module], Method]
+
+
+class LateAligner:
+    """Makes the aligner of a model, keeps it in step with a trainer, and says what is worth logging.
+
+    Args:
+        options: those of `GradAlign`, or a function of the model that returns an aligner or a baseline.
+
+    Raises:
+        TypeError: neither of the two; an option that `GradAlign` does not have, or no weight.
+    """
+
+    def __init__(self, options: Options) -> None:
+        if not isinstance(options, Mapping) and not callable(options):
+            raise TypeError(
+                f"aligner: expected options of GradAlign, such as dict(weight=0.03, objective='variance'), or a function of "
+                f"the model; got {type(options).__name__}"
+            )
+        if isinstance(options, Mapping):
+            try:
+                inspect.signature(GradAlign).bind(None, **options)
+            except TypeError as error:
+                raise TypeError(f"aligner: expected options of GradAlign; got {sorted(options)}: {error}") from error
+        self._options = options
+        self._model: nn.Module | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._stats: AlignmentStats | None = None
+        self.method: Method | None = None
+
+    @property
+    def off(self) -> bool:
+        """Whether the weight is the number 0, so that a loop without accumulation is no mistake."""
+        return isinstance(self._options, Mapping) and self._options["weight"] == 0
+
+    @property
+    def displaced(self) -> bool:
+        """Whether a displaced pass is running."""
+        return self.method is not None and self.method.displaced
+
+    def of(self, model: nn.Module, num_steps: int, **own: Any) -> Method:
+        """The aligner of a model.
+
+        Args:
+            model: the one that is trained now.
+            num_steps: optimizer steps that the trainer has made, which a scheduled weight and `every` count.
+            own: options that the trainer knows, such as its scaler.
+        """
+        if self.method is None or self._model is not model:
+            options = self._options
+            self.method = GradAlign(model, **{**own, **options}) if isinstance(options, Mapping) else options(model)
+            self._model = model
+        method = self.method
+        if self._loaded is not None or method.num_steps != num_steps:
+            method.load_state_dict({**method.state_dict(), **(self._loaded or {}), "num_steps": num_steps})
+            self._loaded = None
+        return method
+
+    def complete(self) -> None:
+        """A step is complete: its statistics are logged next, unless it had no term and an earlier one had."""
+        stats = None if self.method is None else self.method.stats
+        if stats is not None and (stats.radius is not None or self._stats is None or self._stats.radius is None):
+            self._stats = stats
+
+    def logs(self) -> dict[str, float]:
+        """Of the last step with the term since the last call, or else of the last step; empty where there was none."""
+        stats, self._stats = self._stats, None
+        return {} if stats is None else logs(stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the aligner; what was loaded, where none was made since."""
+        return dict(self._loaded or {}) if self.method is None else self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, once there is a model."""
+        self._loaded = state

@@ -1,0 +1,255 @@
+"""`GradAlignCallback`: alignment under Lightning's automatic optimization.
+
+The micro-batches of a step are those of `accumulate_grad_batches`. The module, its optimizers, gradient clipping, the precision
+plugin and the loop stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gradalign.engine.method import Method
+from gradalign.engine.transaction import Accumulation
+from gradalign.integrations.binding import LateAligner, Options
+from gradalign.integrations.bookkeeping import taken_back
+
+REPLACED = ("training_step", "backward", "optimizer_zero_grad", "log")
+
+
+class GradAlignCallback(Callback):
+    """Makes a `lightning.Trainer` fill `.grad` with the gradient of `mean_i L_i - weight * A`.
+
+        Trainer(..., accumulate_grad_batches=8, callbacks=[GradAlignCallback(dict(weight=0.03, objective="variance"))])
+
+    All passes run in `training_step`, whose loss Lightning's own backward then leaves alone: each closure is the module's
+    `training_step` over k, as Lightning divides it. A last accumulation of an epoch with fewer micro-batches is trained
+    plainly. A scheduled weight and `every` count `trainer.global_step`. What a displaced pass logs, or notes in the module and
+    in metrics of torchmetrics, is taken back. Statistics go to the trainer's loggers, every `log_every_n_steps`.
+
+    Args:
+        aligner: options of `GradAlign` other than the model; or a function of the model that returns an aligner or a baseline.
+
+    Raises:
+        TypeError: options that `GradAlign` does not have; at the start of the training: manual optimization, several processes.
+        ValueError: at the start of the training: `accumulate_grad_batches` below 2.
+    """
+
+    def __init__(self, aligner: Options) -> None:
+        self._late = LateAligner(aligner)
+        self._originals: dict[str, Callable] = {}
+        self._step: Accumulation | None = None
+        self._batch_idx = 0
+        self._aligned: int | None = None  # the last batch that was trained with the term
+        self._differentiating = False
+        self._logged = 0
+
+    @property
+    def aligner(self) -> Method | None:
+        """The aligner of the module that is trained; None before the first step."""
+        return self._late.method
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the aligner."""
+        return self._late.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._late.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put our methods in the places of the module's."""
+        _servable(trainer, pl_module, self._late.off)
+        self._logged = trainer.global_step
+        self._originals = {name: getattr(pl_module, name) for name in REPLACED}
+        for name, original in self._originals.items():
+            ours = functools.partial(getattr(self, f"_{name}"), pl_module)
+            setattr(pl_module, name, functools.wraps(original)(_function(ours)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember which batch it is."""
+        self._batch_idx, self._aligned = batch_idx, None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at the trainer's interval, when its optimizer has stepped."""
+        every = trainer.log_every_n_steps
+        if not every or trainer.global_step == self._logged or trainer.global_step % every:
+            return
+        self._logged = trainer.global_step
+        if trainer.loggers and (found := self._late.logs()):
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step=trainer.global_step - 1)  # as Lightning counts: the first step is 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take our methods out."""
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Everything as before the step."""
+        self._leave(pl_module)
+
+    def _leave(self, module: LightningModule) -> None:
+        self._abandon()
+        for name in self._originals:
+            delattr(module, name)
+        self._originals = {}
+
+    def _abandon(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            interrupted = InterruptedError("the trainer left a step before its last micro-batch")
+            step.__exit__(InterruptedError, interrupted, None)
+
+    def _training_step(self, module: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        """All passes of one micro-batch; returns what the module's own returns, the loss detached."""
+        trainer, k = module.trainer, module.trainer.accumulate_grad_batches
+        if self._aligned == self._batch_idx:
+            raise TypeError(
+                "optimizer: expected one that evaluates its closure once; got another evaluation of the same batch, as LBFGS "
+                "does; use an optimizer without line search"
+            )
+        place = self._batch_idx % k
+        if place == 0:
+            self._abandon()
+            if k > 1 and trainer.num_training_batches - self._batch_idx >= k:
+                self._begin(module, k)
+        if self._step is None:
+            return self._originals["training_step"](*args, **kwargs)
+        if trainer.is_last_batch and place + 1 < k:
+            raise RuntimeError(
+                f"accumulate_grad_batches: expected {k} micro-batches; got {place + 1} before the data loader, whose length is "
+                f"not known, ended; give it a length, or set limit_train_batches to a multiple of {k}"
+            )
+        self._aligned = self._batch_idx
+        one = _MicroBatch(self, module, k, lambda: self._originals["training_step"](*args, **kwargs))
+        self._step.backward(one)
+        if place + 1 == k:
+            step, self._step = self._step, None
+            step.__exit__(None, None, None)
+            self._late.complete()
+        return one.output
+
+    def _begin(self, module: LightningModule, k: int) -> None:
+        """Clear the gradients, as Lightning would only after `training_step`, and begin a step."""
+        trainer = module.trainer
+        _servable(trainer, module, self._late.off)
+        self._originals["optimizer_zero_grad"](trainer.current_epoch, self._batch_idx, trainer.optimizers[0])
+        method = self._late.of(module, trainer.global_step)
+        self._step = method.accumulate(k, reduction="sum", backward=Differentiation(self, module).backward).__enter__()
+
+    def _backward(self, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Nothing where the gradient is in `.grad` already."""
+        if self._differentiating or self._aligned != self._batch_idx:
+            self._originals["backward"](loss, *args, **kwargs)
+
+    def _optimizer_zero_grad(self, module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Nothing where that was done before the first micro-batch."""
+        if self._aligned != self._batch_idx:
+            self._originals["optimizer_zero_grad"](*args, **kwargs)
+
+    def _log(self, module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Nothing in a displaced pass."""
+        if not self._late.displaced:
+            self._originals["log"](*args, **kwargs)
+
+
+class Differentiation:
+    """How Lightning differentiates: the precision plugin's loss scale, then the module's own backward.
+
+    Attributes:
+        scaler: the precision plugin's, which scales the losses.
+    """
+
+    def __init__(self, callback: GradAlignCallback, module: LightningModule) -> None:
+        self._callback, self._module = callback, module
+        self._plugin = module.trainer.precision_plugin
+        self.scaler = getattr(self._plugin, "scaler", None)
+
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate a loss, outside the autocast that is open around `training_step`."""
+        self._callback._differentiating = True
+        try:
+            with torch.autocast(self._module.device.type, enabled=False):
+                scaled = loss if self.scaler is None else self.scaler.scale(loss)
+                self._plugin.backward(scaled, self._module, None)
+        finally:
+            self._callback._differentiating = False
+
+
+class _MicroBatch:
+    """A closure: the loss of one micro-batch over k.
+
+    Args:
+        callback: the callback.
+        module: the module.
+        k: the number of micro-batches.
+        training_step: calls the module's own.
+
+    Attributes:
+        output: what the base pass returned, the loss detached.
+    """
+
+    def __init__(self, callback: GradAlignCallback, module: LightningModule, k: int, training_step: Callable) -> None:
+        self._callback, self._module, self._k, self._training_step = callback, module, k, training_step
+        self.output: Any = None
+
+    def __call__(self) -> Tensor:
+        """The loss, with its graph."""
+        if self._callback._late.displaced:
+            with taken_back(self._module):
+                return _loss(self._training_step()) / self._k
+        output = self._training_step()
+        loss = _loss(output)
+        self.output = {**output, "loss": loss.detach()} if isinstance(output, Mapping) else loss.detach()
+        return loss / self._k
+
+
+def _loss(output: Any) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"training_step: expected a loss, or a dict with one; got {type(loss).__name__}; a micro-batch of a step cannot "
+            "be skipped: leave it out of the data loader"
+        )
+    return loss
+
+
+def _function(partial: functools.partial) -> Callable:
+    """A plain function, which Lightning can look into."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return partial(*args, **kwargs)
+
+    return call
+
+
+def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
+    """The trainer's configuration is one in which gradients come out right."""
+    strategy = type(trainer.strategy).__name__
+    if "DeepSpeed" in strategy:
+        raise TypeError(
+            f"strategy: expected training without DeepSpeed; got {strategy}, whose engine scales, reduces and partitions "
+            "gradients inside its own backward, so that no step can be put together from several; train on one device"
+        )
+    if trainer.world_size > 1 or strategy != "SingleDeviceStrategy":
+        raise TypeError(
+            f"strategy: expected one process on one device; got {strategy} with {trainer.world_size} processes, which would "
+            "average or shard the scaled gradients of single passes; use Trainer(devices=1)"
+        )
+    if not module.automatic_optimization:
+        raise TypeError(
+            "automatic_optimization: expected True; got False, where the module calls its own backward; call "
+            "aligner.backward(..., backward=self.manual_backward) in training_step instead of using this callback"
+        )
+    if trainer.accumulate_grad_batches < 2 and not off:
+        raise ValueError(
+            "accumulate_grad_batches: expected at least 2, since they are the micro-batches whose gradients are compared; got "
+            f"{trainer.accumulate_grad_batches}; set it to 8, and the batch size of the data loader to an eighth"
+        )

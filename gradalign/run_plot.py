@@ -1,0 +1,104 @@
+"""The plot of a run: what every logged step told about the agreement of its gradients."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradalign.engine import validation
+
+COLORS = ("#3b6ea8", "#d9572b")
+
+
+class Panel(NamedTuple):
+    """One pair of axes: its label, the fields drawn in it, and its scale."""
+
+    label: str
+    names: tuple[str, ...]
+    scale: str = "linear"
+
+
+PANELS = (
+    Panel("loss", ("loss",)),
+    Panel("mean $g_i \\cdot g_j$", ("dot",)),
+    Panel("mean $\\cos(g_i, g_j)$", ("cosine",)),
+    Panel("norm", ("term_norm", "grad_norm"), "log"),
+    Panel("displacement cosine", ("displacement_cosine",)),
+    Panel("noise scale [micro-batches]", ("noise_scale",), "symlog"),
+)
+
+
+def plot(
+    run: str | PathLike[str] | Iterable[Mapping[str, Any]], path: str | PathLike[str], *, prefix: str = "align/"
+) -> None:
+    """Draw loss, dot, cosine, norms of term and gradient, displacement cosine and noise scale over the steps of a run.
+
+    A quantity that no row has leaves its panel out. Needs matplotlib.
+
+    Args:
+        run: a file of JSON lines, or the rows themselves, such as `trainer.state.log_history` of a Hugging Face Trainer. Rows
+            are what `logs` returns, beside anything else; "step" is the horizontal axis, or else the number of the row.
+        path: where the picture goes; its ending says the format.
+        prefix: of the names; where no row has it, names without it are taken.
+
+    Raises:
+        ValueError: a run without any of these quantities, or a line that is no JSON object.
+        ImportError: no matplotlib.
+    """
+    rows = _rows(run)
+    curves = {name: _curve(rows, prefix, name) for panel in PANELS for name in panel.names}
+    panels = [panel for panel in PANELS if any(curves[name][0] for name in panel.names)]
+    if not panels:
+        raise ValueError(
+            f"plot: expected rows with fields of gradalign.telemetry.logs, such as {prefix}grad_norm; got {len(rows)} rows "
+            f"without any; log them with the prefix {prefix!r}, or say prefix="
+        )
+    figure = validation.figure_class("plot")(figsize=(8, 1 + 1.7 * len(panels)), layout="constrained")
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(every, panels, strict=True):
+        _draw(axes, panel, curves)
+    every[-1].set_xlabel("step")
+    figure.savefig(path, dpi=150)
+
+
+def _rows(run: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a run."""
+    if isinstance(run, (str, PathLike)):
+        found = [(number, line) for number, line in enumerate(Path(run).read_text().splitlines(), 1) if line.strip()]
+        return [_row(line, f"line {number} of {run}") for number, line in found]
+    return list(run)
+
+
+def _row(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"plot: expected a JSON object on every line; got {line[:60]!r} in {where}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"plot: expected a JSON object on every line; got {type(row).__name__} in {where}")
+    return row
+
+
+def _curve(rows: list[Mapping[str, Any]], prefix: str, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one quantity, in the rows that have a finite one."""
+    key = prefix + name if any(str(key).startswith(prefix) for row in rows for key in row) else name
+    points = [(float(row.get("step", number)), row[key]) for number, row in enumerate(rows) if _finite(row.get(key))]
+    return [x for x, _ in points], [float(y) for _, y in points]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _draw(axes: Any, panel: Panel, curves: Mapping[str, tuple[list[float], list[float]]]) -> None:
+    drawn = [name for name in panel.names if curves[name][0]]
+    for name, color in zip(drawn, COLORS, strict=False):
+        axes.plot(*curves[name], color=color, marker=".", markersize=3, linewidth=1, label=name)
+    axes.set(ylabel=panel.label, yscale=panel.scale)
+    axes.grid(alpha=0.25)
+    if len(panel.names) > 1:
+        axes.legend(frameon=False)

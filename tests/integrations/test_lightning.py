@@ -1,0 +1,223 @@
+"""`GradAlignCallback` under automatic optimization: Lightning's own accumulation bit for bit without a weight."""
+
+from __future__ import annotations
+
+import csv
+import types
+
+import lightning
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from support.recipes import recipe
+from torch import nn
+
+import gradalign
+from gradalign.integrations.lightning import GradAlignCallback
+
+K, OPTIONS = 3, {"weight": 0.1, "objective": "variance"}
+QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+
+
+class Module(lightning.LightningModule):
+    """Keeps metrics in every way that modules do."""
+
+    def __init__(self, dropout=0.2, as_dict=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 1))
+        self.mean, self.as_dict = torchmetrics.MeanMetric(), as_dict
+        self.calls, self.seen, self.outputs, self.backwards = 0, [], [], 0
+
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch).square().mean()
+        self.calls += 1
+        self.seen.append(batch_idx)
+        self.mean.update(loss.detach())
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return {"loss": loss, "rows": len(batch)} if self.as_dict else loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.outputs.append(float(outputs["loss"]))
+        assert not self.as_dict or outputs["rows"] == 4
+
+    def on_after_backward(self):
+        self.backwards += 1
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2), "interval": "step"}]
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, num):
+        self.x = torch.randn(num, 8, generator=torch.Generator().manual_seed(2))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from Rows(20).x
+
+
+def loader(batches=7):
+    return torch.utils.data.DataLoader(Rows(batches * 4), batch_size=4)
+
+
+def fit(module, options=None, data=None, ckpt_path=None, **kwargs):
+    callback = [] if options is None else [GradAlignCallback(options)]
+    kwargs = {**QUIET, "max_epochs": 2, "accumulate_grad_batches": K, "gradient_clip_val": 1.0, **kwargs}
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[*kwargs.pop("callbacks", []), *callback], **kwargs)
+    torch.manual_seed(3)
+    trainer.fit(module, loader() if data is None else data, ckpt_path=ckpt_path)
+    return trainer, callback[0] if callback else None
+
+
+def mixed(precision):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2) if precision == "16-mixed" else None
+    return {"plugins": [MixedPrecision(precision, "cpu", scaler=scaler)]}
+
+
+PRECISIONS = {
+    "32": dict,
+    "bf16": lambda: mixed("bf16-mixed"),
+    "16": lambda: mixed("16-mixed"),
+    "64": lambda: {"precision": "64-true"},
+}
+
+
+def same(one, other):
+    pairs = zip(one.net.state_dict().values(), other.net.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weight_0_is_lightnings_own_accumulation_bit_for_bit(precision):
+    plain, aligned = Module(), Module(as_dict=precision == "32")
+    fit(plain, **PRECISIONS[precision]())
+    _, callback = fit(aligned, {"weight": 0.0}, **PRECISIONS[precision]())
+    assert same(plain, aligned)
+    assert plain.outputs == aligned.outputs
+    assert callback.aligner.num_steps == 5  # three steps an epoch, the last of each trained plainly
+
+
+@pytest.mark.parametrize("objective", ["variance", "dot"])
+def test_a_step_is_that_of_an_own_loop(objective):
+    options = {"weight": 0.1, "objective": objective}
+    module, own = Module(dropout=0.0), Module(dropout=0.0)
+    _, callback = fit(module, options, loader(6), max_epochs=1)
+    (optimizer,), (scheduler,) = own.configure_optimizers()
+    aligner = gradalign.GradAlign(own, **options)
+    batches = Rows(24).x.split(4)
+    for start in (0, K):
+        with aligner.accumulate(K, reduction="sum") as step:
+            for x in batches[start : start + K]:
+                step.backward(lambda x=x: own.net(x).square().mean() / K)
+        nn.utils.clip_grad_norm_(own.parameters(), 1.0)
+        optimizer.step()
+        scheduler["scheduler"].step()
+        optimizer.zero_grad()
+    assert same(module, own)
+    assert float(callback.aligner.stats.grad_norm) == float(aligner.stats.grad_norm)
+    assert callback.aligner.stats.passes == K + 1
+    assert "training_step" not in vars(module)
+
+
+@pytest.mark.parametrize("objective", ["variance", "dot"])
+def test_metrics_are_not_fed_by_displaced_passes(objective):
+    module = Module()
+    trainer, _ = fit(module, {"weight": 0.1, "objective": objective}, loader(6), max_epochs=1)
+    assert module.calls == module.backwards == 6
+    assert module.seen == list(range(6))
+    assert float(module.mean.compute()) == pytest.approx(sum(module.outputs) * K / 6)
+    assert float(module.mean.weight) == 6
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(sum(module.outputs) * K / 6)
+
+
+def test_a_resumed_run_is_bit_identical(tmp_path):
+    options = {"weight": lambda step: 0.05 * (step + 1), "objective": "variance", "every": 2}
+    data = {"max_epochs": 2}
+    save = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    whole = Module(dropout=0.0)
+    trainer, one = fit(whole, options, loader(9), enable_checkpointing=True, callbacks=[save], **data)
+    again = Module(dropout=0.0)
+    resumed, other = fit(again, options, loader(9), ckpt_path=tmp_path / "step=3.ckpt", **data)
+    assert same(whole, again)
+    assert str(trainer.optimizers[0].state_dict()) == str(resumed.optimizers[0].state_dict())
+    assert one.state_dict() == other.state_dict() == {"num_steps": 6}
+
+
+def test_the_trainers_loggers_get_the_statistics_at_its_interval(tmp_path):
+    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")]
+    options = {"weight": 0.1, "every": 2}
+    fit(Module(), options, loader(12), max_epochs=1, logger=loggers, log_every_n_steps=2)
+    (file,) = tmp_path.rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(file.open()) if row.get("align/dot")]
+    assert [row["step"] for row in rows] == ["1", "3"]
+    (file,) = tmp_path.rglob("events.out.*")
+    assert b"align/dot" in file.read_bytes()
+
+
+class Manual(Module):
+    automatic_optimization = False
+
+
+class LineSearch(Module):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), max_iter=3)
+
+
+class Skipping(Module):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "error", "message"),
+    [
+        (Module, {"accumulate_grad_batches": 1}, ValueError, "accumulate_grad_batches: expected at least 2.*; got 1"),
+        (
+            Manual,
+            {"gradient_clip_val": None, "accumulate_grad_batches": 1},
+            TypeError,
+            "automatic_optimization: expected True",
+        ),
+        (Skipping, {}, TypeError, "training_step: expected a loss, or a dict with one; got NoneType"),
+        (
+            Module,
+            {"data": torch.utils.data.DataLoader(Stream(), batch_size=4)},
+            RuntimeError,
+            "got 2 before the data loader",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused(cls, kwargs, error, message):
+    module = cls()
+    with pytest.raises(error, match=message):
+        fit(module, OPTIONS, **kwargs)
+    assert all(p.grad is None for p in module.parameters())
+    assert "training_step" not in vars(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("DeepSpeedStrategy", "without DeepSpeed"), ("DDPStrategy", "one process")]
+)
+def test_several_processes_are_refused(name, message):
+    trainer = types.SimpleNamespace(strategy=type(name, (), {})(), world_size=2, global_step=0)
+    with pytest.raises(TypeError, match=message):
+        GradAlignCallback(OPTIONS).on_train_start(trainer, Module())
+
+
+def test_the_recipe_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = Module()
+    trainer = recipe("Lightning")["train"](module, loader(16))
+    assert trainer.global_step == 2
+    assert trainer.callbacks[0].aligner.stats.passes == 10
