@@ -29,7 +29,7 @@ class Module(lightning.LightningModule):
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 1))
         self.mean, self.as_dict = torchmetrics.MeanMetric(), as_dict
-        self.calls, self.seen, self.outputs, self.backwards = 0, [], [], 0
+        self.calls, self.seen, self.outputs, self.backwards, self.autocast = 0, [], [], 0, False
 
     def training_step(self, batch, batch_idx):
         loss = self.net(batch).square().mean()
@@ -38,6 +38,10 @@ class Module(lightning.LightningModule):
         self.mean.update(loss.detach())
         self.log("loss", loss, on_step=False, on_epoch=True)
         return {"loss": loss, "rows": len(batch)} if self.as_dict else loss
+
+    def backward(self, loss):
+        self.autocast |= torch.is_autocast_enabled("cpu")
+        super().backward(loss)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.outputs.append(float(outputs["loss"]))
@@ -105,6 +109,7 @@ def test_weight_0_is_lightnings_own_accumulation_bit_for_bit(precision):
     _, callback = fit(aligned, {"weight": 0.0}, **PRECISIONS[precision]())
     assert same(plain, aligned)
     assert plain.outputs == aligned.outputs
+    assert plain.autocast is aligned.autocast is False
     assert callback.aligner.num_steps == 5  # three steps an epoch, the last of each trained plainly
 
 
