@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.engine.addresses import ParamMemory
+from gradalign.engine.quantised import not_quantised
 from gradalign.engine.ranks import Ranks, ranks_of
 from gradalign.engine.validation import real_and_whole
 
@@ -97,6 +98,7 @@ def _trainable(params: list[nn.Parameter], ranks: Ranks | None) -> list[nn.Param
             raise TypeError("expected whole parameters; got those of DeepSpeed's ZeRO-3; use fully_shard")
         if ranks is None or p.is_complex():
             real_and_whole(p)
+            not_quantised(p)
     return params
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from gradalign.engine.ignored_labels import no_mean_over_nothing
 from gradalign.engine.passes import Passes, Recorded
 
 ULPS = 64  # of the loss, in the dtype of the forward: what nondeterministic kernels may differ by
@@ -29,6 +30,7 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
 
     Raises:
         RuntimeError: the loss is another one.
+        ValueError: it is NaN because the micro-batch has no label.
     """
     first, again = float(recorded.loss), float(passes.evaluate_again(recorded))
     slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
@@ -36,6 +38,7 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
     usable = math.isfinite(first) and math.isfinite(allowed)
     differs = usable and not abs(again - first) <= allowed
     if not passes.anywhere(differs):
+        no_mean_over_nothing(first, getattr(recorded.closure, "micro_batch", None))
         return
     found = f"{first:.8g}, then {again:.8g}" if differs else "another one on another rank"
     raise RuntimeError(
