@@ -56,10 +56,11 @@ def summary(found: Results) -> str:
     """One line a task."""
     header = (
         "situation",
-        "objective chosen",
+        "use",
         "start at",
         "over plain",
         "at equal passes",
+        "untuned",
         "passes",
         "as well for less",
     )
