@@ -72,6 +72,20 @@ def test_wrappers_that_must_not_hold_back_a_reduction(two_ranks, option):
     assert max(map(max, two_ranks.run(compared, 2, "split m=2", False, {option: True}))) < TOLERANCE
 
 
+def sources_compared(rank, labels):
+    options = [
+        options
+        for estimator in ("leave_one_out", "leave_one_out recompute", "split m=2")
+        for options in cases(estimator, FORMS[1:3])
+    ]
+    return [compare_with_one_process(rank, 2, wrapped, o, sources=labels) for o in options]
+
+
+@pytest.mark.parametrize("labels", [("a", "b", "b", "a"), ("a", "b", "b", "b")])
+def test_sources_equal_one_process(two_ranks, labels):
+    assert max(map(max, two_ranks.run(sources_compared, labels))) < TOLERANCE
+
+
 def baselines_compared(rank):
     errors = []
     for method in (

@@ -71,6 +71,18 @@ def test_gathered_copies_that_stay_and_offloaded_shards(two_ranks, options):
     assert max(map(max, two_ranks.run(compared, 2, "split m=2", False, options))) < TOLERANCE
 
 
+def sources_compared(rank):
+    return [
+        compare_with_one_process(rank, 2, sharded, options, sources=("a", "b", "b", "b"))
+        for estimator in ("leave_one_out", "split m=2")
+        for options in cases(estimator, FORMS[2:3])
+    ]
+
+
+def test_sources_equal_one_process(two_ranks):
+    assert max(map(max, two_ranks.run(sources_compared))) < TOLERANCE
+
+
 def hybrid(rank, estimator):
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     return compared(rank, 4, estimator, False, {"mesh": mesh})
