@@ -9,6 +9,7 @@ Micro-batch i of a step is what all ranks have as their i-th: its loss and its g
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -250,7 +251,7 @@ class Mesh(Ranks):
 
         inner = {id(m): m for model in modules for m in model.modules()}
         self._sharded: list[Any] = [m for m in inner.values() if isinstance(m, FSDPModule)]
-        if self._sharded and not hasattr(FSDPModule, "reset_iter_state"):
+        if self._sharded and not _can_begin_anew():
             raise ValueError(
                 "model: expected a torch whose fully_shard begins anew after an exception (reset_iter_state, torch 2.13); "
                 f"got {torch.__version__}; update torch, or use DistributedDataParallel"
@@ -491,6 +492,27 @@ def ranks_of(modules: Iterable[nn.Module]) -> Ranks | None:
 def _is_fully_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` was applied to a module, whose parameters may be gathered now."""
     return any(hasattr(m, "reshard") and hasattr(m, "unshard") for m in model.modules())
+
+
+def process_groups() -> dict[str, str | None]:
+    """What torch offers here for several processes, for `gradalign doctor`: a name and a version or kind; None: not there."""
+    dist = torch.distributed
+    if not dist.is_available():
+        return {"process groups": None}
+    backends = [name for name in ("nccl", "gloo", "mpi", "ucc") if getattr(dist, f"is_{name}_available")()]
+    job = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}" if dist.is_torchelastic_launched() else None
+    return {
+        "process groups": " and ".join(backends) or None,
+        "fully_shard": "works" if _can_begin_anew() else None,
+        "torchrun": job,
+    }
+
+
+def _can_begin_anew() -> bool:
+    """Whether `fully_shard` can go on after an exception."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "reset_iter_state")
 
 
 def group_is_up() -> bool:
