@@ -241,12 +241,13 @@ class Mesh(Ranks):
 
     Args:
         modules: the models.
+        params: their parameters; None: all of the modules'.
 
     Raises:
         ValueError: a mixture of parameters that nobody would average.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor] | None = None) -> None:
         from torch.distributed.fsdp import FSDPModule
 
         inner = {id(m): m for model in modules for m in model.modules()}
@@ -257,7 +258,7 @@ class Mesh(Ranks):
                 f"got {torch.__version__}; update torch, or use DistributedDataParallel"
             )
         self.parameters_are_read()
-        params = [p for model in modules for p in model.parameters()]
+        params = [p for model in modules for p in model.parameters()] if params is None else params
         meshes = [mesh for p in params for mesh in (getattr(p, "device_mesh", None),) if mesh is not None]
         self._mesh = max(meshes, key=lambda mesh: mesh.size())
         self.num = self._mesh.size()
@@ -285,7 +286,7 @@ class Mesh(Ranks):
                     "expected no gradients from before the step; got some that fully_shard holds back "
                     "(set_requires_gradient_sync(False)), which would be added to the first vector; end that accumulation first"
                 )
-        if self._sharded and not self._roots():
+        if self._sharded and all(m._get_fsdp_state()._is_root is False for m in self._sharded):
             raise ValueError(
                 "model: expected the module that fully_shard was applied to last, the root; got one inside it; give the root"
             )
@@ -338,7 +339,7 @@ class Mesh(Ranks):
 
     def local(self, tensors: Iterable[Any]) -> list[Any]:
         """The shards."""
-        return [getattr(t, "_local_tensor", t) for t in tensors]
+        return list(map(held, tensors))
 
     def copies(self, params: Sequence[Tensor]) -> list[int]:
         """Ranks, divided by the number of different shards."""
@@ -374,6 +375,12 @@ class Mesh(Ranks):
             whole[tuple(slice(o, o + size) for o, size in zip(offset, shape, strict=True))] = shard
         return whole
 
+    def largest(self, numbers: Tensor) -> Tensor:
+        """The largest of every rank's numbers."""
+        found = numbers.clone()
+        self._all_reduce(found, ReduceOp.MAX)
+        return found
+
     def total(self, sums: Tensor) -> Tensor:
         """One reduction over the mesh."""
         found = sums.clone()
@@ -405,12 +412,10 @@ class Mesh(Ranks):
                 gathered = getattr(p, "_unsharded_param", None)
                 if gathered is not None:
                     gathered.grad = None
-        for module in self._roots():
-            module.reset_iter_state()
+        for module in self._sharded:
+            if module._get_fsdp_state()._is_root:  # None before the first forward
+                module.reset_iter_state()
         self.parameters_are_read()
-
-    def _roots(self) -> list[Any]:
-        return [m for m in self._sharded if m._get_fsdp_state()._is_root is not False]
 
     def _contexts(self) -> Iterator[Any]:
         return (m._get_fsdp_state()._state_ctx for m in self._sharded)
@@ -428,6 +433,16 @@ class Mesh(Ranks):
                 torch.distributed.all_reduce(there, op, group=self._mesh.get_group(dim))
         if there is not numbers:
             numbers.copy_(there)
+
+
+def mesh_of(params: Sequence[Tensor]) -> Mesh | None:
+    """The processes that hold shards of these parameters; None: this one holds all of them."""
+    return Mesh((), params) if any(hasattr(p, "placements") for p in params) else None
+
+
+def held(t: Any) -> Any:
+    """What of a tensor this process holds."""
+    return getattr(t, "_local_tensor", t)
 
 
 def _num_shards(p: Any) -> int:
