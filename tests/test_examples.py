@@ -1,10 +1,20 @@
 """The examples run, and what they claim about themselves is so."""
 
+import contextlib
+import io
+import json
+import os
 import runpy
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from support.fresh_process import fresh_python
+from support.ranks import Group
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -40,3 +50,70 @@ def test_the_diff_in_the_docstring_is_the_diff_of_the_loops():
     assert len(shown) == 7
     for line in shown:
         assert line.replace("weight=0.03", "weight=weight") in code
+
+
+@pytest.mark.slow
+def test_an_example_of_several_processes_runs_under_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, EXAMPLES / "large_batch_fsdp2.py", "--steps=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [0, 1]
+
+
+def run_example(rank, name, port, *arguments):
+    """The rows that an example prints, in a process that torchrun could have started."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    sys.argv = [name, *map(str, arguments)]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Runs an example with some processes; returns what rank 0 printed."""
+    groups = {num: Group(num, joined=False) for num in (1, 2, 4)}
+
+    def run(num, name, *arguments):
+        return groups[num].run(run_example, name, free_port(), "--micro-batches=4", *arguments)[0]
+
+    yield run
+    for group in groups.values():
+        group.stop()
+
+
+@pytest.mark.parametrize("options", [("--optimizer=lamb",), ("--scope=rank",)])
+def test_the_example_of_data_parallelism_goes_on_bit_for_bit(example, tmp_path, options):
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    rows = example(2, "large_batch_ddp.py", *options, "--steps=6", f"--checkpoint={whole}")
+    first = example(2, "large_batch_ddp.py", *options, "--steps=3", f"--checkpoint={parts}")
+    second = example(2, "large_batch_ddp.py", *options, "--steps=6", f"--checkpoint={parts}")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert first + second == rows
+    saved = [torch.load(path, weights_only=True)["model"] for path in (whole, parts)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_the_example_of_shards_goes_on_bit_for_bit_and_on_another_number_of_ranks(example, tmp_path):
+    name, folder = "large_batch_fsdp2.py", tmp_path / "parts"
+    rows = example(2, name, "--steps=6")
+    assert example(2, name, "--steps=3", f"--checkpoint={folder}") == rows[:3]
+    for num in (1, 4):
+        copy = shutil.copytree(folder, tmp_path / str(num))
+        (row, *_) = example(num, name, "--steps=5", f"--checkpoint={copy}")
+        assert row["step"] == 3
+        assert row["loss"] == pytest.approx(rows[3]["loss"], rel=0.5)  # other micro-batches
+    assert example(2, name, "--steps=6", f"--checkpoint={folder}") == rows[3:]

@@ -1,4 +1,4 @@
-"""`gradalign doctor`: versions, devices, which backends work, why the others do not and what would help, the native build.
+"""`gradalign doctor`: versions, devices, process groups, which backends work, why the others do not and what would help.
 
 Needs only torch. What is missing or broken is reported, not raised.
 """
@@ -14,6 +14,7 @@ import torch
 from gradalign._version import __version__
 from gradalign.backends import dispatch
 from gradalign.cli import build_info, machine
+from gradalign.engine.ranks import process_groups
 
 PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")
 
@@ -45,6 +46,7 @@ def examine() -> dict[str, dict]:
         "torch": {"cuda": torch.version.cuda, "hip": torch.version.hip, "cxx11_abi": torch.compiled_with_cxx11_abi()},
         "compilers": dict(compilers),
         "devices": {"cpu": machine.cpu(), "gpus": gpus},
+        "processes": process_groups(),
         "backends": {name: diagnose(name, compilers, bool(gpus)) for name in dispatch.ORDER},
         "extension": build_info.examine(),
     }
@@ -106,6 +108,7 @@ def as_text(found: dict[str, dict]) -> str:
     lines += ["", "devices", f"  cpu           {cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads"]
     lines += [f"  instructions  {cpu['architecture']}, PyTorch uses {cpu['instruction_set']}{flags}"]
     lines += [f"  gpu {i}         {_gpu(gpu)}" for i, gpu in enumerate(gpus)] or ["  gpu           none"]
+    lines += ["", "several processes", *_pairs(found["processes"], "none")]
     lines += ["", "backends, best first"]
     for name, state in found["backends"].items():
         works = f"works on {' and '.join(state['devices'])}"

@@ -9,6 +9,7 @@ Micro-batch i of a step is what all ranks have as their i-th: its loss and its g
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,23 +241,24 @@ class Mesh(Ranks):
 
     Args:
         modules: the models.
+        params: their parameters; None: all of the modules'.
 
     Raises:
         ValueError: a mixture of parameters that nobody would average.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor] | None = None) -> None:
         from torch.distributed.fsdp import FSDPModule
 
         inner = {id(m): m for model in modules for m in model.modules()}
         self._sharded: list[Any] = [m for m in inner.values() if isinstance(m, FSDPModule)]
-        if self._sharded and not hasattr(FSDPModule, "reset_iter_state"):
+        if self._sharded and not _can_begin_anew():
             raise ValueError(
                 "model: expected a torch whose fully_shard begins anew after an exception (reset_iter_state, torch 2.13); "
                 f"got {torch.__version__}; update torch, or use DistributedDataParallel"
             )
         self.parameters_are_read()
-        params = [p for model in modules for p in model.parameters()]
+        params = [p for model in modules for p in model.parameters()] if params is None else params
         meshes = [mesh for p in params for mesh in (getattr(p, "device_mesh", None),) if mesh is not None]
         self._mesh = max(meshes, key=lambda mesh: mesh.size())
         self.num = self._mesh.size()
@@ -284,7 +286,7 @@ class Mesh(Ranks):
                     "expected no gradients from before the step; got some that fully_shard holds back "
                     "(set_requires_gradient_sync(False)), which would be added to the first vector; end that accumulation first"
                 )
-        if self._sharded and not self._roots():
+        if self._sharded and all(m._get_fsdp_state()._is_root is False for m in self._sharded):
             raise ValueError(
                 "model: expected the module that fully_shard was applied to last, the root; got one inside it; give the root"
             )
@@ -337,7 +339,7 @@ class Mesh(Ranks):
 
     def local(self, tensors: Iterable[Any]) -> list[Any]:
         """The shards."""
-        return [getattr(t, "_local_tensor", t) for t in tensors]
+        return list(map(held, tensors))
 
     def copies(self, params: Sequence[Tensor]) -> list[int]:
         """Ranks, divided by the number of different shards."""
@@ -373,6 +375,12 @@ class Mesh(Ranks):
             whole[tuple(slice(o, o + size) for o, size in zip(offset, shape, strict=True))] = shard
         return whole
 
+    def largest(self, numbers: Tensor) -> Tensor:
+        """The largest of every rank's numbers."""
+        found = numbers.clone()
+        self._all_reduce(found, ReduceOp.MAX)
+        return found
+
     def total(self, sums: Tensor) -> Tensor:
         """One reduction over the mesh."""
         found = sums.clone()
@@ -404,12 +412,10 @@ class Mesh(Ranks):
                 gathered = getattr(p, "_unsharded_param", None)
                 if gathered is not None:
                     gathered.grad = None
-        for module in self._roots():
-            module.reset_iter_state()
+        for module in self._sharded:
+            if module._get_fsdp_state()._is_root:  # None before the first forward
+                module.reset_iter_state()
         self.parameters_are_read()
-
-    def _roots(self) -> list[Any]:
-        return [m for m in self._sharded if m._get_fsdp_state()._is_root is not False]
 
     def _contexts(self) -> Iterator[Any]:
         return (m._get_fsdp_state()._state_ctx for m in self._sharded)
@@ -427,6 +433,16 @@ class Mesh(Ranks):
                 torch.distributed.all_reduce(there, op, group=self._mesh.get_group(dim))
         if there is not numbers:
             numbers.copy_(there)
+
+
+def mesh_of(params: Sequence[Tensor]) -> Mesh | None:
+    """The processes that hold shards of these parameters; None: this one holds all of them."""
+    return Mesh((), params) if any(hasattr(p, "placements") for p in params) else None
+
+
+def held(t: Any) -> Any:
+    """What of a tensor this process holds."""
+    return getattr(t, "_local_tensor", t)
 
 
 def _num_shards(p: Any) -> int:
@@ -491,6 +507,27 @@ def ranks_of(modules: Iterable[nn.Module]) -> Ranks | None:
 def _is_fully_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` was applied to a module, whose parameters may be gathered now."""
     return any(hasattr(m, "reshard") and hasattr(m, "unshard") for m in model.modules())
+
+
+def process_groups() -> dict[str, str | None]:
+    """What torch offers here for several processes, for `gradalign doctor`: a name and a version or kind; None: not there."""
+    dist = torch.distributed
+    if not dist.is_available():
+        return {"process groups": None}
+    backends = [name for name in ("nccl", "gloo", "mpi", "ucc") if getattr(dist, f"is_{name}_available")()]
+    job = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}" if dist.is_torchelastic_launched() else None
+    return {
+        "process groups": " and ".join(backends) or None,
+        "fully_shard": "works" if _can_begin_anew() else None,
+        "torchrun": job,
+    }
+
+
+def _can_begin_anew() -> bool:
+    """Whether `fully_shard` can go on after an exception."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, "reset_iter_state")
 
 
 def group_is_up() -> bool:

@@ -19,12 +19,14 @@ class Batch:
         params: the parameters.
         grads: their gradients.
         state: by name ("step", "exp_avg", ..., "master"), one tensor for each parameter; a name that is not used is absent.
+        whole: the parameters as the user knows them; of those that are sharded, `params` and the rest are what this rank holds.
     """
 
     group: Mapping[str, Any]
     params: list[Tensor]
     grads: list[Tensor]
     state: Mapping[str, list[Tensor]]
+    whole: list[Tensor]
 
     @property
     def device(self) -> torch.device:

@@ -47,7 +47,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     Raises:
         ValueError: settings out of range; `max_grad_norm`, `clear`, `skip_nonfinite` or `backend` inside a group.
-        TypeError: settings that are no numbers; complex or sharded parameters, float16 parameters with stochastic rounding.
+        TypeError: settings that are no numbers; complex parameters, float16 or sharded ones with stochastic rounding.
     """
 
     _step_supports_amp_scaling = True
@@ -113,6 +113,7 @@ class FusedOptimizer(StatefulOptimizer):
             self.max_grad_norm,
             self.skip_nonfinite,
             self.backend,
+            self._mesh,
         )
         self.grad_norm = scale.norm
         if self.clear == "zero":
@@ -128,7 +129,7 @@ class FusedOptimizer(StatefulOptimizer):
                 gradients.zero(batch.grads)
         if self.clear == "none":
             for batch in batches:
-                for p in batch.params:
+                for p in batch.whole:
                     p.grad = None
 
     def _step_batch(
@@ -136,7 +137,7 @@ class FusedOptimizer(StatefulOptimizer):
     ) -> None:
         group, device = batch.group, batch.device
         masters = batch.states("master")
-        for p, master in zip(batch.params, masters, strict=False):
+        for p, master in zip(batch.whole, masters, strict=False):
             self._master_versions.follow(p, master)
         seed = None
         if group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16:
@@ -156,13 +157,15 @@ class FusedOptimizer(StatefulOptimizer):
             options,
         )
         if masters:
-            self._master_versions.matched(batch.params)
+            self._master_versions.matched(batch.whole)
 
     def _batches(self) -> list[Batch]:
         """All parameters with a gradient, their state made where it is missing, by what one op can take at once."""
         batches = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if self._mesh is not None:
+                self._mesh.gradients(params)
             for (alike,) in group_by([params], map(DEVICE, params), map(DTYPE, params)):
                 batches += self._batches_of(group, alike)
         return batches
@@ -188,7 +191,10 @@ class FusedOptimizer(StatefulOptimizer):
         state = dict(zip(names, tensors, strict=True))
         arguments.dense_gradients(type(self).__name__, grads)
         arguments.same_device(type(self).__name__, params[0], state)
-        return Batch(group, params, grads, state)
+        if self._mesh is None:
+            return Batch(group, params, grads, state, params)
+        local = self._mesh.local
+        return Batch(group, local(params), local(grads), {name: local(ts) for name, ts in state.items()}, params)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "clear", "skip_nonfinite", "backend")

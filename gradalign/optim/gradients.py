@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradalign.backends import dispatch
 from gradalign.engine.addresses import ParamMemory, span
+from gradalign.engine.ranks import Mesh
 from gradalign.optim.batch import Batch, to_device
 
 
@@ -39,6 +40,7 @@ def gradient_scale(
     max_norm: Tensor | float | None,
     skip_nonfinite: bool,
     backend: str,
+    mesh: Mesh | None = None,
 ) -> GradientScale:
     """The clip coefficient of `torch.nn.utils.clip_grad_norm_`, min(1, max_norm / (norm + 1e-6)), over the loss scale.
 
@@ -49,11 +51,13 @@ def gradient_scale(
     factor = torch.ones((), dtype=torch.float64, device=device)
     if loss_scale is not None:
         factor = factor / (to_device(loss_scale, device).reshape(()) if isinstance(loss_scale, Tensor) else loss_scale)
+    if found_inf is not None and mesh is not None:
+        found_inf = mesh.largest(found_inf)
     skip = None if found_inf is None else to_device(found_inf, device).reshape(()) != 0
     if max_norm is None and not (skip_nonfinite and found_inf is None):
         return GradientScale(factor, None if skip is None else skip.float(), None)
 
-    norm = _sum_of_squares(batches, device, backend).sqrt() * factor
+    norm = _sum_of_squares(batches, device, backend, mesh).sqrt() * factor
     if skip_nonfinite:
         skip = ~norm.isfinite() if skip is None else skip | ~norm.isfinite()
     if max_norm is not None:
@@ -68,15 +72,20 @@ def _sum_device(batches: Sequence[Batch]) -> torch.device:
     return next((device for device in devices if device.type != "cpu"), devices[0])
 
 
-def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str) -> Tensor:
-    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str, mesh: Mesh | None) -> Tensor:
+    by_place: dict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
     for batch in batches:
-        by_device[batch.device].extend(batch.grads)
+        if mesh is None:
+            by_place[batch.device, 1].extend(batch.grads)
+        else:
+            for grad, copies in zip(batch.grads, mesh.copies(batch.whole), strict=True):
+                by_place[batch.device, copies].append(grad)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for place, grads in by_device.items():
+    for (place, copies), grads in by_place.items():
         chosen = dispatch.backend(backend, place.type, frozenset(g.dtype for g in grads))
-        total = total + to_device(chosen.norm_dot(grads)[0], device)
-    return total
+        square = to_device(chosen.norm_dot(grads)[0], device)
+        total = total + (square if copies == 1 else square / copies)
+    return total if mesh is None else mesh.total(total)
 
 
 def own_memory(tensors: Sequence[Tensor]) -> bool:

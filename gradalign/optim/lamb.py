@@ -47,6 +47,8 @@ class LAMB(FusedOptimizer):
         TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
     """
 
+    _on_shards = False
+
     def __init__(
         self,
         params: Any,

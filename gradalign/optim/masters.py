@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends.chunks import chunks
+from gradalign.engine.ranks import held
 
 
 def make_master(param: Tensor) -> Tensor:
@@ -27,13 +28,13 @@ class MasterVersions:
 
     def matched(self, params: Iterable[Tensor]) -> None:
         """These parameters are the rounding of their masters as they are now."""
-        self._versions.update((p, p._version) for p in params)
+        self._versions.update((p, held(p)._version) for p in params)
 
     @torch.no_grad()
     def follow(self, param: Tensor, master: Tensor) -> None:
         """Bring the master up to date, if the parameter may have changed without it."""
-        if self._versions.get(param) == param._version:
+        if self._versions.get(param) == held(param)._version:
             return
-        for mc, pc in chunks(master, param.detach()):
+        for mc, pc in chunks(held(master), held(param).detach()):
             mc.copy_(torch.where(mc.to(pc.dtype) == pc, mc, pc.float()))
         self.matched((param,))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.ranks import Mesh, mesh_of
 from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
 
@@ -23,10 +24,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     _first_moment_name = "exp_avg"
+    _on_shards = True  # whether the step of a part of a parameter is the part of its step
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
         self._masters_made = False
+        self._mesh: Mesh | None = None
         arguments.settings(defaults, defaults)
         super().__init__(params, defaults)
 
@@ -67,18 +70,24 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: settings out of range, or of all groups together; expanded parameters; the group is then not added.
-            TypeError: settings that are no numbers; complex or sharded parameters, float16 ones with stochastic rounding.
+            TypeError: settings that are no numbers; complex parameters, float16 or sharded ones with stochastic rounding.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             arguments.settings(group, self.defaults)
-            arguments.parameters(group["params"], stochastic=group["stochastic_rounding"])
+            arguments.parameters(
+                group["params"], group["stochastic_rounding"], type(self).__name__, on_shards=self._on_shards
+            )
             arguments.not_expanded(group["params"])
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
         self._masters_made = False
+        self._find_mesh()
+
+    def _find_mesh(self) -> None:
+        self._mesh = mesh_of([p for group in self.param_groups for p in group["params"]])
 
     def _make_masters(self) -> None:
         # Not sooner: torch.distributed.checkpoint fills the state of an optimizer that has none by a step with gradients of 0.
@@ -156,6 +165,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._master_versions = MasterVersions()
         self._masters_made = False
+        self._find_mesh()
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self.state:

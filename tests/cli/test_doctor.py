@@ -36,6 +36,19 @@ def test_text_says_why_a_backend_does_not_work_and_what_helps(monkeypatch, capsy
     assert f"torch         {torch.__version__}" in text
 
 
+def test_it_tells_about_process_groups(monkeypatch, capsys):
+    found = doctor.examine()["processes"]
+    assert "gloo" in found["process groups"]
+    assert found["fully_shard"] == "works"
+    assert found["torchrun"] is None
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "3"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert doctor.examine()["processes"]["torchrun"] == "rank 3 of 8"
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    assert cli.main(["doctor"]) == 0
+    assert "several processes\n  process groups none" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("reason", "why_not", "helps"),
     [

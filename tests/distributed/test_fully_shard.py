@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.rank_cases import (
     ESTIMATORS,
     FORMS,
@@ -24,7 +27,7 @@ from support.rank_cases import (
 )
 from support.rank_collectives import Collectives
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -37,6 +40,7 @@ from torch.distributed.tensor.parallel import (
 
 from gradalign import GradAlign
 from gradalign.engine.step import RADIUS, RADIUS_LOW_PRECISION
+from gradalign.optim import SGD
 
 TOLERANCE = 1e-10
 
@@ -263,6 +267,36 @@ def test_a_step_after_an_exception_on_all_ranks_is_right(two_ranks, where, displ
     assert max(map(max, two_ranks.run(failing, where, displaced))) < TOLERANCE
 
 
+def failing_on_one_rank(rank, displaced):
+    """Rank 1 raises; the mesh's group waits for 3 s."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    model = sharded(net(), DeviceMesh.from_group(group, "cpu"))
+    before = [p.to_local().clone() for p in model.parameters()]
+    aligner = GradAlign(model, 0.05)
+
+    def loss_fn(batch):
+        if rank == 1 and aligner.displaced == displaced:
+            raise KeyError("planted")
+        return loss_of(model)(batch)
+
+    start, caught = time.monotonic(), None
+    try:
+        aligner.backward(loss_fn, batches_of(rank))
+    except (KeyError, RuntimeError) as error:
+        caught = type(error)
+    assert all(torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    return caught, time.monotonic() - start
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+def test_an_exception_on_one_rank_leaves_every_rank_at_theta(two_ranks, displaced):
+    (other, seconds), (own, _) = two_ranks.run(failing_on_one_rank, displaced)
+    assert own is KeyError
+    assert issubclass(other, RuntimeError)
+    assert seconds < 20
+
+
 def weightless_and_plain(rank, num):
     results = []
     for aligned in (False, True):
@@ -296,9 +330,9 @@ def test_a_policy_of_16_bits_has_the_radius_of_16_bits(two_ranks):
     assert two_ranks.run(mixed_precision) == [(RADIUS_LOW_PRECISION, RADIUS, torch.bfloat16)] * 2
 
 
-def overflow(rank, weight):
+def overflow(rank, weight, kind):
     model = sharded(net().float())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = kind(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     before = [full(p).clone() for p in model.parameters()]
     batches = [
@@ -312,8 +346,9 @@ def overflow(rank, weight):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.05])
-def test_an_overflow_on_one_rank_makes_all_skip_the_step(two_ranks, weight):
-    assert two_ranks.run(overflow, weight) == [(True, 2.0)] * 2
+@pytest.mark.parametrize("kind", [torch.optim.SGD, SGD])
+def test_an_overflow_on_one_rank_makes_all_skip_the_step(two_ranks, weight, kind):
+    assert two_ranks.run(overflow, weight, kind) == [(True, 2.0)] * 2
 
 
 def tasks_compared(rank):

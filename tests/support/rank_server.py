@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 
 
-def serve(rank: int, num: int, store: str, pipe, timeout) -> None:
+def serve(rank: int, num: int, store: str, pipe, timeout, joined: bool) -> None:
     """Run what comes through the pipe until it is closed."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(num), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     runpy.run_path(str(Path(__file__).parents[1] / "import_path.py"))
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num, timeout=timeout)
+    if joined:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num, timeout=timeout)
     while True:
         try:
             file, name, args = pipe.recv()
@@ -44,4 +45,4 @@ def _module(file: str):
 
 if __name__ == "server":
     given = globals()
-    serve(*(given[name] for name in ("rank", "num", "store", "pipe", "timeout")))
+    serve(*(given[name] for name in ("rank", "num", "store", "pipe", "timeout", "joined")))

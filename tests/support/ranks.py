@@ -34,10 +34,12 @@ class Group:
 
     Args:
         num: how many.
+        joined: whether they form a process group already.
     """
 
-    def __init__(self, num: int) -> None:
+    def __init__(self, num: int, joined: bool = True) -> None:
         self.num = num
+        self._joined = joined
         self._processes: list = []
         self._pipes: list = []
 
@@ -74,6 +76,7 @@ class Group:
         for rank in range(self.num):
             ours, theirs = context.Pipe()
             values = {"rank": rank, "num": self.num, "store": str(store), "pipe": theirs, "timeout": TIMEOUT}
+            values["joined"] = self._joined
             process = context.Process(target=runpy.run_path, args=(SERVER, values, "server"), daemon=True)
             process.start()
             theirs.close()

@@ -1,0 +1,126 @@
+"""The formulas of docs/scaling.md are what a step does: its collectives are counted on 2, on 4 and on one of 1,024 ranks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from support.rank_collectives import Collectives
+from support.ranks import Group
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from gradalign import GradAlign
+
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
+K, M = 8, 2
+WIDTH = 1024  # rows of every parameter: a whole number on every rank
+
+
+def formulas():
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    return names
+
+
+class Even(nn.Module):
+    """Every parameter divides among the ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, WIDTH), nn.Linear(4, WIDTH, bias=False)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).view(len(x), -1, 4)).square().mean()
+
+
+def average(_, bucket):
+    """What the wrapper does by itself; a pretended group can do no more than this."""
+    mean = bucket.buffer() / dist.get_world_size()
+    dist.all_reduce(mean)
+    future = torch.futures.Future()
+    future.set_result(mean)
+    return future
+
+
+def options_of(estimator, objective):
+    if estimator == "plain":
+        return {"weight": 0.0}
+    return {"weight": 0.05, "estimator": estimator, "objective": objective, "radius": 0.01}
+
+
+def counted(model, options):
+    """The collectives of a step that is not the first."""
+    aligner, batches = GradAlign(model, **options), list(torch.randn(K, 2, 2))
+    for _ in range(2):
+        model.zero_grad()
+        with Collectives() as collectives:
+            aligner.backward(model, batches)
+    return dict(collectives.counts), dict(collectives.elements)
+
+
+def all_counts(rank, cases, pretended=None):
+    """(estimator, objective) -> the collectives under DistributedDataParallel and under fully_shard."""
+    if pretended is not None:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.destroy_process_group()
+        dist.init_process_group("fake", rank=0, world_size=pretended, store=FakeStore())
+    found = []
+    for case in cases:
+        model = DistributedDataParallel(Even())
+        model.register_comm_hook(None, average)
+        with_ddp = counted(model, options_of(*case))
+        model = Even()
+        fully_shard(model.second)
+        found.append((with_ddp, counted(fully_shard(model), options_of(*case))))
+    if pretended is not None:
+        dist.destroy_process_group()
+    return found
+
+
+def check(found):
+    """Counts and elements against the formulas."""
+    page, n, n_root = formulas(), WIDTH * 7, WIDTH * 3
+    for case, ((_, averaged), (calls, elements)) in zip(page["PASSES"], found, strict=True):
+        passes = page["PASSES"][case](K, M)
+        assert averaged["allreduce_"] // n == page["AVERAGES"][case](K, M), case
+        assert averaged["allreduce_"] % n <= 8, case
+        assert calls["allreduce_"] == page["SUMS"][case](K, M), case
+        assert elements["allreduce_"] <= 8 * calls["allreduce_"], case
+        assert elements["_allgather_base_"] == page["gathered"](passes, n, n_root), case
+        assert elements["_reduce_scatter_base_"] == page["scattered"](passes, n), case
+
+
+def test_two_ranks(two_ranks):
+    for found in two_ranks.run(all_counts, list(formulas()["PASSES"])):
+        check(found)
+
+
+def test_four_ranks(four_ranks):
+    for found in four_ranks.run(all_counts, list(formulas()["PASSES"])):
+        check(found)
+
+
+def test_one_of_1024_ranks():
+    alone = Group(1)
+    try:
+        (found,) = alone.run(all_counts, list(formulas()["PASSES"]), 1024)
+    finally:
+        alone.stop()
+    check(found)
+
+
+def test_the_plan_of_the_page_is_what_its_formulas_give():
+    """Numbers in the prose are those that the block asserts."""
+    text, names = PAGE.read_text(), formulas()
+    for number in (names["state"], names["backup"]):
+        assert f"{number:.2f} GB" in text
+    for number in (names["per_pass"], names["plain"], names["aligned"]):
+        assert f"{number:,.0f} GB" in text
+    assert f"{round(names['tokens'], -2):,.0f} tokens" in text
+    assert "for {:.0f} s, aligned\n  for {:.0f} s".format(*names["compute"]) in text
