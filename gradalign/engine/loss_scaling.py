@@ -40,12 +40,18 @@ def differentiation(
 
     Raises:
         ValueError: two different GradScalers.
+        TypeError: that of a DeepSpeed engine.
     """
     call = Tensor.backward if backward is None else backward
     bound = backward
     while isinstance(bound, partial):
         bound = bound.func
     owner = getattr(bound, "__self__", None)
+    if any(cls.__name__ == "DeepSpeedEngine" for cls in type(owner).__mro__):
+        raise TypeError(
+            "backward: expected one that only differentiates; got DeepSpeedEngine.backward, which reduces and "
+            "partitions gradients by itself; use DistributedDataParallel or fully_shard"
+        )
     divides_by = getattr(owner, "gradient_accumulation_steps", 1)
     used: torch.amp.GradScaler | None = one_scaler(scaler, getattr(owner, "scaler", None))
     if used is None or not used.is_enabled():

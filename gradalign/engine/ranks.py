@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,13 +109,13 @@ class Ranks(ABC):
     def mean(self, numbers: Tensor) -> Tensor:
         """The mean over ranks of a small tensor; the same bits on all of them."""
         total = numbers.clone()
-        self._all_reduce(total, ReduceOp.SUM)
+        self._all_reduce(total, torch.distributed.ReduceOp.SUM)
         return total / self.num
 
     def anywhere(self, flag: bool, home: torch.device) -> bool:
         """Whether a flag is set on any rank; reads it back to the host."""
         found = torch.full((), float(flag), dtype=torch.float64, device=home)
-        self._all_reduce(found, ReduceOp.MAX)
+        self._all_reduce(found, torch.distributed.ReduceOp.MAX)
         return bool(found)
 
     def same_everywhere(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], home: torch.device) -> None:
@@ -128,7 +127,7 @@ class Ranks(ABC):
         norms = [torch.zeros((), device=home) if g is None else torch.linalg.vector_norm(g).to(home) for g in grads]
         own = torch.stack([norm.double() for norm in norms]).nan_to_num(0.0, 0.0, 0.0)
         both = torch.cat((own, -own))
-        self._all_reduce(both, ReduceOp.MAX)
+        self._all_reduce(both, torch.distributed.ReduceOp.MAX)
         largest, smallest = both[: len(own)], -both[len(own) :]
         differing = (largest - smallest > SAME * largest).nonzero().flatten().tolist()
         if differing:
@@ -378,13 +377,13 @@ class Mesh(Ranks):
     def largest(self, numbers: Tensor) -> Tensor:
         """The largest of every rank's numbers."""
         found = numbers.clone()
-        self._all_reduce(found, ReduceOp.MAX)
+        self._all_reduce(found, torch.distributed.ReduceOp.MAX)
         return found
 
     def total(self, sums: Tensor) -> Tensor:
         """One reduction over the mesh."""
         found = sums.clone()
-        self._all_reduce(found, ReduceOp.SUM)
+        self._all_reduce(found, torch.distributed.ReduceOp.SUM)
         return found
 
     def part(self, total: Tensor) -> Tensor:

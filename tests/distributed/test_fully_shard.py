@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.rank_cases import (
-    ESTIMATORS,
     FORMS,
     K,
     Net,
@@ -58,7 +57,10 @@ def compared(rank, num, estimator, one_by_one, options, forms=FORMS[1:3]):
     ]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+# The others differ in where gradients are, or in the order of passes, and in nothing that a rank sees.
+@pytest.mark.parametrize(
+    "estimator", ["split m=2", "prefix", "leave_one_out", "leave_one_out host", "symmetric", "momentum"]
+)
 def test_every_estimator_and_objective_equals_one_process(two_ranks, estimator):
     for errors in two_ranks.run(compared, 2, estimator, False, {}, FORMS if estimator == "split m=2" else FORMS[1:3]):
         assert errors
@@ -389,7 +391,7 @@ def test_collectives_of_a_step(two_ranks, objective, expected):
 class Wide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(512, 512, bias=False) for _ in range(8))
+        self.layers = nn.ModuleList(nn.Linear(512, 512, bias=False) for _ in range(4))
 
     def forward(self, x):
         for layer in self.layers:

@@ -83,10 +83,10 @@ def all_counts(rank, cases, pretended=None):
     return found
 
 
-def check(found):
+def check(found, cases=None):
     """Counts and elements against the formulas."""
     page, n, n_root = formulas(), WIDTH * 7, WIDTH * 3
-    for case, ((_, averaged), (calls, elements)) in zip(page["PASSES"], found, strict=True):
+    for case, ((_, averaged), (calls, elements)) in zip(cases or page["PASSES"], found, strict=True):
         passes = page["PASSES"][case](K, M)
         assert averaged["allreduce_"] // n == page["AVERAGES"][case](K, M), case
         assert averaged["allreduce_"] % n <= 8, case
@@ -96,14 +96,40 @@ def check(found):
         assert elements["_reduce_scatter_base_"] == page["scattered"](passes, n), case
 
 
+def reads(model, objective):
+    """Numbers that are read back to the host in the third step, in which nothing is inspected."""
+    aligner, batches = GradAlign(model, 0.05, objective=objective), list(torch.randn(K, 2, 2))
+    for _ in range(4):
+        model.zero_grad()
+        with Collectives() as seen:
+            aligner.backward(model, batches)
+    return seen.reads
+
+
+def all_reads(rank):
+    found = []
+    for objective in ("dot", "variance"):
+        model = Even()
+        fully_shard(model.second)
+        found.append([reads(m, objective) for m in (Even(), DistributedDataParallel(Even()), fully_shard(model))])
+    return found
+
+
+def test_reductions_are_no_reads(two_ranks):
+    for found in two_ranks.run(all_reads):
+        for alone, with_ddp, on_shards in found:
+            assert with_ddp == on_shards == alone
+
+
 def test_two_ranks(two_ranks):
     for found in two_ranks.run(all_counts, list(formulas()["PASSES"])):
         check(found)
 
 
 def test_four_ranks(four_ranks):
-    for found in four_ranks.run(all_counts, list(formulas()["PASSES"])):
-        check(found)
+    cases = list(formulas()["PASSES"])[:3]
+    for found in four_ranks.run(all_counts, cases):
+        check(found, cases)
 
 
 def test_one_of_1024_ranks():

@@ -47,3 +47,16 @@ def test_a_custom_backward_and_a_dividing_accelerator():
         model.load_state_dict(before)
         aligner.backward(loss_fn, batches, backward=backward)
         assert_close(grads(model), expected, rtol=1e-12)
+
+
+def test_the_backward_of_a_deepspeed_engine_is_refused():
+    class DeepSpeedEngine:
+        def gradient_accumulation_steps(self):
+            return 3
+
+        def backward(self, loss):
+            loss.backward()
+
+    model, loss_fn, batches = make(Counting)
+    with pytest.raises(TypeError, match=r"got DeepSpeedEngine.backward.*use DistributedDataParallel or fully_shard"):
+        GradAlign(model, 0.1).backward(loss_fn, batches, backward=DeepSpeedEngine().backward)

@@ -84,3 +84,11 @@ def test_a_loss_that_trains_parameters_of_another_module_is_refused(estimator, w
     encoder.zero_grad()
     head.requires_grad_(False)
     GradAlign(encoder, weight, estimator=estimator).backward(loss_fn, batches)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_loss_that_reaches_no_parameter_is_refused(weight):
+    model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="got one that reaches none of them"):
+        GradAlign(model, weight).backward(lambda x: x.clone().requires_grad_().sum(), list(torch.randn(4, 3)))
+    assert all(p.grad is None for p in model.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,14 +15,17 @@ class Collectives(TorchDispatchMode):
     Attributes:
         counts: calls.
         elements: of the largest tensor of each call, added up.
+        reads: of a number back to the host.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.elements: Counter[str] = Counter()
+        self.reads = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
         if function.namespace == "c10d":
             name = function._schema.name.split("::")[1]
             self.counts[name] += 1
