@@ -49,6 +49,10 @@ class Inspection:
         """Whether to look for wrappers of several processes that only the loss_fn knows, and at what they averaged."""
         return self._first or self._casts_unknown
 
+    def compares_ranks(self, labelled: bool) -> bool:
+        """Whether ranks compare what each was asked for: in the first step, and later where labels may differ."""
+        return self.looks_for_wrappers or (labelled and self._sampled)
+
     def observe(
         self,
         passes: Passes,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -56,7 +58,7 @@ class StepRequest(NamedTuple):
     has_aux: bool = False
     backward: Callable[[Tensor], Any] | None = None
     tasks: Sequence[str] | None = None
-    sources: Sequence[str] | None = None
+    sources: Sequence[Hashable] | None = None
     one_by_one: bool = False
 
 
@@ -165,7 +167,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
-        sources: Sequence[str] | None = None,
+        sources: Sequence[Hashable] | None = None,
     ) -> Any:
         """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
 
@@ -219,7 +221,7 @@ class Method(ABC):
         has_aux: bool = False,
         backward: Callable[[Tensor], Any] | None = None,
         tasks: Sequence[str] | None = None,
-        sources: Sequence[str] | None = None,
+        sources: Sequence[Hashable] | None = None,
     ) -> Accumulation:
         """The same step for a loop that sees one micro-batch at a time.
 
@@ -307,10 +309,19 @@ class Method(ABC):
                 passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
             )
         opened = OpenStep(step, schedule, buffers.state(), self._progress)
-        if group_is_up() and inspection.looks_for_wrappers and not _capturing(space.home):
-            passes.look_for_wrappers()
-            opened.looks_at_ranks = True
+        if group_is_up() and not _capturing(space.home):
+            self._have_ranks_compared(opened, inspection, request)
         return opened
+
+    def _have_ranks_compared(self, opened: OpenStep, inspection: Inspection, request: StepRequest) -> None:
+        """Have the ranks compare what they were asked for and what they found, in the steps that are looked at."""
+        step = opened.step
+        if inspection.looks_for_wrappers:
+            opened.passes.look_for_wrappers()
+            opened.looks_at_ranks = True
+        if inspection.compares_ranks(labelled=request.sources is not None or request.tasks is not None):
+            members = None if step.sources is None else step.sources.members
+            opened.to_compare = {"micro-batches": step.num, "sources": members, "tasks": step.tasks}
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
         """The trainable parameters as they are now, ready for a step; and the frozen ones."""
@@ -336,7 +347,7 @@ class Method(ABC):
             raise ValueError(
                 'sources: expected none with scope="rank", which compares micro-batches of ranks; got labels'
             )
-        sources = Sources.of(_labels("sources", request.sources, request.num))
+        sources = Sources.of(_source_labels(request.sources, request.num))
         return None if sources.single else sources
 
     def _check_sources(self) -> None:
@@ -362,7 +373,7 @@ class Method(ABC):
         """The schedule of a step; what the one with the term cannot do is refused in the first step, wherever that is."""
         total = step.space.grads()
         if not self._weight.may_act:
-            return Plain(step, total)
+            return Plain(step, total) if step.sources is None else self._inactive_schedule(step, total)
         active = self._schedule(step, total)
         if step.space.ranks is not None and not active.several_ranks:
             raise ValueError(
@@ -451,4 +462,27 @@ def _labels(name: str, labels: Iterable[str], num: int) -> list[str]:
     found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
     if isinstance(labels, str) or len(found) != num:
         raise ValueError(f"{name}: expected one label for each of the {num} micro-batches; got {found}")
+    return found
+
+
+def _source_labels(labels: Iterable[Hashable], num: int) -> list[Hashable]:
+    """One label for each of `num` micro-batches, which are compared by equality.
+
+    Raises:
+        TypeError: labels without an order, or one that is not a string, an integer or a member of an Enum.
+        ValueError: another number of them.
+    """
+    if isinstance(labels, (bytes, Set, Mapping)) or not isinstance(labels, Iterable):
+        raise TypeError(
+            f"sources: expected a list with one label for each of the {num} micro-batches; got {type(labels).__name__}"
+        )
+    found = [label.item() if isinstance(label, Tensor) and label.dim() == 0 else label for label in labels]
+    if isinstance(labels, str) or len(found) != num:
+        raise ValueError(f"sources: expected one label for each of the {num} micro-batches; got {labels!r}")
+    for label in found:
+        if not isinstance(label, (str, Integral, Enum)):
+            raise TypeError(
+                f"sources: expected labels that are strings, integers or members of an Enum; got {label!r} "
+                f"({type(label).__name__}); pass str(label) if its text names the source"
+            )
     return found

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +118,26 @@ class Ranks(ABC):
         found = torch.full((), float(flag), dtype=torch.float64, device=home)
         self._all_reduce(found, torch.distributed.ReduceOp.MAX)
         return bool(found)
+
+    def same_request(self, request: Mapping[str, object], home: torch.device) -> None:
+        """Every rank was asked for the same; reads back to the host.
+
+        Args:
+            request: by the name of the argument; compared by a checksum of its text.
+            home: the device of the numbers.
+
+        Raises:
+            ValueError: names the argument in which they differ.
+        """
+        own = [zlib.crc32(repr(value).encode()) for value in request.values()]
+        both = torch.tensor([*own, *(-number for number in own)], dtype=torch.float64, device=home)
+        self._all_reduce(both, torch.distributed.ReduceOp.MAX)
+        differing = [name for i, name in enumerate(request) if both[i] != -both[i + len(own)]]
+        if differing:
+            raise ValueError(
+                f"{differing[0]}: expected the same on all ranks, whose i-th micro-batches count as one; got "
+                f"{request[differing[0]]!r} on this rank and something else on another; order micro-batches alike on all ranks"
+            )
 
     def same_everywhere(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], home: torch.device) -> None:
         """Gradients that every rank has a copy of are the same on all ranks; reads back to the host.

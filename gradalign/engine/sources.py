@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -19,7 +19,7 @@ class Sources:
     members: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, labels: Sequence[str]) -> Sources:
+    def of(cls, labels: Sequence[Hashable]) -> Sources:
         """The sources of a step from the label of each micro-batch.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -73,11 +73,15 @@ class OpenStep:
         self.progress = progress
         self.rolled_back = False
         self.looks_at_ranks = False
+        self.to_compare: Mapping[str, object] = {}
 
     def begin(self) -> None:
         """What comes before the first pass on several ranks."""
-        if self.step.space.ranks is not None:
-            self.step.space.ranks.begin()
+        ranks = self.step.space.ranks
+        if ranks is not None:
+            if self.to_compare:
+                ranks.same_request(self.to_compare, self.step.space.home)
+            ranks.begin()
 
     def complete(self, losses: Sequence[Tensor]) -> Outcome:
         """Fill `.grad`.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradalign.engine.comparison import aim_at_others, displaced_passes
 from gradalign.engine.passes import Closure, ReplayState
+from gradalign.engine.plain import Plain
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import Vector
@@ -225,6 +226,40 @@ class SourcesLeaveOneOut(_BySource):
         return gradient
 
 
+class SourcesPlain(Schedule):
+    """No term: the plain accumulation loop, which measures the agreement of sources."""
+
+    replays = False
+
+    def __init__(self, step: Step, total: Vector, sources: Sources) -> None:
+        super().__init__(step)
+        self.total = total
+        self.sources = sources
+        self.sums = SourceSums(
+            step, step.space.zeros(), sources
+        )  # `total` has to be added up in the plain loop's order
+        self.gradients: list[Vector] = [step.space.zeros() for _ in sources.members]
+
+    def visit(self, closure: Closure) -> Tensor:
+        """One base pass, whose gradient is looked at before it is added."""
+        step, place = self.step, self.num_visited
+        loss, g = step.passes.isolated_pass(closure)
+        step.sketch(g)
+        s = next(s for s, places in enumerate(self.sources.members) if place in places)
+        step.space.accumulate(self.gradients[s], g, step.space.scalar(1.0))
+        step.space.accumulate(self.total, g)
+        if place == self.sources.members[s][-1]:
+            self.sums.add(self.gradients[s], len(self.sources.members[s]))
+            self.gradients[s] = []
+        self.num_visited += 1
+        return loss
+
+    def finish(self) -> dict[str, Tensor]:
+        """The sum is the gradient."""
+        self.step.close(self.total, None)
+        return {}
+
+
 class SourcesSplit(_BySource):
     """Some sources, the probes, against the others, which come before them.
 
@@ -279,3 +314,10 @@ class SourcesSplit(_BySource):
             self.step.space.accumulate(self.total, self.sums.total)
         self.step.close(self.total, self.term)
         return {}
+
+
+def plain_by_source(step: Step, total: Vector) -> Schedule:
+    """The schedule of a step without the term, where micro-batches may be labelled with their sources."""
+    if step.sources is None or not step.settings.telemetry:
+        return Plain(step, total)
+    return SourcesPlain(step, total, step.sources)

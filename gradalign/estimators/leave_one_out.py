@@ -24,7 +24,7 @@ from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
 from gradalign.engine.validation import one_of
-from gradalign.estimators.by_source import SourcesLeaveOneOut
+from gradalign.estimators.by_source import SourcesLeaveOneOut, plain_by_source
 from gradalign.estimators.gradient_store import GradientStore, fetched, stored
 
 
@@ -52,6 +52,10 @@ class LeaveOneOut(Estimator):
         if step.sources is not None:
             return SourcesLeaveOneOut(step, total, step.sources, self.gradients)
         return LeaveOneOutSchedule(step, total, self.gradients)
+
+    def make_inactive(self, step: Step, total: Vector) -> Schedule:
+        """The plain loop; with telemetry it measures the agreement of sources."""
+        return plain_by_source(step, total)
 
 
 class LeaveOneOutSchedule(Schedule):

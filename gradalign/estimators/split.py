@@ -29,7 +29,7 @@ from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
 from gradalign.engine.validation import fraction, one_of
-from gradalign.estimators.by_source import SourcesSplit
+from gradalign.estimators.by_source import SourcesSplit, plain_by_source
 
 ProbeChoice = Literal["last", "rotate"]
 
@@ -70,6 +70,10 @@ class Split(Estimator):
         step.separate = step.separate and step.settings.objective.own  # else all probes have one displacement anyway
         schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
         return schedule if self.probes == "last" else Reordered(schedule, self._order(step.num, step.index, m))
+
+    def make_inactive(self, step: Step, total: Vector) -> Schedule:
+        """The plain loop; with telemetry it measures the agreement of sources."""
+        return plain_by_source(step, total)
 
     def _order(self, num: int, index: int, m: int) -> list[int]:
         """Anchors, then probes: the last m of num, or in step s those at positions s m, s m + 1, ... (mod num)."""

@@ -110,6 +110,8 @@ class GradAlignCallback(Callback):
     def _training_step(self, module: LightningModule, *args: Any, **kwargs: Any) -> Any:
         """All passes of one micro-batch; returns what the module's own returns, the loss detached."""
         trainer, k = module.trainer, module.trainer.accumulate_grad_batches
+        if trainer.fit_loop._skip_backward:  # StochasticWeightAveraging renews BatchNorm's statistics
+            return self._originals["training_step"](*args, **kwargs)
         if self._aligned == self._batch_idx:
             raise TypeError(
                 "optimizer: expected one that evaluates its closure once; got another evaluation of the same batch, as LBFGS "

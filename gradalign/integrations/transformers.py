@@ -47,6 +47,8 @@ class GradAlignMixin:
 
     def __init__(self, *args: Any, aligner: Options, **kwargs: Any) -> None:
         self._gradalign = _State(aligner)
+        owner = next(c for c in type(self).__mro__ if "training_step" in vars(c))
+        self._gradalign.bypass = None if owner is GradAlignMixin else owner.__qualname__
         super().__init__(*args, **kwargs)
         _servable(self, self._gradalign)
 
@@ -62,6 +64,15 @@ class GradAlignMixin:
         finally:
             self._gradalign.abandon()
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, after each step; one that never came here is no aligned one."""
+        if self._gradalign.bypass is not None:
+            raise TypeError(
+                f"training_step: expected that of {self._gradalign.bypass} to call super().training_step; got one that does "
+                "not, so that nothing would be aligned; define it in a class behind GradAlignMixin, or call super()"
+            )
+        return super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; a step that was left incomplete, by a callback that stopped the epoch, is over."""
         self._gradalign.abandon()
@@ -70,6 +81,7 @@ class GradAlignMixin:
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """All passes of one micro-batch; the last of a step fills `.grad`."""
         state, trainer = self._gradalign, self._trainer
+        state.bypass = None
         expected = trainer.args.gradient_accumulation_steps
         num = getattr(trainer, "current_gradient_accumulation_steps", expected)
         if num < expected or num < 2:
@@ -129,6 +141,7 @@ class _State:
         step: the step in progress.
         prepared: whether the inputs of the running `training_step` are prepared already.
         computed_loss: whether it called `compute_loss`.
+        bypass: the class in front of the mixin whose `training_step` has not called the mixin's so far; None: there is none.
     """
 
     def __init__(self, options: Options) -> None:
@@ -136,6 +149,7 @@ class _State:
         self.step: Accumulation | None = None
         self.prepared = False
         self.computed_loss = False
+        self.bypass: str | None = None
         self._left = 0
 
     def open(self, accumulation: Accumulation, num: int) -> None:
@@ -207,6 +221,13 @@ class MicroBatch:
             del accelerator.backward
             if own is not None:
                 accelerator.backward = own
+        owner = next(c for c in type(self._trainer).__mro__ if "compute_loss" in vars(c))
+        if len(losses) == 1 and not state.computed_loss and owner is not GradAlignMixin:
+            raise TypeError(
+                f"compute_loss: expected the one of {owner.__qualname__} behind GradAlignMixin; got it in front, where it "
+                "hides the mixin's; define it in a class of its own, class Own(Trainer), and align that: "
+                "class Aligned(GradAlignMixin, Own)"
+            )
         if len(losses) != 1 or not state.computed_loss:
             raise TypeError(
                 f"training_step: expected one loss, from compute_loss, that goes to accelerator.backward; got {len(losses)}"

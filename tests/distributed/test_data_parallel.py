@@ -86,6 +86,38 @@ def test_sources_equal_one_process(two_ranks, labels):
     assert max(map(max, two_ranks.run(sources_compared, labels))) < TOLERANCE
 
 
+def asked_differently(rank, steps):
+    """The message of the step in which ranks are asked for something else, and what is left behind."""
+    model = wrapped(net())
+    aligner = GradAlign(model, 0.05, objective="variance")
+    batches = batches_of(rank)
+    for num, sources, tasks in steps[:-1]:
+        aligner.backward(loss_of(model), batches[:num], sources=sources, tasks=tasks)
+        model.zero_grad()
+    num, sources, tasks = steps[-1][rank]
+    try:
+        aligner.backward(loss_of(model), batches[:num], sources=sources, tasks=tasks)
+    except ValueError as error:
+        return str(error), all(p.grad is None for p in model.parameters())
+    return "", False
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "name"),
+    [
+        ([], [(4, None, None), (3, None, None)], "micro-batches"),
+        ([], [(4, "aabb", None), (4, "abab", None)], "sources"),
+        ([(4, list("aabb"), None)] * 2, [(4, "aabb", None), (4, "abbb", None)], "sources"),
+        ([], [(4, None, "xyxy"), (4, None, "xxyy")], "tasks"),
+    ],
+)
+def test_ranks_that_are_asked_for_different_things_are_refused(two_ranks, before, asked, name):
+    asked = [(num, s and list(s), t and list(t)) for num, s, t in asked]
+    for message, clean in two_ranks.run(asked_differently, [*before, asked]):
+        assert message.startswith(f"{name}: expected the same on all ranks")
+        assert clean
+
+
 def baselines_compared(rank):
     errors = []
     for method in (

@@ -133,6 +133,22 @@ def test_with_one_micro_batch_a_source_it_is_the_step_without_sources_bit_for_bi
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("weight", [0.0, lambda step: 0.5 if step else 0.0])
+@pytest.mark.parametrize("labels", [EVEN, UNEVEN])
+@pytest.mark.parametrize("estimator", [LeaveOneOut(), Split()])
+def test_a_step_without_the_term_measures_the_agreement_of_sources(estimator, labels, weight):
+    model, loss_fn, batches = make(Awkward, k=6)
+    model.eval()
+    _, _, means = exact(model, loss_fn, batches, labels, "dot", "none", [])
+    found, _, aligner = step(model, loss_fn, batches, weight, labels, estimator=estimator, telemetry=True)
+    plain, _, _ = step(model, loss_fn, batches, weight=0)
+    assert torch.equal(found, plain)
+    assert float(aligner.stats.dot) == pytest.approx(mean_dot(means), rel=1e-9)
+    assert float(aligner.stats.cosine) == pytest.approx(mean_cosine(means), rel=1e-9)
+    expected = float(means.square().sum(1).mean()) - mean_dot(means)
+    assert float(aligner.stats.noise_numerator) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("estimator", [LeaveOneOut(), Split()])
 def test_weight_0_is_the_plain_loop_in_the_order_of_the_micro_batches(estimator):
     model, loss_fn, batches = make(Awkward, k=6)
@@ -211,6 +227,7 @@ def test_baselines_refuse_sources():
     ("labels", "message"),
     [
         (["a"] * 4, "at least 2 different labels"),
+        ([1, True, 1, torch.tensor(1)], "at least 2 different labels"),
         (["a", "b"], "one label for each of the 4"),
         ("abab", "one label for each of the 4"),
     ],
@@ -221,3 +238,10 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         aligner.backward(loss_fn, batches, sources=labels)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("labels", [[0.5, 0.5, 1, 1], [None, "a", "a", "a"], [torch.ones(2)] * 4, {"a", "b"}, b"abab"])
+def test_labels_that_have_no_plain_equality_are_refused(labels):
+    model, loss_fn, batches = make(Awkward, k=4)
+    with pytest.raises(TypeError, match="sources: expected"):
+        gradalign.GradAlign(model, weight=0.5).backward(loss_fn, batches, sources=labels)

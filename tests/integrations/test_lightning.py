@@ -170,6 +170,16 @@ def test_the_trainers_loggers_get_the_statistics_at_its_interval(tmp_path):
     assert b"align/dot" in file.read_bytes()
 
 
+def test_a_last_pass_without_backward_is_lightnings_own():
+    def averaged(options):
+        swa = lightning.pytorch.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1)
+        module = Module()
+        fit(module, options, callbacks=[swa], max_epochs=3)
+        return module
+
+    assert same(averaged({"weight": 0}), averaged(None))
+
+
 class Manual(Module):
     automatic_optimization = False
 

@@ -319,9 +319,20 @@ class AlignedOwnStep(GradAlignMixin, OwnStep):
     pass
 
 
+class StepInFront(GradAlignMixin, Trainer):
+    training_step = OwnStep.training_step
+
+
+class LossInFront(GradAlignMixin, Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).loss
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "arguments", "error", "message"),
     [
+        (StepInFront, OPTIONS, {}, TypeError, "expected that of StepInFront to call super"),
+        (LossInFront, OPTIONS, {}, TypeError, "compute_loss: expected the one of LossInFront behind GradAlignMixin"),
         (
             Aligned,
             OPTIONS,
