@@ -2,6 +2,7 @@
 
     steps/               whole optimizer steps of gradalign and its alternatives on one workload: `python -m benchmarks`
     kernels/             single ops and optimizer steps beside torch's, in bytes per second
+    quality/             where agreement helps, on tasks with tuned settings and paired seeds: `python -m benchmarks.quality`
     gpu/                 build, test, measure and sanitize on a machine with a GPU: `make gpu`
     guards/              counts that must not grow: `make bench-guards`
     results/             committed figures

@@ -84,6 +84,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
     found = runs(rows)
     seeds_of = _reported(task, found, selection)
     figures = _figures(seeds_of, selection, metric)
+    timed = [runs(rows, "library"), found]
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
     return [
         Line(
@@ -93,7 +94,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
             _passes(seeds_of, cell) if PLAIN in seeds_of else float("nan"),
-            _seconds(rows, cell),
+            _seconds(timed, cell),
         )
         for cell, values in figures.items()
     ]
@@ -144,9 +145,8 @@ def _passes(seeds_of: dict[Cell, dict[int, Row]], cell: Cell) -> float:
     return one / plain
 
 
-def _seconds(rows: Sequence[Row], cell: Cell) -> float | None:
+def _seconds(timed: Sequence[dict[Job, Row]], cell: Cell) -> float | None:
     """Of processor time in the library's runs, relative to plain training; None where it has none."""
-    timed = [runs(rows, kind) for kind in ("library", "run")]
     one, plain = (
         next((c for found in timed if (c := cost(_timed(of_cell(found, c2)), "seconds"))), None) for c2 in (cell, PLAIN)
     )

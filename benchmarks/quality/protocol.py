@@ -12,7 +12,7 @@ from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen,
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job
 
-LONGEST = 20  # times the task's steps, at equal time
+LONGEST = 10  # times the task's steps, at equal time
 
 
 def cells(task: Task, names: Iterable[str]) -> list[Cell]:

@@ -91,7 +91,7 @@ class _Dense(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
@@ -99,7 +99,7 @@ class _Dense(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return grad_output.clone(memory_format=torch.contiguous_format)
 
 

@@ -83,8 +83,10 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     """The mean over tuning seeds of every setting that has been tried on all of them, in the order of the trials."""
     stop, metric = SELECTIONS[selection]
     by_setting: dict[tuple[float, float], dict[int, float]] = {}
-    for job, row in sorted(of_cell(found, cell).items()):
-        if selection != "start" or job.value == start(found, cell):
+    ran = of_cell(found, cell)
+    only = start(ran, cell) if selection == "start" and ran else None
+    for job, row in sorted(ran.items()):
+        if only is None or job.value == only:
             by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
     return {
         setting: sum(values[seed] for seed in seeds) / len(seeds)
@@ -94,8 +96,8 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
 
 
 def start(found: dict[Job, Row], cell: Cell) -> float:
-    """Of the values that were tried, the one nearest to the arm's `start` in its logarithm."""
-    tried = {job.value for job in of_cell(found, cell)}
+    """Of the values that an arm was run with, the one nearest to its `start` in its logarithm."""
+    tried = {job.value for job in found}
     return min(sorted(tried), key=lambda value: abs(math.log(value / ARMS[cell.arm].start)) if value else 0.0)
 
 

@@ -72,14 +72,18 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 @cache
 def _sign_flip(differences: tuple[float, ...], seed: int) -> float:
     x = torch.tensor(differences, dtype=torch.float64)
-    n = len(x)
-    if n <= EXACT:
-        signs = 1.0 - 2.0 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
-    else:
-        drawn = torch.randint(2, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
-        signs = torch.cat([torch.ones(1, n, dtype=torch.float64), 1.0 - 2.0 * drawn.double()])
     observed = x.mean().abs()
-    return float(((signs @ x / n).abs() >= observed - 1e-12).double().mean())
+    means = _signs(len(x), seed) @ x / len(x)
+    return float((means.abs() >= observed - 1e-12).double().mean())
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int, seed: int) -> Tensor:
+    """(flips, n) of +-1; where they are drawn, the first are those observed."""
+    if n <= EXACT:
+        return 1.0 - 2.0 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+    drawn = torch.randint(2, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([torch.ones(1, n, dtype=torch.float64), 1.0 - 2.0 * drawn.double()])
 
 
 def holm(ps: Sequence[float]) -> list[float]:

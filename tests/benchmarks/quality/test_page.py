@@ -48,10 +48,14 @@ def test_the_objective_is_chosen_on_validation_data_and_among_sources_apart(read
 
 
 def test_a_line_of_the_summary(read):
-    situation, objective, start, plain, passes, cost, cheaper = page.summary_line(TASK, read)
+    situation, objective, start, plain, passes, untuned, cost, cheaper = page.summary_line(TASK, read)
     assert (situation, objective, start, cost) == ("a toy (`toy`)", "`cosine`", "weight (none) 0.3, lr 0.1", "2")
-    assert plain == passes == "+10.0 (+10.0 to +10.0)*"
+    assert plain == passes == untuned == "+10.0 (+10.0 to +10.0)*"
     assert cheaper == "Reptile +0.0"
+    worse = [*arm_rows("plain", 0.6, 0.6), *arm_rows("dot", 0.6, 0.5), *arm_rows("norm", 0.6, 0.5, passes=3)]
+    assert (
+        page.summary_line(TASK, worse)[1] == "plain training; the best objective was `norm`"
+    )  # as good in 3 passes of 4
 
 
 def test_all_blocks_are_replaced_and_found_again(read):
@@ -70,6 +74,6 @@ def test_the_figure_shows_means_over_seeds(read, tmp_path):
     pytest.importorskip("matplotlib")
     (first, low), (last, high) = plot.points(TASK, read, "cosine")
     assert (first, last) == (2, 4)
-    assert (low, high) == (pytest.approx(0.601), pytest.approx(0.701))
+    assert (low, high) == (pytest.approx(0.6009), pytest.approx(0.7009))
     rows.append(rows.path(tmp_path, "toy"), read)
     assert plot.draw(TASK, tmp_path).read_bytes()[:4] == b"\x89PNG"
