@@ -48,6 +48,10 @@ def main() -> None:
     """Train, report and save."""
     given = arguments()
     on_gpu = torch.cuda.is_available()
+    if "LOCAL_RANK" not in os.environ:
+        raise SystemExit(
+            "expected to be started by torchrun: torchrun --nproc_per_node 2 examples/large_batch_fsdp2.py"
+        )
     dist.init_process_group("nccl" if on_gpu else "gloo")
     rank, local = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")

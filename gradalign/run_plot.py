@@ -70,7 +70,13 @@ def _rows(run: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Mappin
     if isinstance(run, (str, PathLike)):
         found = [(number, line) for number, line in enumerate(Path(run).read_text().splitlines(), 1) if line.strip()]
         return [_row(line, f"line {number} of {run}") for number, line in found]
-    return list(run)
+    rows = [] if isinstance(run, Mapping) else list(run)
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(
+            f"plot: expected a list with a mapping for each step, as gradalign.telemetry.logs returns it; got "
+            f"{type(run).__name__}{'' if isinstance(run, Mapping) else ' of other things, or an empty one'}"
+        )
+    return rows
 
 
 def _row(line: str, where: str) -> Mapping[str, Any]:
@@ -86,8 +92,14 @@ def _row(line: str, where: str) -> Mapping[str, Any]:
 def _curve(rows: list[Mapping[str, Any]], prefix: str, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one quantity, in the rows that have a finite one."""
     key = prefix + name if any(str(key).startswith(prefix) for row in rows for key in row) else name
-    points = [(float(row.get("step", number)), row[key]) for number, row in enumerate(rows) if _finite(row.get(key))]
+    points = [(_step(row, number), row[key]) for number, row in enumerate(rows) if _finite(row.get(key))]
     return [x for x, _ in points], [float(y) for _, y in points]
+
+
+def _step(row: Mapping[str, Any], number: int) -> float:
+    """The step of a row, or its number where it has none."""
+    step = row.get("step")
+    return float(number) if step is None else float(step)
 
 
 def _finite(value: Any) -> bool:
@@ -99,6 +111,8 @@ def _draw(axes: Any, panel: Panel, curves: Mapping[str, tuple[list[float], list[
     for name, color in zip(drawn, COLORS, strict=False):
         axes.plot(*curves[name], color=color, marker=".", markersize=3, linewidth=1, label=name)
     axes.set(ylabel=panel.label, yscale=panel.scale)
+    if panel.names == ("displacement_cosine",):  # 1 but for rounding: without limits the noise would fill the panel
+        axes.set_ylim(min(0.9, *curves["displacement_cosine"][1]) - 0.02, 1.02)
     axes.grid(alpha=0.25)
     if len(panel.names) > 1:
         axes.legend(frameon=False)

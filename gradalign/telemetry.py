@@ -70,7 +70,7 @@ class AlignmentStats:
         return known | {name: piece.reshape(value.shape).tolist() for (name, value), piece in shaped}
 
 
-def logs(stats: AlignmentStats, prefix: str = "align/") -> dict[str, float]:
+def logs(stats: AlignmentStats | None, prefix: str = "align/") -> dict[str, float]:
     """What is known of a step as plain floats, for any logger; one transfer from the device.
 
         logger.log(gradalign.telemetry.logs(aligner.stats), step=step)
@@ -82,7 +82,14 @@ def logs(stats: AlignmentStats, prefix: str = "align/") -> dict[str, float]:
     Returns:
         name -> value: every field that is not None; of `task_cosines` one value for each pair of tasks, named
         `task_cosine/first/second`.
+
+    Raises:
+        ValueError: there was no step yet.
     """
+    if stats is None:
+        raise ValueError(
+            "logs: expected the statistics of a step; got None; aligner.stats is None before the first one"
+        )
     found = stats.as_dict()
     names, cosines = found.pop("tasks") or (), found.pop("task_cosines") or []
     numbers = {name: float(value) for name, value in found.items() if value is not None}

@@ -71,3 +71,14 @@ def test_a_run_that_cannot_be_drawn(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         plot(tmp_path / "run.jsonl", tmp_path / "run.png")
     assert not (tmp_path / "run.png").exists()
+
+
+@pytest.mark.parametrize("rows", [{"align/dot": 1.0}, [], [1.0]])
+def test_what_is_no_list_of_rows_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="plot: expected a list with a mapping for each step"):
+        plot(rows, tmp_path / "run.png")
+
+
+def test_a_step_that_is_none_counts_as_not_given(drawn, tmp_path):
+    plot([{"step": None, "align/dot": 1.0}, {"step": 5, "align/dot": 2.0}], tmp_path / "run.png")
+    assert drawn == {"dot": ([0, 5], [1, 2])}

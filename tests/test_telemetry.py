@@ -98,6 +98,11 @@ def test_logs_are_plain_floats_of_what_is_known():
     assert set(logs(aligner.stats, prefix="")) == names
 
 
+def test_before_the_first_step_there_is_nothing_to_log():
+    with pytest.raises(ValueError, match=r"logs: expected the statistics of a step; got None"):
+        gradalign.telemetry.logs(None)
+
+
 def test_logs_name_every_pair_of_tasks():
     model, loss_fn, batches = make(Counting)
     aligner = gradalign.GradAlign(model, 0.1)
