@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -27,7 +25,7 @@ from gradalign.engine.plain import Plain
 from gradalign.engine.ranks import group_is_up
 from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.sources import Sources
+from gradalign.engine.sources import Sources, labels
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
 from gradalign.engine.transaction import Accumulation, Lifecycle, OpenStep, Outcome, Progress
@@ -280,7 +278,7 @@ class Method(ABC):
         validation.one_of("reduction", request.reduction, get_args(Reduction))
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
-            tasks = _labels("tasks", tasks, request.num)
+            tasks = _task_labels(tasks, request.num)
             if settings.separate:
                 raise ValueError(
                     'tasks: expected none with scope="rank", where no rank knows the others\' gradients; got some'
@@ -347,7 +345,7 @@ class Method(ABC):
             raise ValueError(
                 'sources: expected none with scope="rank", which compares micro-batches of ranks; got labels'
             )
-        sources = Sources.of(_source_labels(request.sources, request.num))
+        sources = Sources.of(labels(request.sources, request.num))
         return None if sources.single else sources
 
     def _check_sources(self) -> None:
@@ -457,32 +455,9 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _labels(name: str, labels: Iterable[str], num: int) -> list[str]:
+def _task_labels(tasks: Iterable[str], num: int) -> list[str]:
     """One label for each of `num` micro-batches."""
-    found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
-    if isinstance(labels, str) or len(found) != num:
-        raise ValueError(f"{name}: expected one label for each of the {num} micro-batches; got {found}")
-    return found
-
-
-def _source_labels(labels: Iterable[Hashable], num: int) -> list[Hashable]:
-    """One label for each of `num` micro-batches, which are compared by equality.
-
-    Raises:
-        TypeError: labels without an order, or one that is not a string, an integer or a member of an Enum.
-        ValueError: another number of them.
-    """
-    if isinstance(labels, (bytes, Set, Mapping)) or not isinstance(labels, Iterable):
-        raise TypeError(
-            f"sources: expected a list with one label for each of the {num} micro-batches; got {type(labels).__name__}"
-        )
-    found = [label.item() if isinstance(label, Tensor) and label.dim() == 0 else label for label in labels]
-    if isinstance(labels, str) or len(found) != num:
-        raise ValueError(f"sources: expected one label for each of the {num} micro-batches; got {labels!r}")
-    for label in found:
-        if not isinstance(label, (str, Integral, Enum)):
-            raise TypeError(
-                f"sources: expected labels that are strings, integers or members of an Enum; got {label!r} "
-                f"({type(label).__name__}); pass str(label) if its text names the source"
-            )
+    found = [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
+    if isinstance(tasks, str) or len(found) != num:
+        raise ValueError(f"tasks: expected one label for each of the {num} micro-batches; got {found}")
     return found

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from enum import Enum
+from numbers import Integral
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Sources:
         return len(self.members)
 
     @property
+    def whose(self) -> dict[int, int]:
+        """The source of each micro-batch, by its place."""
+        return {i: s for s, places in enumerate(self.members) for i in places}
+
+    @property
     def single(self) -> bool:
         """Whether each has one micro-batch: comparing sources is then comparing micro-batches."""
         return all(len(places) == 1 for places in self.members)
@@ -52,3 +61,26 @@ class Sources:
     def mean_count(self) -> float:
         """k / S."""
         return sum(map(len, self.members)) / self.num
+
+
+def labels(given: Iterable[Hashable], num: int) -> list[Hashable]:
+    """One label for each of `num` micro-batches, which are compared by equality.
+
+    Raises:
+        TypeError: labels without an order, or one that is not a string, an integer or a member of an Enum.
+        ValueError: another number of them.
+    """
+    if isinstance(given, (bytes, Set, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"sources: expected a list with one label for each of the {num} micro-batches; got {type(given).__name__}"
+        )
+    found = [label.item() if isinstance(label, Tensor) and label.dim() == 0 else label for label in given]
+    if isinstance(given, str) or len(found) != num:
+        raise ValueError(f"sources: expected one label for each of the {num} micro-batches; got {given!r}")
+    for label in found:
+        if not isinstance(label, (str, Integral, Enum)):
+            raise TypeError(
+                f"sources: expected labels that are strings, integers or members of an Enum; got {label!r} "
+                f"({type(label).__name__}); pass str(label) if its text names the source"
+            )
+    return found

@@ -181,7 +181,7 @@ class SourcesLeaveOneOut(_BySource):
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """k base passes, then k displaced ones (2k with central differences)."""
         passes, step = self.step.passes, self.step
-        whose = {i: s for s, places in enumerate(self.sources.members) for i in places}
+        whose = self.sources.whose
         visited: list[list[Visited]] = [[] for _ in self.sources.members]
         gradients: list[Vector] = [step.space.zeros() for _ in self.sources.members]
         losses = []
@@ -235,9 +235,9 @@ class SourcesPlain(Schedule):
         super().__init__(step)
         self.total = total
         self.sources = sources
-        self.sums = SourceSums(
-            step, step.space.zeros(), sources
-        )  # `total` has to be added up in the plain loop's order
+        self.whose = sources.whose
+        # `total` has to be added up in the plain loop's order, so that the sums have a vector of their own.
+        self.sums = SourceSums(step, step.space.zeros(), sources)
         self.gradients: list[Vector] = [step.space.zeros() for _ in sources.members]
 
     def visit(self, closure: Closure) -> Tensor:
@@ -245,7 +245,7 @@ class SourcesPlain(Schedule):
         step, place = self.step, self.num_visited
         loss, g = step.passes.isolated_pass(closure)
         step.sketch(g)
-        s = next(s for s, places in enumerate(self.sources.members) if place in places)
+        s = self.whose[place]
         step.space.accumulate(self.gradients[s], g, step.space.scalar(1.0))
         step.space.accumulate(self.total, g)
         if place == self.sources.members[s][-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -111,38 +112,38 @@ def noise_reviews(seed: int, mixed: bool) -> Problem:
     return problem(*reviews(), seed, 0.3, 64, 2, Sizes())
 
 
+def task(name: str, title: str, problem: Callable[[int, bool], Problem], every: int) -> Task:
+    """A task of 12 evaluations, every so many steps."""
+    return Task(
+        name=name,
+        title=title,
+        problem=problem,
+        has_sources=False,
+        optimizer="adamw",
+        lrs=(3e-4, 1e-3, 3e-3),
+        steps=12 * every,
+        evaluate_every=every,
+        ramp=12 * every // 5,
+    )
+
+
 TASKS = (
-    Task(
-        name="noise-mnist",
-        title="MNIST, 1,000 digits, 40% wrong labels; perceptron, full batch in 4 micro-batches, AdamW",
-        problem=noise_mnist,
-        has_sources=False,
-        optimizer="adamw",
-        lrs=(3e-4, 1e-3, 3e-3),
-        steps=120,
-        evaluate_every=10,
-        ramp=24,
+    task(
+        "noise-mnist",
+        "MNIST, 1,000 digits, 40% wrong labels; perceptron, full batch in 4 micro-batches, AdamW",
+        noise_mnist,
+        10,
     ),
-    Task(
-        name="noise-fashion",
-        title="Fashion-MNIST, 1,000 images, 40% wrong labels; perceptron, full batch in 4 micro-batches, AdamW",
-        problem=noise_fashion,
-        has_sources=False,
-        optimizer="adamw",
-        lrs=(3e-4, 1e-3, 3e-3),
-        steps=120,
-        evaluate_every=10,
-        ramp=24,
+    task(
+        "noise-fashion",
+        "Fashion-MNIST, 1,000 images, 40% wrong labels; perceptron, full batch in 4 micro-batches, AdamW",
+        noise_fashion,
+        10,
     ),
-    Task(
-        name="noise-reviews",
-        title="Rotten Tomatoes, 1,000 snippets, 30% wrong labels; perceptron on frozen MiniLM, full batch in 4, AdamW",
-        problem=noise_reviews,
-        has_sources=False,
-        optimizer="adamw",
-        lrs=(3e-4, 1e-3, 3e-3),
-        steps=60,
-        evaluate_every=5,
-        ramp=12,
+    task(
+        "noise-reviews",
+        "Rotten Tomatoes, 1,000 snippets, 30% wrong labels; perceptron on frozen MiniLM, full batch in 4, AdamW",
+        noise_reviews,
+        5,
     ),
 )
