@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState, GradientState
+from support.dataset import Rows
 from support.recipes import recipe
 from torch import nn
 
@@ -31,17 +32,6 @@ def _one_accelerator():
 def make_net(dropout=0.2):
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(8, 16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 1))
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, num):
-        self.x = torch.randn(num, 8, generator=torch.Generator().manual_seed(2))
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i]
 
 
 class Run:

@@ -11,6 +11,7 @@ import torch
 import torchmetrics
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from support.dataset import Rows
 from support.recipes import recipe
 from torch import nn
 
@@ -53,17 +54,6 @@ class Module(lightning.LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2), "interval": "step"}]
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, num):
-        self.x = torch.randn(num, 8, generator=torch.Generator().manual_seed(2))
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i]
 
 
 class Stream(torch.utils.data.IterableDataset):
