@@ -3,6 +3,7 @@
 // The namespace and the schemas come from Python, before this binary is loaded: gradalign/backends/signatures.py.
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/scalar_ops.h"
 #include "cpu/step_ops.h"
 #include "cpu/vector_ops.h"
 #include "tensor/register.h"

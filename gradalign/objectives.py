@@ -1,4 +1,4 @@
-"""What agreement means: one small class per A, saying what the displacement is.
+"""What agreement means: for each A, what the displacement is.
 
 Micro-batch i is displaced along `v = alpha x + beta g_i`, where x is the mean of the gradients (or of the unit gradients) of
 the micro-batches it is compared with. `grad A = 2 mean_i H_i v_i` for each of them.
@@ -9,24 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from gradalign.engine import validation
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Inner products of the reference x and a micro-batch's own gradient g; 0-dim tensors."""
-
-    xx: Tensor
-    xg: Tensor
-    gg: Tensor
-
-    def norm_of(self, alpha: Tensor, beta: Tensor) -> Tensor:
-        """||alpha x + beta g||."""
-        square = alpha**2 * self.xx + 2 * alpha * beta * self.xg + beta**2 * self.gg
-        return square.clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -36,7 +19,7 @@ class Objective:
     Attributes:
         alpha: the factor of x, where it is a constant.
         beta: the factor of g_i, where it is a constant.
-        unit: x is the mean of unit gradients instead of the mean of gradients.
+        unit: x is the mean u of unit gradients instead of the mean of gradients: v_i = (u - (u . g_i^) g_i^) / ||g_i||.
     """
 
     alpha: float
@@ -48,19 +31,6 @@ class Objective:
         """Whether the displacement of a micro-batch contains its own gradient."""
         return self.unit or self.beta != 0
 
-    def coefficients(self, dots: Dots) -> tuple[Tensor, Tensor]:
-        """(alpha, beta) as 0-dim tensors."""
-        return torch.full_like(dots.xx, self.alpha), torch.full_like(dots.xx, self.beta)
-
-
-class Cosine(Objective):
-    """A = mean cos(g_i, g_j): v_i = (u - (u . g_i^) g_i^) / ||g_i||, u the mean unit gradient."""
-
-    def coefficients(self, dots: Dots) -> tuple[Tensor, Tensor]:
-        """(1 / ||g||, -(u . g) / ||g||^3)."""
-        norm = dots.gg.sqrt()
-        return 1 / norm, -dots.xg / norm**3
-
 
 ObjectiveName = Literal["dot", "variance", "cosine", "norm"]
 
@@ -68,7 +38,8 @@ OBJECTIVES: dict[str, Objective] = {
     "dot": Objective(alpha=1.0),  # A = mean g_i . g_j: v = a
     "norm": Objective(alpha=-1.0),  # A = -mean g_i . g_j: v = -a
     "variance": Objective(alpha=1.0, beta=-1.0),  # A = -(sample variance of the g_i): v_i = a - g_i
-    "cosine": Cosine(alpha=1.0, beta=-1.0, unit=True),
+    # A = mean cos(g_i, g_j)
+    "cosine": Objective(alpha=1.0, beta=-1.0, unit=True),
 }
 
 

@@ -98,6 +98,46 @@ def logs(stats: AlignmentStats | None, prefix: str = "align/") -> dict[str, floa
     return {prefix + name: value for name, value in numbers.items()}
 
 
+class RunningSum:
+    """A sum of 0-dim tensors that is taken once, where it is read.
+
+    Args:
+        zero: 0-dim float64 zero on the device.
+    """
+
+    def __init__(self, zero: Tensor) -> None:
+        self._zero = zero
+        self._parts: list[Tensor] = []
+        self._factor: Tensor | None = None
+        self.num = 0
+
+    def add(self, value: Tensor, factor: Tensor | None, num: int) -> None:
+        """Add factor * value (None: 1), a sum over `num` itself."""
+        if self._parts and factor is not self._factor:
+            self._parts = [*self._scaled()]
+            self._factor = None
+            value = value if factor is None else value * factor
+        elif not self._parts:
+            self._factor = factor
+        self._parts.append(value)
+        self.num += num
+
+    @property
+    def total(self) -> Tensor:
+        """The sum, added up in order."""
+        if not self._parts:
+            return self._zero
+        return self._scaled().cumsum(0)[-1]
+
+    def replace(self, total: Tensor) -> None:
+        """Another value for the sum."""
+        self._parts, self._factor = [total], None
+
+    def _scaled(self) -> Tensor:
+        parts = torch.stack(self._parts)
+        return parts if self._factor is None else parts * self._factor
+
+
 class Agreement:
     """Sums over the gradients of one step that give dot, cosine and noise scale.
 
@@ -108,43 +148,40 @@ class Agreement:
 
     def __init__(self, num: int, zero: Tensor) -> None:
         self._num = num
-        self._squares = self._dots = self._cosines = zero
-        self._num_squares = self._num_dots = self._num_cosines = 0
+        self._squares, self._dots, self._cosines = (RunningSum(zero) for _ in range(3))
 
     @property
     def sums(self) -> Sequence[Tensor]:
         """Of squares, dots and cosines: of this process, where several hold parts of the gradients."""
-        return self._squares, self._dots, self._cosines
+        return self._squares.total, self._dots.total, self._cosines.total
 
     @sums.setter
     def sums(self, values: Sequence[Tensor]) -> None:
-        self._squares, self._dots, self._cosines = values
+        for kind, value in zip((self._squares, self._dots, self._cosines), values, strict=True):
+            kind.replace(value)
 
-    def square(self, norm_square: Tensor) -> None:
-        """||g_i||^2 of one micro-batch."""
-        self._squares = self._squares + norm_square
-        self._num_squares += 1
+    def square(self, norm_square: Tensor, factor: Tensor | None = None) -> None:
+        """||g_i||^2 of one micro-batch, to be multiplied with a factor."""
+        self._squares.add(norm_square, factor, 1)
 
-    def dots(self, total: Tensor, pairs: int) -> None:
-        """A sum of g_i . g_j over some pairs."""
-        self._dots = self._dots + total
-        self._num_dots += pairs
+    def dots(self, total: Tensor, pairs: int, factor: Tensor | None = None) -> None:
+        """A sum of g_i . g_j over some pairs, to be multiplied with a factor."""
+        self._dots.add(total, factor, pairs)
 
     def cosines(self, total: Tensor, pairs: int) -> None:
         """A sum of cos(g_i, g_j) over some pairs."""
-        self._cosines = self._cosines + total
-        self._num_cosines += pairs
+        self._cosines.add(total, None, pairs)
 
     def known(self) -> dict[str, Tensor]:
         """The fields of `AlignmentStats` that these sums give."""
         found: dict[str, Tensor] = {}
-        if self._num_dots:
-            found["dot"] = self._dots / self._num_dots
-        if self._num_cosines:
-            found["cosine"] = self._cosines / self._num_cosines
-        if self._num_squares == self._num and self._num_dots:
+        if self._dots.num:
+            found["dot"] = self._dots.total / self._dots.num
+        if self._cosines.num:
+            found["cosine"] = self._cosines.total / self._cosines.num
+        if self._squares.num == self._num and self._dots.num:
             found["noise_denominator"] = found["dot"]
-            found["noise_numerator"] = self._squares / self._num - found["dot"]
+            found["noise_numerator"] = self._squares.total / self._num - found["dot"]
             found["noise_scale"] = found["noise_numerator"] / found["noise_denominator"]
         return found
 

@@ -10,7 +10,7 @@ from torch import nn
 import gradalign
 from gradalign.engine.sketch import WIDTH, cosines
 from gradalign.estimators import Split
-from gradalign.telemetry import logs, plot_tasks
+from gradalign.telemetry import RunningSum, logs, plot_tasks
 
 # Elements, rows of a micro-batch, micro-batches of a step, steps.
 N, ROWS, K, STEPS = 12, 4, 6, 800
@@ -127,3 +127,18 @@ def test_logs_are_one_transfer(tasks, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda t, method=method: read.append(t.numel()) or method(t))
     assert len(logs(aligner.stats)) >= 10
     assert len(read) == 1
+
+
+def test_a_running_sum_adds_in_order_and_scales_each_part_with_its_own_factor():
+    parts = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
+    two, three = torch.tensor(2.0, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
+    running = RunningSum(torch.zeros((), dtype=torch.float64))
+    assert float(running.total) == 0
+    expected = torch.zeros((), dtype=torch.float64)
+    for part, factor in zip(parts, (two, two, None, three, two), strict=True):
+        running.add(part, factor, 2)
+        expected = expected + (part if factor is None else part * factor)
+        assert float(running.total) == pytest.approx(float(expected), rel=1e-15)
+    assert running.num == 10
+    running.replace(two)
+    assert float(running.total) == 2

@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "../math/displacement.h"
 #include "../tensor/operand.h"
 #include "scalar.cuh"
 
@@ -39,6 +40,8 @@ void perturb(const Lists& params_backups_xs_ys, bool from_backups, const Scales&
 void restore(const Lists& params_backups, const Place& place);
 void swap(const Lists& params_backups, const Place& place);
 void accumulate(const Lists& accs_grads, const Scalar& scale, const Place& place, double* result);
+void aim(const double* sums, const Scales& scale_x_own, const Aiming& aiming, const Place& place, double* result);
+void reached(const double* sums, const double* aimed, bool direction, const Place& place, double* result);
 void combine(const Lists& outs_xs_ys, const Scales& scales, const Place& place, double* result);
 
 // What a step needs of one tensor, computed on the device from its count of steps.

@@ -13,4 +13,6 @@
   m.impl("combine_", TORCH_BOX(&gradalign::combine_##device));        \
   m.impl("adamw_step_", TORCH_BOX(&gradalign::adamw_step_##device));  \
   m.impl("sgd_step_", TORCH_BOX(&gradalign::sgd_step_##device));      \
-  m.impl("lamb_step_", TORCH_BOX(&gradalign::lamb_step_##device))
+  m.impl("lamb_step_", TORCH_BOX(&gradalign::lamb_step_##device));    \
+  m.impl("aim", TORCH_BOX(&gradalign::aim_##device));                 \
+  m.impl("reached", TORCH_BOX(&gradalign::reached_##device))

@@ -115,6 +115,26 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
     return _mutate("combine_", (outs,), (outs, xs, ys, a, b))
 
 
+def aim(
+    sums: Tensor,
+    scale_x: Tensor,
+    own: Tensor,
+    radius: float,
+    alpha: float,
+    beta: float,
+    part: float,
+    unit: bool,
+    others: bool,
+) -> Tensor:
+    """[scale_x, scale_y, eps, norm, gradient norm] of a displacement, see `reference_scalars.aim`."""
+    return _kernel("aim")(sums, scale_x, own, radius, alpha, beta, part, unit, others)
+
+
+def reached(sums: Tensor, aimed: Tensor, direction: bool) -> Tensor:
+    """[eps, q, cosine] of a displacement that was made, see `reference_scalars.reached`."""
+    return _kernel("reached")(sums, aimed, direction)
+
+
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
     params, grads, states, masters, steps = tensors

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gradalign.backends.chunks import chunks, compute_dtype
+from gradalign.backends.reference_scalars import aim as aim
+from gradalign.backends.reference_scalars import reached as reached
 from gradalign.backends.reference_steps import step_ as step_
 from gradalign.backends.signatures import Tensors
 

@@ -155,6 +155,12 @@ STEPS: dict[str, type[StepOptions]] = {kind.op: kind for kind in (AdamWOptions, 
 
 SCHEMAS = {**VECTOR_OPS, **{op: kind.schema() for op, kind in STEPS.items()}}
 
+# On single numbers, behind the native backend only: what an objective makes of sums of products, see `reference_scalars`.
+SCALAR_OPS = {
+    "aim": "(Tensor sums, Tensor scale_x, Tensor own, float radius, float alpha, float beta, float part, bool unit, "
+    "bool others) -> Tensor",
+    "reached": "(Tensor sums, Tensor aimed, bool direction) -> Tensor",
+}
 
 PUBLIC = "gradalign"
 NATIVE = "gradalign_native"  # this and every other namespace is implemented in csrc/
@@ -175,6 +181,8 @@ def define(namespace: str) -> torch.library.Library:
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
     if namespace == NATIVE:
         library.define("cpu_isa() -> str")
+        for op, schema in SCALAR_OPS.items():
+            library.define(op + schema)
     return library
 
 

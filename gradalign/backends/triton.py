@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from gradalign.backends import op_validation
+from gradalign.backends.reference_scalars import aim as aim
+from gradalign.backends.reference_scalars import reached as reached
 from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, StepTensors
 
 NAME = "triton"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.backends.dispatch import BackendName
+from gradalign.backends.reference_scalars import cosine
 from gradalign.engine import validation
 from gradalign.engine.method import Method, MethodOptions
 from gradalign.engine.space import Vector
@@ -62,8 +63,7 @@ class InnerLoop:
         step = self._step
         finite = step.space.norm_dot(gradients)[0].isfinite()
         scale = torch.where(finite, -self._inner_lr * step.own_scale, 0.0)
-        delta_d, d_d, delta_delta = step.displacement.displace(gradients, scale).unbind()
-        self._cosine = torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0)
+        self._cosine = cosine(*step.displacement.displace(gradients, scale).unbind())
         return torch.where(finite, 1.0, torch.nan)
 
     def leave(self) -> None:

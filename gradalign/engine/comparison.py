@@ -70,7 +70,8 @@ def displaced_passes(
             step.displacement.reflect()
         for i, (closure, start) in enumerate(zip(closures, starts, strict=True), 1):
             start.put_back()
-            add_displaced(step, closure, term, side * ratio, more=more or side != last or i < len(closures))
+            scaled = ratio if side == 1 else side * ratio
+            add_displaced(step, closure, term, scaled, more=more or side != last or i < len(closures))
 
 
 def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor, *, more: bool = False) -> Tensor:
@@ -99,9 +100,7 @@ def aim_at_others(
         scale_x: what turns a sum over all others into their mean; None: that of k - 1 micro-batches.
         own: what turns g, as it is stored, into the gradient; None: as for a micro-batch.
     """
-    tt, tg, gg = step.space.norm_dot(total, g, over=step.space.measured).unbind()
-    unit = step.settings.objective.unit
-    share = step.unit_of(gg) if unit else step.space.scalar(part)
-    sums = torch.stack((tt - 2 * share * tg + share**2 * gg, tg - share * gg, gg))
-    aim = step.aim(sums, step.mean_scale(step.num_everywhere - 1) if scale_x is None else scale_x, own)
-    return Aim(aim.scale_x, aim.scale_y - aim.scale_x * share, aim.eps, aim.norm)
+    sums = step.space.norm_dot(total, g, over=step.space.measured)
+    return step.aim(
+        sums, step.mean_scale(step.num_everywhere - 1) if scale_x is None else scale_x, own, others=True, part=part
+    )

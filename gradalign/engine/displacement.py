@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.space import ParamSpace, Vector, there
 
 
 class Theta(Enum):
@@ -80,9 +80,13 @@ class Displacement:
             float64 tensor [delta.d, d.d, delta.delta] on the home device; delta is what the dtypes could represent of d.
         """
         space, masters = self._space, self._masters
-        moved = [i for i in space.measured if x[i] is not None or (y is not None and y[i] is not None)]
-        self._with_master = [i for i in moved if masters[i] is not None]
-        self._with_backup = [i for i in moved if masters[i] is None]
+        moved = space.measured
+        if not all(map(there, x)):
+            moved = [i for i in moved if x[i] is not None or (y is not None and y[i] is not None)]
+        self._with_master, self._with_backup = [], moved
+        if self._rounded:
+            self._with_master = [i for i in moved if masters[i] is not None]
+            self._with_backup = [i for i in moved if masters[i] is None]
         tensors = space.tensors
         for i in self._with_backup:
             self._backups[i] = torch.empty_like(tensors[i])
@@ -128,8 +132,9 @@ class Displacement:
         """Back to theta, bit for bit, from wherever the parameters are; the backups are let go."""
         if self._theta is not Theta.IN_PARAMS:
             self._space.restore(self._backups, self._in_backups())
-            self._space.restore(self._masters, self._with_master)
-            self._note_rounded()
+            if self._with_master:
+                self._space.restore(self._masters, self._with_master)
+                self._note_rounded()
         self._theta = Theta.IN_PARAMS
         self._backups = self._space.zeros()
         self._after_move()

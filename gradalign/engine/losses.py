@@ -35,9 +35,9 @@ def differentiable_scalar(loss: object) -> None:
         )
 
 
-def no_backward_inside(versions: Sequence[int | None], grads: Sequence[Tensor | None]) -> None:
+def no_backward_inside(versions: list[int | None], grads: Sequence[Tensor | None]) -> None:
     """The loss_fn only computes the loss: no `.grad` appeared or changed in it."""
-    if any((None if g is None else g._version) != v for v, g in zip(versions, grads, strict=True)):
+    if [None if g is None else g._version for g in grads] != versions:
         raise RuntimeError(
             "loss_fn: expected a function that computes the loss and leaves .grad alone; got one that called backward (or "
             "zero_grad); return the loss and let gradalign differentiate it"

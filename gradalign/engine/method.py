@@ -116,9 +116,13 @@ class Method(ABC):
         self._progress = Progress()
         self._weight_cell: Tensor | None = None
         self._watch = DisplacementWatch()
+        self._last_space: ParamSpace | None = None
         numpy_random()
         ParamSpace(params, self._params, options.backend)  # an impossible backend or dtype shows here, not in a step
         self._memory = self._models.memory(params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_last_space": None}  # it is found again; the modules in it cannot be copied
 
     @abstractmethod
     def _schedule(self, step: Step, total: Vector) -> Schedule:
@@ -287,7 +291,7 @@ class Method(ABC):
         weight = self._weight.at(self.num_steps)
         space, frozen = self._space()
         inspection = Inspection(self._progress, bool(weight), request.num)
-        buffers = Buffers(self._models.modules, self._memory)
+        buffers = Buffers(self._models.all_modules(), self._memory)
         passes, scaling = self._passes(space, buffers, request, inspection)
         step = Step(
             space,
@@ -328,7 +332,10 @@ class Method(ABC):
         trained, frozen = self._models.by_grad()
         if self._params is not None:
             still_there(self._params, [*trained, *frozen])
-        space = ParamSpace(trained, self._params, self._backend, self._models.ranks)
+        space = self._last_space
+        if space is None or not space.is_of(trained):
+            space = ParamSpace(trained, self._params, self._backend, self._models.ranks)
+            self._last_space = space
         no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             no_grads(space.params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Models:
     def __init__(self, model: nn.Module | Iterable[nn.Module]) -> None:
         self.modules = checked_modules(model)
         self.ranks = ranks_of(self.modules)
+        self._checked: list[Parameter] = []  # those that were found to be of a kind that can be displaced
 
     def trainable(self) -> list[Parameter]:
         """The parameters that require grad now, each once.
@@ -46,12 +48,15 @@ class Models:
 
     def by_grad(self) -> tuple[list[Parameter], list[Parameter]]:
         """The parameters that require grad now and those that do not, each once; raises as `trainable` does."""
-        trained: dict[int, Parameter] = {}
-        frozen: dict[int, Parameter] = {}
-        for module in self.modules:
-            for p in module.parameters():
-                (trained if p.requires_grad else frozen)[id(p)] = p
-        return _trainable(list(trained.values()), self.ranks), list(frozen.values())
+        params = {id(p): p for module in self.modules for p in params_of(module)}
+        trained = [p for p in params.values() if p.requires_grad]
+        if not trained or len(trained) != len(self._checked) or not all(map(operator.is_, trained, self._checked)):
+            self._checked = _trainable(trained, self.ranks)
+        return trained, [p for p in params.values() if not p.requires_grad] if len(trained) < len(params) else []
+
+    def all_modules(self) -> list[nn.Module]:
+        """The modules and all that are in them now, each once."""
+        return list({id(m): m for module in self.modules for m in modules_of(module)}.values())
 
     def memory(self, params: Sequence[Parameter]) -> ParamMemory:
         """Where these parameters are.
@@ -69,6 +74,36 @@ class Models:
                 "b.weight.data = a.weight.data"
             )
         return memory
+
+
+def modules_of(module: nn.Module) -> Iterable[nn.Module]:
+    """What `module.modules()` gives, at a fraction of its time: it is asked for in every step."""
+    if isinstance(module, torch.jit.ScriptModule) or overrides(module, "modules", "named_modules"):
+        return module.modules()
+    seen: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        inner = waiting.pop()
+        if id(inner) in seen:
+            continue
+        if isinstance(inner, torch.jit.ScriptModule):
+            return module.modules()
+        seen[id(inner)] = inner
+        if inner._modules:
+            waiting += [child for child in reversed(inner._modules.values()) if child is not None]
+    return seen.values()
+
+
+def params_of(module: nn.Module) -> Iterable[Parameter]:
+    """What `module.parameters()` gives, where a parameter may come several times."""
+    if isinstance(module, torch.jit.ScriptModule) or overrides(module, "parameters", "named_parameters"):
+        return module.parameters()
+    return [p for inner in modules_of(module) for p in inner._parameters.values() if p is not None]
+
+
+def overrides(module: nn.Module, *names: str) -> bool:
+    """Whether a module's class has methods of its own in place of those of `nn.Module`."""
+    return any(getattr(type(module), name) is not getattr(nn.Module, name) for name in names)
 
 
 def checked_modules(model: object) -> list[nn.Module]:

@@ -108,8 +108,11 @@ class Passes:
         effects = self._side_effects
         micro_batch = getattr(closure, "micro_batch", None)
         before = None if effects is None else effects.before(micro_batch)
-        with self._watching_autocast():
+        if self.count:
             loss = self._run(closure, into, ratio, keep_aux=True, more=more)
+        else:
+            with self._watching_autocast():
+                loss = self._run(closure, into, ratio, keep_aux=True, more=more)
         if effects is not None and before is not None:
             effects.check(before, micro_batch)
         if self._random is not None:
@@ -245,6 +248,8 @@ class Passes:
         return _ALONE if ranks is None else ranks.one_pass(more, backward)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
+        if self._space.ranks is None:
+            return self._forward_and_backward(closure, into, ratio, keep_aux)
         with self._among_ranks(more or self.local):
             return self._forward_and_backward(closure, into, ratio, keep_aux)
 
@@ -252,7 +257,7 @@ class Passes:
         self._space.set_grads(into)
         loss = self._loss(closure, into, keep_aux)
         factor = ratio * self._factor
-        if isinstance(factor, Tensor):
+        if isinstance(factor, Tensor) and factor.device != loss.device:
             factor = factor.to(loss.device, non_blocking=True)
         try:
             self._differentiate(loss * factor)
@@ -276,7 +281,7 @@ class Passes:
             self._graphs.look(loss, since)
         if keep_aux:
             self.aux.append(aux)
-        return loss.reshape(())
+        return loss.reshape(()) if loss.dim() else loss
 
     def _result(self, closure: Closure) -> tuple[Any, Any]:
         """What a closure returns, as (loss, aux)."""

@@ -6,13 +6,40 @@ import ctypes
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradalign.engine.addresses import ParamMemory, span
+
+
+class SlowState:
+    """The state of a generator whose reading takes long; it is read again only where the generator's memory shows a change.
+
+    Args:
+        read: the whole state.
+        memory: what every draw changes, or None where it cannot be known.
+        may_keep: whether a draw from this state changes it.
+    """
+
+    def __init__(
+        self, read: Callable[[], Any], memory: Callable[[], tuple[object, ...] | None], may_keep: Callable[[Any], bool]
+    ) -> None:
+        self._read = read
+        self._memory = memory
+        self._may_keep = may_keep
+        self._state: Any = None
+        self._seen: tuple[object, ...] | None = None
+
+    def now(self) -> Any:
+        """The state; the same object as long as nothing was drawn."""
+        memory = self._memory()  # before the state: another thread may draw between the two
+        if memory is None or memory != self._seen:
+            self._state = self._read()
+            self._seen = memory if self._may_keep(self._state) else None
+        return self._state
 
 
 class RandomState:
@@ -22,8 +49,8 @@ class RandomState:
         self._devices = [d for d in devices if d.type not in ("cpu", "meta")]
         self._cpu = torch.get_rng_state()
         self._on_device = [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
-        self._python: tuple[Any, ...] | None = random.getstate()
-        self._numpy: tuple[Any, ...] | None = numpy_random().get_state() if numpy_random() else None
+        self._python: tuple[Any, ...] | None = PYTHON.now()
+        self._numpy: tuple[Any, ...] | None = NUMPY.now() if numpy_random() else None
 
     def leave_unused(self, starts: Sequence[RandomState]) -> None:
         """Put back neither Python's nor NumPy's generator where no base pass used it: other threads may draw from it meanwhile.
@@ -31,7 +58,7 @@ class RandomState:
         Args:
             starts: what the base passes of the displaced ones began with; this is what they ended with.
         """
-        if all(start._python == self._python for start in starts):
+        if all(start._python is self._python or start._python == self._python for start in starts):
             for state in (self, *starts):
                 state._python = None
         if all(_same_numpy(start._numpy, self._numpy) for start in starts):
@@ -82,12 +109,12 @@ class Buffers:
     """The buffers of some models.
 
     Args:
-        models: the models.
+        modules: the models, and all modules in them.
         memory: of the parameters; a buffer that overlaps it is displaced and restored with its parameter.
     """
 
-    def __init__(self, models: Iterable[nn.Module], memory: ParamMemory) -> None:
-        self._modules = list({id(m): m for model in models for m in model.modules()}.values())
+    def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
+        self._modules = list(modules)
         self._memory = memory
 
     def state(self) -> BufferState:
@@ -104,7 +131,7 @@ class BufferState:
     """
 
     def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
-        self._buffers = [(m, dict(m._buffers.items())) for m in modules]
+        self._buffers = [(m, dict(m._buffers.items()) if m._buffers else {}) for m in modules]
         tensors = {id(b): b for _, named in self._buffers for b in named.values() if b is not None}
         self._tensors = [b for b in tensors.values() if not memory.covers(b)]
         self._places: list[Tensor] = [t.detach() for t in self._tensors]
@@ -116,6 +143,8 @@ class BufferState:
         """Make every buffer the same tensor, of the same size and values, as in the snapshot; drop those added since."""
         for module, named in self._buffers:
             now = module._buffers
+            if not now and not named:
+                continue
             # The buffers of a ScriptModule are no dict and cannot be exchanged.
             if isinstance(now, dict) and (now.keys() != named.keys() or any(now[k] is not b for k, b in named.items())):
                 now.clear()
@@ -145,6 +174,8 @@ class ReplayState:
 
 
 def _same_numpy(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None) -> bool:
+    if a is b:
+        return True
     if not (isinstance(a, tuple) and isinstance(b, tuple)):  # no NumPy, or another generator than its default
         return a is b
     return a[0] == b[0] and a[2:] == b[2:] and a[1].tobytes() == b[1].tobytes()
@@ -175,3 +206,45 @@ def numpy_random() -> Any:
     """
     numpy = sys.modules.get("numpy")
     return numpy.random if numpy is not None else None
+
+
+PYTHON_STATE = 2500  # bytes: 624 numbers of 32 bits, and the position among them
+
+
+def _python_memory() -> tuple[object, ...]:
+    """The memory of Python's generator."""
+    return _memory_of(random.random.__self__)  # type: ignore[attr-defined]
+
+
+def _memory_of(generator: random.Random) -> tuple[object, ...]:
+    """What follows the head of the object, as CPython lays it out, and the normal number that `gauss` keeps."""
+    return ctypes.string_at(id(generator) + object.__basicsize__, PYTHON_STATE), generator.gauss_next  # type: ignore[attr-defined]
+
+
+def _memory_shows_draws() -> bool:
+    """Whether this interpreter lays a generator out as `_memory_of` takes it."""
+    if sys.implementation.name != "cpython" or random.Random.__basicsize__ < object.__basicsize__ + PYTHON_STATE:
+        return False
+    probe = random.Random(0)
+    before = _memory_of(probe)
+    probe.random()
+    moved = _memory_of(probe)
+    probe.seed(0)
+    return moved != before and _memory_of(probe) == before
+
+
+def _numpy_memory() -> tuple[object, ...] | None:
+    """The memory of NumPy's global generator, where it is the default one."""
+    bit_generator: Any = getattr(numpy_random(), "get_bit_generator", lambda: None)()  # from NumPy 1.24 on
+    if type(bit_generator).__name__ != "MT19937":
+        return None
+    return bit_generator, ctypes.string_at(bit_generator.ctypes.state_address, PYTHON_STATE)
+
+
+def _keeps_no_normal(state: Any) -> bool:
+    """Whether the next draw of a normal number changes NumPy's memory: none is kept from the last one."""
+    return isinstance(state, tuple) and state[3] == 0
+
+
+PYTHON = SlowState(random.getstate, _python_memory if _memory_shows_draws() else lambda: None, lambda _: True)
+NUMPY = SlowState(lambda: numpy_random().get_state(), _numpy_memory, _keeps_no_normal)

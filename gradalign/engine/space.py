@@ -7,9 +7,12 @@ the host.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +22,24 @@ from gradalign.backends import dispatch
 from gradalign.engine.ranks import Ranks
 
 Vector = list[Tensor | None]
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+there = functools.partial(operator.is_not, None)  # for `all(map(there, vector))`, the cheapest walk through one
+
+
+def no_grad(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """What `torch.no_grad()` does for a function, without an object for each of the dozens of calls in a step."""
+
+    @functools.wraps(function)
+    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(before)
+
+    return run
 
 
 class ParamSpace:
@@ -41,15 +62,25 @@ class ParamSpace:
         self.ranks = ranks
         self.params = list(params)
         self._copies = None if ranks is None else ranks.copies(self.params)
-        chosen = None if measured is None else {id(p) for p in measured}
-        self.measured = [i for i, p in enumerate(self.params) if chosen is None or id(p) in chosen]
         self.everywhere = list(range(len(self.params)))
-        self.others = sorted(set(self.everywhere) - set(self.measured))
+        self.measured, self.others = self.everywhere, []
+        if measured is not None:
+            chosen = {id(p) for p in measured}
+            self.measured = [i for i, p in enumerate(self.params) if id(p) in chosen]
+            self.others = sorted(set(self.everywhere) - set(self.measured))
         self.home = self.params[0].device
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
-        for p in self.params:
-            dtypes[p.device].add(p.dtype)
+        self._kinds = {(p.device, p.dtype) for p in self.params}
+        for device, dtype in self._kinds:
+            dtypes[device].add(dtype)
         self._backends = {d: dispatch.backend(backend, d.type, frozenset(kinds)) for d, kinds in dtypes.items()}
+        self.at_home = self._backends[self.home]
+        self._one_device = len(dtypes) == 1
+
+    def is_of(self, params: Sequence[Parameter]) -> bool:
+        """Whether it is the space of these parameters, on the devices and of the dtypes that they have now."""
+        same = len(params) == len(self.params) and all(map(operator.is_, params, self.params))
+        return same and self.ranks is None and self._kinds == {(p.device, p.dtype) for p in params}
 
     @property
     def tensors(self) -> Sequence[Tensor]:
@@ -95,12 +126,12 @@ class ParamSpace:
         """Zeros for the entries that a vector lacks."""
         vector[:] = [torch.zeros_like(p) if t is None else t for p, t in zip(self.params, vector, strict=True)]
 
-    def norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
+    def norm_dot(self, x: Vector, y: Vector | None = None, over: list[int] | None = None) -> Tensor:
         """[x.x, x.y, y.y] over the given entries (default: all); without y the last two are 0."""
         return self.total(self.partial_norm_dot(x, y, over))
 
-    @torch.no_grad()
-    def partial_norm_dot(self, x: Vector, y: Vector | None = None, over: Sequence[int] | None = None) -> Tensor:
+    @no_grad
+    def partial_norm_dot(self, x: Vector, y: Vector | None = None, over: list[int] | None = None) -> Tensor:
         """`norm_dot` over what this process holds; `total` is still to be taken."""
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
@@ -112,13 +143,13 @@ class ParamSpace:
                 sums.append(backend.norm_dot(self._take(x, x_only)))
             if y_only:
                 sums.append(backend.norm_dot(self._take(y, y_only)).flip(0))
-            return torch.stack(sums).sum(0)
+            return _added(sums)
 
         return self._sum(3, run, over, x, *([] if y is None else [y]))
 
-    @torch.no_grad()
+    @no_grad
     def accumulate(
-        self, acc: Vector, grads: Vector, scale: Tensor | None = None, over: Sequence[int] | None = None
+        self, acc: Vector, grads: Vector, scale: Tensor | None = None, over: list[int] | None = None
     ) -> Tensor:
         """acc <- acc + scale g, entries of `acc` made where they are missing; returns [g.g, g.acc], acc before.
 
@@ -129,7 +160,7 @@ class ParamSpace:
         one = None if scale is not None else self.scalar(1.0)
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
-            missing = [i for i in group if acc[i] is None]
+            missing = [] if all(map(there, acc)) else [i for i in group if acc[i] is None]
             sums: Tensor | None = None
             if missing and scale is None:
                 sums = backend.norm_dot(self._take(grads, missing))[:2]
@@ -148,7 +179,7 @@ class ParamSpace:
 
         return self._sum(2, run, over, grads)
 
-    @torch.no_grad()
+    @no_grad
     def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> None:
         """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone."""
         both, _, y_only = _split(self.everywhere, x, y)
@@ -163,7 +194,7 @@ class ParamSpace:
         if y_only:
             self.accumulate(out, y, b, over=y_only)
 
-    @torch.no_grad()
+    @no_grad
     def perturb(
         self,
         backups: Vector,
@@ -171,7 +202,7 @@ class ParamSpace:
         scale: Tensor,
         y: Vector | None,
         scale_y: Tensor | None,
-        over: Sequence[int],
+        over: list[int],
         from_backups: bool = False,
     ) -> Tensor:
         """backup <- theta, theta <- theta + scale x + scale_y y; returns [delta.d, d.d, delta.delta].
@@ -181,7 +212,7 @@ class ParamSpace:
         nothing: Vector = self.zeros() if y is None else y
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
-            both, x_only, y_only = _split(group, x, nothing)
+            both, x_only, y_only = ([], group, []) if y is None else _split(group, x, nothing)
             sums = []
             for part, first, factor, second in (
                 (both, x, scale, nothing),
@@ -194,30 +225,30 @@ class ParamSpace:
                         args += [self._take(second, part), self._near(scale_y, part)]
                     targets = self._take(self.params, part), self._take(backups, part)
                     sums.append(backend.perturb_(*targets, *args, from_backups=from_backups))
-            return torch.stack(sums).sum(0)
+            return _added(sums)
 
         return self.total(self._sum(3, run, over, x, nothing))
 
-    @torch.no_grad()
-    def restore(self, backups: Vector, over: Sequence[int]) -> None:
+    @no_grad
+    def restore(self, backups: Vector, over: list[int]) -> None:
         """theta <- backup."""
         for backend, group in self._groups(over):
             backend.restore_(self._take(self.params, group), self._take(backups, group))
 
-    @torch.no_grad()
-    def swap_out(self, backups: Vector, over: Sequence[int]) -> None:
+    @no_grad
+    def swap_out(self, backups: Vector, over: list[int]) -> None:
         """Exchange, theta being in the backups."""
         for backend, group in self._groups(over):
             backend.swap_(self._take(backups, group), self._take(self.params, group))
 
-    @torch.no_grad()
-    def swap_in(self, backups: Vector, over: Sequence[int]) -> None:
+    @no_grad
+    def swap_in(self, backups: Vector, over: list[int]) -> None:
         """Exchange, theta being in the parameters."""
         for backend, group in self._groups(over):
             backend.swap_(self._take(self.params, group), self._take(backups, group))
 
-    @torch.no_grad()
-    def reflect(self, backups: Vector, over: Sequence[int]) -> None:
+    @no_grad
+    def reflect(self, backups: Vector, over: list[int]) -> None:
         """theta + delta -> theta - delta: theta' <- 2 backup - theta'."""
         for backend, group in self._groups(over):
             params = self._take(self.params, group)
@@ -225,43 +256,49 @@ class ParamSpace:
             backend.combine_(params, self._take(backups, group), params, two, minus)
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
-        return scalar.to(self.params[group[0]].device, non_blocking=True)
+        return scalar if self._one_device else scalar.to(self.params[group[0]].device, non_blocking=True)
 
     def _take(self, vector: Sequence, group: list[int]) -> list[Tensor]:
         """Entries of a vector, as the tensors that this process holds."""
-        entries = [vector[i] for i in group]
+        entries = list(vector) if group is self.everywhere else [vector[i] for i in group]
         return entries if self.ranks is None else self.ranks.local(entries)
 
-    def _groups(self, over: Iterable[int]) -> list[tuple[ModuleType, list[int]]]:
+    def _groups(self, over: list[int]) -> list[tuple[ModuleType, list[int]]]:
         if len(self._backends) == 1:
-            (backend,) = self._backends.values()
-            group = list(over)
-            return [(backend, group)] if group else []
+            return [(self.at_home, over)] if over else []
         groups: dict[torch.device, list[int]] = defaultdict(list)
         for i in over:
             groups[self.params[i].device].append(i)
         return [(self._backends[device], group) for device, group in groups.items()]
 
     def _sum(
-        self, num: int, run: Callable[[ModuleType, list[int]], Tensor], over: Sequence[int] | None, *vectors: Vector
+        self, num: int, run: Callable[[ModuleType, list[int]], Tensor], over: list[int] | None, *vectors: Vector
     ) -> Tensor:
         """Run on every device's entries that one of the vectors has, and add what comes back."""
-        present = [i for i in (self.everywhere if over is None else over) if any(v[i] is not None for v in vectors)]
+        present = self.everywhere if over is None else over
+        if not any(all(map(there, v)) for v in vectors):
+            present = [i for i in present if any(v[i] is not None for v in vectors)]
         if self._copies is None:
-            parts = [run(backend, group).to(self.home, non_blocking=True) for backend, group in self._groups(present)]
+            parts = [run(backend, group) for backend, group in self._groups(present)]
         else:
             parts = [
-                run(backend, group).to(self.home, non_blocking=True) / copies
+                run(backend, group) / copies
                 for copies in sorted({self._copies[i] for i in present})
                 for backend, group in self._groups([i for i in present if self._copies[i] == copies])
             ]
         if not parts:
             return torch.zeros(num, dtype=torch.float64, device=self.home)
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return _added(parts if self._one_device else [part.to(self.home, non_blocking=True) for part in parts])
 
 
-def _split(group: Sequence[int], x: Vector, y: Vector) -> tuple[list[int], list[int], list[int]]:
+def _added(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _split(group: list[int], x: Vector, y: Vector) -> tuple[list[int], list[int], list[int]]:
     """The entries that both have, only x, only y."""
+    if all(map(there, x)) and all(map(there, y)):
+        return group, [], []
     both = [i for i in group if x[i] is not None and y[i] is not None]
     x_only = [i for i in group if x[i] is not None and y[i] is None]
     y_only = [i for i in group if x[i] is None and y[i] is not None]

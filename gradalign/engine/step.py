@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from gradalign.backends.reference_scalars import cosine
 from gradalign.engine.displacement import Displacement
 from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
@@ -20,7 +21,7 @@ from gradalign.engine.sketch import Sketch, cosines
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.term import Term
-from gradalign.objectives import Dots, Objective
+from gradalign.objectives import Objective
 from gradalign.telemetry import Agreement, AlignmentStats
 
 RADIUS = 0.01  # 2% (forward) and 0.01% (central) off in fp32: docs/radius.md
@@ -53,12 +54,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Aim:
-    """A displacement d = scale_x x + scale_y g = eps v, as 0-dim tensors; all 0 where ||v|| is 0 or not finite."""
+    """A displacement d = scale_x x + scale_y g = eps v, as 0-dim tensors; all 0 where ||v|| is 0 or not finite.
 
+    Attributes:
+        numbers: all of them as the backends' `aim` returns them.
+        scale_x: the factor of the stored reference.
+        scale_y: the factor of the stored own gradient.
+        eps: the factor of v.
+        norm: ||v||.
+        gradient_norm: of the mean gradient, or where that is a mean of unit gradients of the own one.
+    """
+
+    numbers: Tensor
     scale_x: Tensor
     scale_y: Tensor
     eps: Tensor
     norm: Tensor
+    gradient_norm: Tensor
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,7 @@ class Step:
         self.displacement = Displacement(space, carried.masters, carried.follow_master)
         self.agreement = Agreement(self.num if self.sources is None else self.sources.num, space.scalar(0.0))
         self.own_scale = self.num / self.loss_scale
+        self._mean_scales: dict[int, Tensor] = {}
         self.sketches: list[Tensor] = []
         self._nominal_weight = weight.value
         self.active = weight.value != 0
@@ -162,38 +175,55 @@ class Step:
         self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
 
     @cached_property
+    def own_square(self) -> Tensor:
+        """What turns a product of two stored gradients into that of the gradients."""
+        return self.own_scale**2
+
+    @cached_property
     def hooked(self) -> bool:
         """Whether a parameter has hooks on its gradient, which need not be linear."""
         return any(p._backward_hooks for p in self.space.params)
+
+    @cached_property
+    def _low_precision(self) -> bool:
+        """Whether parameters say that the model computes in 16 bits."""
+        params = self.space.params
+        return self._carried.frozen_low_precision or any(params[i].dtype in LOW_PRECISION for i in self.space.measured)
 
     @property
     def radius(self) -> float:
         """Length of the displacement; known once a base pass has shown whether autocast is active."""
         if self.settings.radius is not None:
             return self.settings.radius
-        low = self._carried.frozen_low_precision or self.passes.autocast
-        low = low or any(self.space.params[i].dtype in LOW_PRECISION for i in self.space.measured)
-        return RADIUS_LOW_PRECISION if low else RADIUS
+        return RADIUS_LOW_PRECISION if self._low_precision or self.passes.autocast else RADIUS
 
-    def aim(self, sums: Tensor, scale_x: Tensor, own: Tensor | None = None) -> Aim:
+    def aim(
+        self, sums: Tensor, scale_x: Tensor, own: Tensor | None = None, *, others: bool = False, part: float = 1.0
+    ) -> Aim:
         """The displacement of the objective.
 
         Args:
             sums: [x.x, x.g, g.g] of the reference and the own gradient as they are stored.
             scale_x: what turns the stored reference into the mean of (unit) gradients.
             own: what turns the stored own gradient into itself; None: `own_scale`.
+            others: the reference is the sum over all micro-batches, and x that over all but the own one.
+            part: what of the own gradient is in it then, where it is no sum of unit gradients.
         """
-        own = self.own_scale if own is None else own
-        dots = Dots(sums[0] * scale_x**2, sums[1] * scale_x * own, sums[2] * own**2)
-        self.gradient_norm = (dots.gg if self.settings.objective.unit else dots.xx).sqrt()
-        alpha, beta = self.settings.objective.coefficients(dots)
-        norm = dots.norm_of(alpha, beta)
-        usable = norm.isfinite() & (norm > 0)
-        eps, scale_x, scale_y = (
-            torch.where(usable, value, 0.0)
-            for value in (self.radius / norm, self.radius / norm * alpha * scale_x, self.radius / norm * beta * own)
+        objective = self.settings.objective
+        numbers = self.space.at_home.aim(
+            sums,
+            scale_x,
+            self.own_scale if own is None else own,
+            self.radius,
+            objective.alpha,
+            objective.beta,
+            part,
+            objective.unit,
+            others,
         )
-        return Aim(scale_x, scale_y, eps, norm)
+        aim = Aim(numbers, *numbers.unbind())
+        self.gradient_norm = aim.gradient_norm
+        return aim
 
     def displace(self, aim: Aim, x: Vector, g: Vector | None = None) -> tuple[Tensor, Tensor]:
         """Displace the parameters along the objective's v.
@@ -201,20 +231,18 @@ class Step:
         Returns:
             eps, the achieved one; and q with H w s ~ q (gradient there - gradient here), the normalisation's s and w.
         """
-        delta_d, d_d = self.shift(self.radius, x, aim.scale_x, g, None if g is None else aim.scale_y)
-        eps = torch.where(d_d > 0, aim.eps * delta_d / d_d, 0.0)
-        length = delta_d / d_d.sqrt()
-        q = 1 / length if self.settings.normalize == "direction" else 2 / eps
-        return eps, torch.where(delta_d > 0, q, 0.0)
+        sums = self.displacement.displace(x, aim.scale_x, g, None if g is None else aim.scale_y)
+        direction = self.settings.normalize == "direction"
+        eps, q, achieved = self.space.at_home.reached(sums, aim.numbers, direction).unbind()
+        self._length = self.radius
+        self._cosines.append(achieved)
+        return eps, q
 
-    def shift(
-        self, length: float | None, x: Vector, scale: Tensor, g: Vector | None = None, scale_g: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Displace by d = scale x + scale_g g, of the given length (None: the weight); returns delta.d and d.d."""
-        delta_d, d_d, delta_delta = self.displacement.displace(x, scale, g, scale_g).unbind()
-        self._length = abs(self._nominal_weight) if length is None else length
-        self._cosines.append(torch.where(d_d > 0, delta_d / (d_d * delta_delta).sqrt(), 1.0).nan_to_num(0.0))
-        return delta_d, d_d
+    def shift(self, x: Vector, scale: Tensor) -> None:
+        """Displace by d = scale x, of the length of the weight."""
+        sums = self.displacement.displace(x, scale)
+        self._length = abs(self._nominal_weight)
+        self._cosines.append(cosine(*sums.unbind()))
 
     def _over_ranks(
         self, ranks: Ranks, loss: Tensor, square: Tensor, found: dict[str, Tensor]
@@ -236,7 +264,9 @@ class Step:
 
     def mean_scale(self, num: int) -> Tensor:
         """What turns a stored sum of `num` gradients, or unit gradients, into the objective's mean of them."""
-        return (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
+        if num not in self._mean_scales:
+            self._mean_scales[num] = (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
+        return self._mean_scales[num]
 
     def unit_of(self, norm_square: Tensor) -> Tensor:
         """What scales a stored gradient to length 1; 0 for a zero gradient."""
@@ -245,11 +275,12 @@ class Step:
     def record(self, g: Vector, total: Vector, num_before: int) -> Tensor:
         """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g, before `total`."""
         square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
-        self.space.accumulate(total, g, over=self.space.others)
+        if self.space.others:
+            self.space.accumulate(total, g, over=self.space.others)
         self.sketch(g)
-        self.agreement.square(square * self.own_scale**2)
+        self.agreement.square(square, self.own_square)
         if num_before:
-            self.agreement.dots(cross * self.own_scale**2, num_before)
+            self.agreement.dots(cross, num_before, self.own_square)
         return square
 
     def sketch(self, g: Vector) -> None:
@@ -325,5 +356,8 @@ class Step:
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
     """Mean of the L_i, in the dtype of the losses."""
-    total = torch.stack([loss.to(home, torch.float64, non_blocking=True) for loss in losses]).sum()
-    return (total * share / len(losses)).to(losses[0].dtype)
+    dtype = losses[0].dtype
+    if len({(loss.dtype, loss.device) for loss in losses}) > 1:
+        losses = [loss.to(home, torch.float64, non_blocking=True) for loss in losses]
+    total = torch.stack(list(losses)).to(home, torch.float64, non_blocking=True).sum()
+    return (total * share / len(losses)).to(dtype)

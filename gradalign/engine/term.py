@@ -29,9 +29,12 @@ class Term:
         self.vector: Vector = space.zeros()
         self.unit = unit
         self._largest = largest
+        self._last: tuple[Tensor, Tensor] | None = None  # a gain, and its ratio
 
     def ratio(self, gain: Tensor) -> Tensor:
         """A factor in units of the first one."""
         if self.unit is None:
             self.unit = torch.where(gain != 0, gain * self._largest, 1.0)
-        return gain / self.unit
+        if self._last is None or self._last[0] is not gain:
+            self._last = gain, gain / self.unit
+        return self._last[1]

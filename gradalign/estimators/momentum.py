@@ -246,7 +246,7 @@ class MomentumSchedule(Schedule):
         norm = step.space.norm_dot(self.mean, over=step.space.measured)[0].sqrt()
         sign = step.settings.objective.alpha
         scale = torch.where(norm.isfinite() & (norm > 0), -sign * step.weight / norm, 0.0)
-        step.shift(None, self.mean, scale)
+        step.shift(self.mean, scale)
 
     def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""

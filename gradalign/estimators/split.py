@@ -313,7 +313,7 @@ class OwnDirectionSplit(_Split):
         elif self.late is self.total:
             self.sums.add(g, num_before=self.num_visited)
         else:
-            step.agreement.dots(step.space.part(sums[1]) * step.own_scale**2, self.num_anchors)
+            step.agreement.dots(step.space.part(sums[1]), self.num_anchors, step.own_square)
             self.sums.add(g, self.late, self.num_visited - self.num_anchors)
 
     def finish(self) -> dict[str, Tensor]:

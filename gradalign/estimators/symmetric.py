@@ -89,7 +89,7 @@ class SymmetricSchedule(Schedule):
         """The products of every gradient of one half with every one of the other."""
         step = self.step
         cross = step.space.partial_norm_dot(*self.halves, over=step.space.measured)[1]
-        step.agreement.dots(cross * step.own_scale**2, nums[0] * nums[1])
+        step.agreement.dots(cross, nums[0] * nums[1], step.own_square)
 
     def finish(self) -> dict[str, Tensor]:
         """Put the halves together and fill `.grad`."""

@@ -13,13 +13,24 @@ from support.signature_readers import PYTHON, of_cpp, of_function, of_schema, of
 import gradalign
 from gradalign import ops
 from gradalign.backends import native, reference, reference_steps, signatures, triton
-from gradalign.backends.signatures import SCHEMAS, STEPS, VECTOR_OPS, StepScalars, StepTensors, native_schema
+from gradalign.backends.signatures import (
+    SCALAR_OPS,
+    SCHEMAS,
+    STEPS,
+    VECTOR_OPS,
+    StepScalars,
+    StepTensors,
+    native_schema,
+)
 from gradalign.extension import library
 
 KERNELS = Path(gradalign.__file__).parents[1] / "kernels"  # beside the package in a checkout
 if not KERNELS.is_dir():
     KERNELS = Path(gradalign.__file__).parent / "kernels"
-CPP = {"cpu": ("cpu/vector_ops.h", "cpu/step_ops.h"), "cuda": ("cuda/ops.h",)}
+CPP = {
+    "cpu": ("cpu/vector_ops.h", "cpu/step_ops.h", "cpu/scalar_ops.h"),
+    "cuda": ("cuda/ops.h", "cuda/scalar_ops.h"),
+}
 
 each_op = pytest.mark.parametrize("op", SCHEMAS)
 each_vector_op = pytest.mark.parametrize("op", VECTOR_OPS)
@@ -77,6 +88,15 @@ def test_the_cpp_function(device, op):
     assert found.names_and_types() == of_schema(op, native_schema(SCHEMAS[op])).names_and_types()
 
 
+@pytest.mark.parametrize("op", SCALAR_OPS)
+def test_the_ops_on_single_numbers(op):
+    expected = of_schema(op, SCALAR_OPS[op]).names_and_types()
+    for backend in (reference, native, triton):
+        assert of_function(getattr(backend, op)).names_and_types() == expected
+    for device in CPP:
+        assert of_cpp(cpp_text(device), f"{op}_{device}").names_and_types() == expected
+
+
 @pytest.mark.parametrize(
     ("there", "instead"),
     [
@@ -97,7 +117,7 @@ def test_a_cpp_function_that_disagrees_is_noticed(there, instead):
 def test_the_cpp_registers_every_op():
     text = (library.sources() / "tensor" / "register.h").read_text()
     found = dict(re.findall(r'm\.impl\("(\w+)", TORCH_BOX\(&gradalign::(\w+)_##device\)\)', text))
-    assert found == {op: op.rstrip("_") for op in SCHEMAS}
+    assert found == {op: op.rstrip("_") for op in (*SCHEMAS, *SCALAR_OPS)}
 
 
 @each_op

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support.networks import Counting, make
 from torch import nn
 
 from gradalign import GradAlign
+from gradalign.engine.models import modules_of, params_of
 
 
 def test_invalid_models_are_refused():
@@ -48,3 +51,79 @@ def test_wrapped_modules_are_found_inside_others():
 
     with pytest.raises(TypeError, match="got FullyShardedDataParallel"):
         GradAlign(nn.Sequential(nn.Linear(3, 1), FullyShardedDataParallel()), 0.1)
+
+
+class Renamed(nn.Linear):
+    """Shows other parameters than it has."""
+
+    def parameters(self, recurse=True):
+        return iter([self.weight])
+
+
+def scripted():
+    return nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
+
+
+def shared():
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Sequential(layer, nn.ReLU()), layer, nn.Linear(2, 2))
+    model[2].weight = layer.weight
+    model.register_parameter("none", None)
+    model.register_module("nothing", None)
+    return model
+
+
+def around():
+    """A module that holds itself."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.add_module("self", model)
+    return model
+
+
+WALKED = {
+    "transformer": lambda: nn.Transformer(8, 2, 1, 1, 16),
+    "shared": shared,
+    "around": around,
+    "script": scripted,
+    "own parameters": lambda: Renamed(2, 2),
+    "parametrised": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("make_model", WALKED.values(), ids=WALKED)
+def test_the_walk_through_a_model_is_that_of_torch(make_model):
+    model = make_model()
+    assert [id(m) for m in modules_of(model)] == [id(m) for m in model.modules()]
+    assert list({id(p): 0 for p in params_of(model)}) == [id(p) for p in model.parameters()]
+
+
+def test_what_was_known_of_the_parameters_is_found_again_when_they_change():
+    """The space of the last step is not used for other parameters, nor for the same ones of another dtype."""
+    model, batches = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), list(torch.randn(4, 3, 4))
+    aligner = GradAlign(model, 0.1)
+
+    def step(dtype=torch.float32):
+        aligner.backward(lambda x: model(x).square().mean(), [b.to(dtype) for b in batches])
+        found = {name for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found
+
+    assert step() == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    model[0].requires_grad_(False)
+    assert step() == {"1.weight", "1.bias"}
+    model[1] = nn.Linear(4, 2)
+    assert step() == {"1.weight", "1.bias"}
+    model.double()
+    model[0].requires_grad_(True)
+    assert step(torch.float64) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="expected a model with trainable parameters"):
+        step(torch.float64)
+
+
+def test_an_aligner_can_be_copied_after_a_step():
+    model, batches = nn.Linear(4, 1), list(torch.randn(4, 3, 4))
+    aligner = GradAlign(model, 0.1)
+    aligner.backward(lambda x: model(x).square().mean(), batches)
+    assert copy.deepcopy(aligner).num_steps == 1

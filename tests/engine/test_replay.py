@@ -11,6 +11,7 @@ from support.fault_injection import InjectedError
 from torch import nn
 
 from gradalign import GradAlign, baselines
+from gradalign.engine import replay
 from gradalign.engine.addresses import ParamMemory
 from gradalign.engine.replay import BufferState
 
@@ -210,3 +211,80 @@ def test_a_generator_that_no_pass_uses_is_left_to_other_threads(method, generato
     else:
         assert thread == expected[: sum(passes)]
         assert len(thread) > 0
+
+
+class Draws(nn.Module):
+    """Dropout by a generator of Python's or NumPy's."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.draw = draw
+        self.drawn = []
+
+    def forward(self, x):
+        numbers = [self.draw() for _ in range(3)]
+        self.drawn.append(numbers)
+        return (self.layer(x) * sum(numbers)).square().mean()
+
+
+DRAWS = {
+    "python": random.random,
+    "python gauss": lambda: random.gauss(0, 1),
+    "numpy": numpy.random.rand,
+    "numpy randn": numpy.random.randn,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_displaced_passes_draw_what_their_base_passes_drew(draw):
+    """Three numbers a pass: of the normal ones, which come in pairs, every other pass begins with one that was kept."""
+    model = Draws(draw)
+    aligner = GradAlign(model, 0.1, estimator="leave_one_out", check_replay=False)
+    for _ in range(3):
+        model.drawn.clear()
+        aligner.backward(model, list(torch.randn(4, 2, 4)))
+        model.zero_grad()
+        assert model.drawn[4:] == model.drawn[:4]
+        assert len({n for numbers in model.drawn for n in numbers}) == 12
+
+
+@pytest.mark.parametrize(
+    ("generator", "draws"),
+    [
+        (
+            replay.PYTHON,
+            [random.random, lambda: random.gauss(0, 1), lambda: random.gauss(0, 1), lambda: random.seed(3)],
+        ),
+        (replay.NUMPY, [numpy.random.rand, numpy.random.randn, numpy.random.randn, lambda: numpy.random.seed(3)]),
+    ],
+    ids=["python", "numpy"],
+)
+def test_a_state_is_read_again_after_every_draw_and_else_kept(generator, draws):
+    reads = []
+    original = generator._read
+    generator._read = lambda: reads.append(1) or original()
+    try:
+        for draw in draws:
+            draw()
+            state = generator.now()
+            expected = original()
+            assert replay._same_numpy(state, expected) if isinstance(state[0], str) else state == expected
+        reads.clear()
+        assert generator.now() is generator.now()
+        assert not reads
+    finally:
+        generator._read = original
+
+
+def test_another_generator_of_numpy_is_read_every_time(monkeypatch):
+    monkeypatch.setattr(numpy.random, "get_bit_generator", lambda: numpy.random.PCG64(0))
+    assert replay._numpy_memory() is None
+    assert replay.NUMPY.now() is not replay.NUMPY.now()
+
+
+def test_a_generator_whose_memory_is_laid_out_otherwise_is_read_every_time(monkeypatch):
+    monkeypatch.setattr(replay, "_memory_of", lambda generator: (b"always the same",))
+    assert not replay._memory_shows_draws()
+    state = replay.SlowState(random.getstate, lambda: None, lambda _: True)
+    assert state.now() is not state.now()
