@@ -17,6 +17,8 @@ CONFIGURATIONS = {
     "split, m = 2": {"estimator": "split", "probe_fraction": 2 / 8},
     "split, m = 4": {"estimator": "split", "probe_fraction": 4 / 8},
     "prefix": {"estimator": "prefix"},
+    "prefix, block = 2": {"estimator": gradalign.estimators.Prefix(block=2)},
+    "prefix, block = 4": {"estimator": gradalign.estimators.Prefix(block=4)},
     "symmetric": {"estimator": "symmetric"},
     "leave_one_out": {"estimator": "leave_one_out"},
 }

@@ -73,7 +73,7 @@ class Inspection:
         """
         side_effects = SideEffects(modules, frozen, look_into_batches=self._first or self._sampled)
         random = RandomWatch() if (self._first or self._sampled) and not one_by_one else None
-        passes.observe(side_effects, may_record and self._first, random)
+        passes.observe(side_effects if side_effects.looks else None, may_record and self._first, random)
 
 
 def _power_of_two(number: int) -> bool:

@@ -103,7 +103,8 @@ def params_of(module: nn.Module) -> Iterable[Parameter]:
 
 def overrides(module: nn.Module, *names: str) -> bool:
     """Whether a module's class has methods of its own in place of those of `nn.Module`."""
-    return any(getattr(type(module), name) is not getattr(nn.Module, name) for name in names)
+    kind = type(module)
+    return [getattr(kind, name) for name in names] != [getattr(nn.Module, name) for name in names]
 
 
 def checked_modules(model: object) -> list[nn.Module]:

@@ -179,7 +179,7 @@ class Passes:
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
             )
 
-    def observe(self, side_effects: SideEffects, record: bool, random: RandomWatch | None) -> None:
+    def observe(self, side_effects: SideEffects | None, record: bool, random: RandomWatch | None) -> None:
         """From now on, refuse side effects of base passes; if asked to, record the first and watch random numbers."""
         self._side_effects, self._recording, self._random = side_effects, record, random
 

@@ -33,6 +33,11 @@ class SideEffects:
         self._frozen = [p for p in frozen if not p.is_inference() and id(p) not in renormalised]
         self._look_into_batches = look_into_batches
 
+    @property
+    def looks(self) -> bool:
+        """Whether there is anything that it compares."""
+        return self._look_into_batches or bool(self._frozen)
+
     def before(self, micro_batch: Any) -> Before:
         """What there is before a pass."""
         tensors = self._tensors(micro_batch)

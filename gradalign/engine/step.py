@@ -356,8 +356,11 @@ class Step:
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
     """Mean of the L_i, in the dtype of the losses."""
-    dtype = losses[0].dtype
+    return (stacked(losses, home).sum() * share / len(losses)).to(losses[0].dtype)
+
+
+def stacked(losses: Sequence[Tensor], home: torch.device) -> Tensor:
+    """Some losses as one float64 tensor."""
     if len({(loss.dtype, loss.device) for loss in losses}) > 1:
         losses = [loss.to(home, torch.float64, non_blocking=True) for loss in losses]
-    total = torch.stack(list(losses)).to(home, torch.float64, non_blocking=True).sum()
-    return (total * share / len(losses)).to(dtype)
+    return torch.stack(list(losses)).to(home, torch.float64, non_blocking=True)

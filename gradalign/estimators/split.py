@@ -25,7 +25,7 @@ from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import Vector
-from gradalign.engine.step import Step
+from gradalign.engine.step import Step, stacked
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
 from gradalign.engine.validation import fraction, one_of
@@ -186,7 +186,7 @@ class SharedDirectionSplit(_Split):
         stored = step.settings.telemetry or step.settings.normalize == "gradient" or step.hooked
         self.term = Term(step.space) if stored else None
         self.side = 1.0
-        self.loss_change = step.space.scalar(0.0)
+        self.losses: list[Tensor] = []  # of the difference quotient, with their signs
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """Displaced passes of all probes first, chained in random numbers and buffers, then all base passes."""
@@ -228,7 +228,8 @@ class SharedDirectionSplit(_Split):
         """Fill `.grad`; in the lean form the dot product is the quotient of the probes' losses."""
         self.step.displacement.restore()
         self.step.close(self.total, self.term)
-        quotient = self.step.settings.objective.alpha * self.loss_change / (self.eps * self.m)
+        change = stacked(self.losses, self.step.space.home) * self.step.loss_share
+        quotient = self.step.settings.objective.alpha * change.cumsum(0)[-1] / (self.eps * self.m)
         return {"dot": torch.where(self.eps != 0, quotient, 0.0)}
 
     def displace(self) -> None:
@@ -242,6 +243,10 @@ class SharedDirectionSplit(_Split):
         self.sides = 2 if step.settings.central else 1
         if self.term is not None:
             self.term.unit = self.gain / self.sides
+        else:
+            pull = step.weight * self.gain  # ratios of the lean form
+            self.base_ratio = 1 + pull if self.sides == 1 else 1.0
+            self.displaced_ratio = -pull if self.sides == 1 else -step.weight * (0.5 * self.gain)
 
     def cross(self) -> None:
         """To the other side of theta."""
@@ -252,8 +257,8 @@ class SharedDirectionSplit(_Split):
         """Displaced passes; `last`: no others follow in this step. In the lean form base passes into the same vector do."""
         for i, closure in enumerate(closures, 1):
             if self.term is None:
-                ratio = self.side / self.sides * self.gain
-                loss = self.step.passes.displaced_pass(closure, self.total, -self.step.weight * ratio, more=True)
+                ratio = self.displaced_ratio if self.side > 0 else -self.displaced_ratio
+                loss = self.step.passes.displaced_pass(closure, self.total, ratio, more=True)
             else:
                 more = not last or i < len(closures)
                 loss = add_displaced(self.step, closure, self.term, self.side, more=more)
@@ -263,8 +268,7 @@ class SharedDirectionSplit(_Split):
         """Base pass of a probe."""
         step, one_sided = self.step, self.sides == 1
         if self.term is None:
-            ratio = 1 + step.weight * self.gain if one_sided else 1.0
-            loss = step.passes.base_pass(closure, self.total, ratio, more=self.num_visited + 1 < step.num)
+            loss = step.passes.base_pass(closure, self.total, self.base_ratio, more=self.num_visited + 1 < step.num)
         else:
             loss, g = step.passes.isolated_pass(closure)
             self.sums.add(g, num_before=self.num_visited)
@@ -276,8 +280,7 @@ class SharedDirectionSplit(_Split):
 
     def note_loss(self, loss: Tensor, sign: float) -> None:
         """One loss of the difference quotient."""
-        loss = loss.to(self.loss_change.device, torch.float64, non_blocking=True)
-        self.loss_change = self.loss_change + sign * self.step.loss_share * loss
+        self.losses.append(loss if sign == 1 else sign * loss)  # a power of two: exact in any dtype
 
 
 class OwnDirectionSplit(_Split):
