@@ -6,6 +6,8 @@
 
 #include <Python.h>
 
+#include <cstring>
+
 #include "tensor/row.h"
 
 namespace gradalign {
@@ -77,10 +79,9 @@ class Reader {
 
   // Fills `row`; false where the tensor is to be left to torch.
   //
-  // `written`: by a kernel. Views with the negative bit are found among all tensors that are only read. Of those that are
-  // written, the ones that fill their memory are not asked, which takes as long as to read them: no public function of torch
-  // makes such a view, save one that lays a view out anew (as_strided, resize_).
-  bool read(PyObject* object, bool written, Row& row) const {
+  // `known`: a row of the same object that was filled before, or null. While nothing of it has changed, the tensor is not asked
+  // for its negative bit, which takes as long as all the rest.
+  bool read(PyObject* object, const Row* known, Row& row) const {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     if (type != type_ && type != derived_) return false;  // what other types hold is theirs to say
     dlpack::Tensor found;
@@ -100,7 +101,8 @@ class Reader {
     for (int32_t d = 0; d < found.ndim; ++d) row.numel *= found.shape[d];
     row.flat = is_flat(row);
     if (row.memory == Memory::elsewhere || row.number == Number::other || (found.data == nullptr && row.numel > 0)) return false;
-    return (written && row.flat && row.numel > 1) || !is_negative(object);
+    const bool same = known != nullptr && std::memcmp(known, &row, sizeof(Row)) == 0;
+    return same || row.numel == 0 || !is_negative(object);
   }
 
  private:

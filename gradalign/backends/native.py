@@ -146,14 +146,11 @@ def _run(
     name: str, written: tuple[Tensors, ...], args: tuple[Any, ...], options: Mapping[str, object] | None = None
 ) -> Any:
     are_lists, are_others = _lists_of(name)
-    kept = read = None
-    if len(args[0]) >= LEAST_ROWS:
-        lists = tuple(compress(args, are_lists))
-        kept = tuple(map(tuple, lists))  # nobody takes a tensor out of them while the kernel runs
-        read = rows.read(kept, tuple(any(ts is other for other in written) for ts in lists))
-    if kept is not None and read is not None:
+    lists = tuple(map(rows.kept, compress(args, are_lists)))
+    read = rows.read(lists) if len(lists[0]) >= LEAST_ROWS else None
+    if read is not None:
         name += ".rows"
-        args = (kept[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
+        args = (lists[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
     kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
     if not written:
         return kernel(*args)

@@ -122,7 +122,7 @@ def module() -> Library:
         what="gradalign._C",
         units=(Unit("module.cpp", "module.o", ("-O1", *headers)),),
         link=_undefined_at_load(),
-        inputs=("module.cpp", "plan.h", "reader.h", "tensor/row.h", "tensor/operand.h"),
+        inputs=("module.cpp", "agreement.h", "plan.h", "reader.h", "tensor/row.h", "tensor/operand.h"),
         built_for=f"python {sysconfig.get_config_var('SOABI')}",
     )
 
