@@ -44,7 +44,10 @@ class Plan:
         sizes = formats[0].sizes
         members: dict[tuple[torch.dtype, ...], list[int]] = {}
         self.irregular: list[int] = []
-        dtypes_of, layouts_of = zip(*[f.dtypes for f in formats], strict=True), zip(*[f.layouts for f in formats], strict=True)
+        dtypes_of, layouts_of = (
+            zip(*[f.dtypes for f in formats], strict=True),
+            zip(*[f.layouts for f in formats], strict=True),
+        )
         for i, (dtypes, layouts) in enumerate(zip(dtypes_of, layouts_of, strict=True)):
             if _linear(set(layouts), row_major):
                 members.setdefault(dtypes, []).append(i)

@@ -3,6 +3,7 @@
 
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "tensors.h"
 
@@ -35,86 +36,75 @@ class RowReader {
 template <class Parameter>
 constexpr bool kIsList = std::is_same_v<std::decay_t<Parameter>, Tensors>;
 
-// What is on torch's stack for a parameter.
-template <class Parameter>
-using OnStack = std::conditional_t<kIsList<Parameter>, std::vector<Tensor>, std::decay_t<Parameter>>;
+template <class... Types>
+struct Pack {};
+
+// The parameters that are no lists, in order.
+template <class Found, class... Parameters>
+struct Others {
+  using Types = Found;
+};
+
+template <class... Found, class Parameter, class... Rest>
+struct Others<Pack<Found...>, Parameter, Rest...>
+    : std::conditional_t<kIsList<Parameter>, Others<Pack<Found...>, Rest...>,
+                         Others<Pack<Found..., std::decay_t<Parameter>>, Rest...>> {};
 
 template <class Function, Function* function>
-struct Box;
+struct WithLists;
 
 template <class Result, class... Parameters, Result (*function)(Parameters...)>
-struct Box<Result(Parameters...), function> {
-  // The arguments of the op, in the order of its schema.
-  static void with_lists(StableIValue* stack, uint64_t num_inputs, uint64_t) {
-    check(num_inputs, sizeof...(Parameters));
-    StableIValue* next = stack;
-    std::tuple<OnStack<Parameters>...> taken{torch::stable::detail::to<OnStack<Parameters>>(*next++)...};
-    std::apply(
-        [stack](auto&... arguments) {
-          give(stack, [&]() -> Result { return function(argument<Parameters>(arguments)...); });
-        },
-        taken);
-  }
+struct WithLists<Result(Parameters...), function> {
+  template <class Parameter>
+  using Given = std::conditional_t<kIsList<Parameter>, const std::vector<Tensor>&, Parameter>;
 
-  // A tensor of the device, the rows of all lists, and the other arguments in order.
-  static void with_rows(StableIValue* stack, uint64_t num_inputs, uint64_t) {
-    check(num_inputs, 2 + (0 + ... + !kIsList<Parameters>));
-    const auto like = torch::stable::detail::to<Tensor>(stack[0]);
-    const auto rows = torch::stable::detail::to<Tensor>(stack[1]);
-    StableIValue* next = stack + 2;
-    std::tuple<std::conditional_t<kIsList<Parameters>, char, std::decay_t<Parameters>>...> taken{take<Parameters>(next)...};
-    RowReader lists(rows);
-    std::apply(
-        [stack, &lists](auto&... arguments) {
-          std::tuple<Held<Parameters>...> held{Held<Parameters>(lists, arguments)...};
-          std::apply([stack](auto&... each) { give(stack, [&]() -> Result { return function(each.value...); }); }, held);
-        },
-        taken);
+  // The arguments of the op, in the order of its schema.
+  static Result call(Given<Parameters>... arguments) {
+    return function(std::conditional_t<kIsList<Parameters>, Tensors, Given<Parameters>>(arguments)...);
+  }
+};
+
+template <class Function, Function* function, class NoLists>
+struct Rows;
+
+template <class Result, class... Parameters, Result (*function)(Parameters...), class... NoLists>
+struct Rows<Result(Parameters...), function, Pack<NoLists...>> {
+  // A tensor of the device, for torch to choose by; the rows of all lists; the other arguments in the order of the schema.
+  static Result call(const Tensor&, const Tensor& rows, NoLists... others) {
+    RowReader reader(rows);
+    std::vector<Tensors> lists;
+    ((kIsList<Parameters> ? lists.push_back(reader.next()) : void()), ...);
+    return apply(lists, std::tie(others...), std::index_sequence_for<Parameters...>{});
   }
 
  private:
-  template <class Parameter, bool kList = kIsList<Parameter>>
-  struct Held {
-    Held(RowReader&, std::decay_t<Parameter>& given) : value(given) {}
-    std::decay_t<Parameter>& value;
-  };
-
-  template <class Parameter>
-  struct Held<Parameter, true> {
-    Held(RowReader& lists, char) : value(lists.next()) {}
-    Tensors value;
-  };
-
-  static void check(uint64_t got, uint64_t expected) {
-    expect(got == expected, "gradalign_native", "expected as many arguments as the kernel has; build it again");
+  template <class Tied, size_t... kPlaces>
+  static Result apply(const std::vector<Tensors>& lists, const Tied& others, std::index_sequence<kPlaces...>) {
+    return function(given<Parameters, kPlaces>(lists, others)...);
   }
 
-  template <class Parameter>
-  static auto take(StableIValue*& next) {
+  template <class Parameter, size_t kPlace, class Tied>
+  static const auto& given(const std::vector<Tensors>& lists, const Tied& others) {
     if constexpr (kIsList<Parameter>) {
-      return '\0';
+      return lists[lists_before(kPlace)];
     } else {
-      return torch::stable::detail::to<std::decay_t<Parameter>>(*next++);
+      return std::get<kPlace - lists_before(kPlace)>(others);
     }
   }
 
-  template <class Parameter>
-  static decltype(auto) argument(OnStack<Parameter>& taken) {
-    if constexpr (kIsList<Parameter>) {
-      return Tensors(std::move(taken));
-    } else {
-      return (taken);
-    }
-  }
-
-  template <class Call>
-  static void give(StableIValue* stack, Call call) {
-    if constexpr (std::is_void_v<Result>) {
-      call();
-    } else {
-      stack[0] = torch::stable::detail::from<Result>(call());
-    }
+  static constexpr size_t lists_before(size_t place) {
+    constexpr bool kLists[] = {kIsList<Parameters>...};
+    size_t count = 0;
+    for (size_t i = 0; i < place; ++i) count += kLists[i] ? 1 : 0;
+    return count;
   }
 };
+
+template <class Function, Function* function>
+struct WithRows;
+
+template <class Result, class... Parameters, Result (*function)(Parameters...)>
+struct WithRows<Result(Parameters...), function>
+    : Rows<Result(Parameters...), function, typename Others<Pack<>, Parameters...>::Types> {};
 
 }  // namespace gradalign

@@ -3,9 +3,9 @@
 
 #include "box.h"
 
-#define GRADALIGN_IMPL(m, op, function)                                                      \
-  m.impl(op, &gradalign::Box<decltype(gradalign::function), &gradalign::function>::with_lists); \
-  m.impl(op ".rows", &gradalign::Box<decltype(gradalign::function), &gradalign::function>::with_rows)
+#define GRADALIGN_IMPL(m, op, function)                                                                               \
+  m.impl(op, TORCH_BOX((&gradalign::WithLists<decltype(gradalign::function), &gradalign::function>::call))); \
+  m.impl(op ".rows", TORCH_BOX((&gradalign::WithRows<decltype(gradalign::function), &gradalign::function>::call)))
 
 // Registers norm_dot_cpu as norm_dot on the library `m`, and so on, for the device `cpu`; likewise for `cuda`.
 #define GRADALIGN_REGISTER(m, device)                \

@@ -74,19 +74,18 @@ inline Row row_of(const Tensor& tensor) {
   return row;
 }
 
-// A list of tensors: torch's, or rows that were read from it and whose tensors the caller keeps.
+// A list of tensors, which the caller keeps: torch's, or rows that were read before.
 class Tensors {
  public:
-  explicit Tensors(std::vector<Tensor> tensors) : kept_(std::move(tensors)) {
-    own_.reserve(kept_.size());
-    for (const Tensor& tensor : kept_) own_.push_back(row_of(tensor));
+  explicit Tensors(const std::vector<Tensor>& tensors) : size_(tensors.size()) {
+    own_.reserve(size_);
+    for (const Tensor& tensor : tensors) own_.push_back(row_of(tensor));
     rows_ = own_.data();
-    size_ = own_.size();
   }
 
   Tensors(const Row* rows, size_t size) : rows_(rows), size_(size) {}
 
-  Tensors(Tensors&&) = default;  // the rows stay where they are
+  Tensors(Tensors&&) = default;  // its rows stay where they are
   Tensors& operator=(Tensors&&) = delete;
 
   size_t size() const { return size_; }
@@ -96,7 +95,6 @@ class Tensors {
   const Row* end() const { return rows_ + size_; }
 
  private:
-  std::vector<Tensor> kept_;
   std::vector<Row> own_;
   const Row* rows_;
   size_t size_;

@@ -20,8 +20,9 @@ from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors,
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
 NAME = "native"
+NAMESPACE = signatures.NATIVE
 
-LEAST_ROWS = 8  # shorter lists take torch as long as it takes to read rows
+LEAST_ROWS = 24  # in a list; shorter ones torch hands over in the time that it takes to read them
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -131,7 +132,7 @@ def _kernel(name: str) -> Callable[..., Any]:
     why_unavailable()
     # The C function behind the op: the Python layer above it costs microseconds and has bytecodes to be interrupted at.
     op, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.gradalign_native, op), overload or "default")._op
+    return getattr(getattr(getattr(torch.ops, NAMESPACE), op), overload or "default")._op
 
 
 @functools.cache
@@ -145,12 +146,14 @@ def _lists_of(name: str) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
 def _run(
     name: str, written: tuple[Tensors, ...], args: tuple[Any, ...], options: Mapping[str, object] | None = None
 ) -> Any:
-    are_lists, are_others = _lists_of(name)
-    lists = tuple(map(rows.kept, compress(args, are_lists)))
-    read = rows.read(lists) if len(lists[0]) >= LEAST_ROWS else None
-    if read is not None:
-        name += ".rows"
-        args = (lists[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
+    lists: tuple[tuple[Tensor, ...], ...] = ()  # for as long as the kernel runs
+    if len(args[0]) >= LEAST_ROWS:
+        are_lists, are_others = _lists_of(name)
+        lists = tuple(map(rows.kept, compress(args, are_lists)))
+        read = rows.read(lists)
+        if read is not None:
+            name += ".rows"
+            args = (lists[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
     kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
     if not written:
         return kernel(*args)

@@ -1,10 +1,10 @@
 """Lists of tensors as rows of numbers: where they are, their dtypes, sizes and strides, read anew at every call.
 
-To hand a list to an op costs torch about half a microsecond a tensor. `gradalign._C` reads a tensor in less than half of that, and
-the op takes the rows instead. What it does not read, it leaves to torch's lists: subclasses, tensors without memory of their
-own or whose memory is not their value, everything under a mode or a tracer, and every list where the module is not there.
+To hand a list to an op costs torch about half a microsecond a tensor. `gradalign._C` reads a tensor in half of that or less,
+and the op takes the rows instead. What it does not read, it leaves to torch's lists: subclasses, tensors without memory of their own
+or whose memory is not their value, everything under a mode or a tracer, and every list where the module is not there.
 
-A list that is passed again and again can be a `Prepared`, of which less has to be asked. It is a tuple: what takes lists takes it.
+A list that is passed again and again can be a `Prepared`, of which less has to be asked. It is a tuple, which every op takes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = logging.getLogger("gradalign")
 class Prepared(tuple[Tensor, ...]):
     """A list of tensors that remembers what it was when it was made.
 
-    The tensors are read at every call as those of any list are, so that one that moved, was resized or changed its dtype is seen.
-    Those that did not are not asked again whether they are views with the negative bit, which takes as long as all the rest.
+    The tensors are read at every call as those of any list are: one that moved, was resized or changed its dtype is seen. Those
+    that did not are not asked again whether they are views with the negative bit, which takes as long as all the rest.
 
     Attributes:
         rows: what `read` gave of it; None where torch has to see the list.

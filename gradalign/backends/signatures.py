@@ -191,8 +191,8 @@ def native_schema(schema: str) -> str:
 def rows_schema(schema: str) -> str:
     """The schema of the overload that takes the lists as rows, see `gradalign.backends.rows`.
 
-    `like` is a tensor of the device, which torch chooses the implementation by. The overload has no fake and says nothing of what
-    it writes: it is called on real tensors only, where nothing traces.
+    `like` is a tensor of the device, which torch chooses the implementation by. The overload has no fake and says nothing of
+    what it writes: it is called on real tensors only, where nothing traces.
     """
     arguments, result = schema[1:].split(") -> ")
     others = [argument for argument in arguments.split(", ") if "[]" not in argument]

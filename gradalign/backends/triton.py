@@ -47,7 +47,9 @@ def _interpreted() -> bool:
 
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
-    params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars))[: len(tensors.in_order())]
+    params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars))[
+        : len(tensors.in_order())
+    ]
     _kernel(options.op)(StepTensors(params, grads, tuple(states), masters, steps), scalars, options)
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCALE = torch.tensor(0.5)
-N = 2 * native.LEAST_ROWS
+N = native.LEAST_ROWS
 
 
 def ones(n: int = N, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -49,7 +49,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def test_a_row_is_what_the_tensor_is():
     dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool]
-    tensors = [torch.ones(3, 5).to(dtype) for dtype in dtypes] + [torch.ones(4, 6).t(), torch.ones(4, 0, 2), torch.ones(())]
+    tensors = [torch.ones(3, 5).to(dtype) for dtype in dtypes] + [
+        torch.ones(4, 6).t(),
+        torch.ones(4, 0, 2),
+        torch.ones(()),
+    ]
     read = bytes(rows.read((tuple(tensors), ())))
     assert (read[:8], read[-8:]) == (struct.pack("q", len(tensors)), struct.pack("q", 0))
     for t, row in zip(tensors, struct.iter_unpack("qqqqqibb??", read[8:-8]), strict=True):
