@@ -30,6 +30,8 @@ work under `torch.compile`. Examples:
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from types import ModuleType
 
 import torch
@@ -64,7 +66,7 @@ def _implement(op: str) -> None:
 
 def _backend(first: Tensors, *args: object) -> ModuleType:
     lists = [first, *(a for a in args if isinstance(a, (list, tuple)))]
-    return dispatch.backend("auto", first[0].device.type, frozenset(t.dtype for ts in lists for t in ts))
+    return dispatch.backend("auto", first[0].device.type, frozenset(map(attrgetter("dtype"), chain(*lists))))
 
 
 for _op in SCHEMAS:

@@ -2,7 +2,7 @@
 
 An op is a *block*, a function of 1024 elements that knows nothing of addresses, tails or alignment. Everything else is shared:
 
-    tensor_lists  addresses, dtypes and layouts of a list of tensors, cached from call to call
+    tensor_lists  addresses, dtypes and layouts of a list of tensors, read at every call
     plan          how the tensors are cut into chunks
     tables        addresses and chunks on the device
     sweep         the one kernel: runs a block over a chunk, 16 bytes per access where the addresses allow it

@@ -114,7 +114,7 @@ def advance_steps(
         vectors over the tensors: kept, key, *coefficients.
     """
     device, entry = steps[0].device, entry_of(steps)
-    dtype, *others = entry.dtypes()
+    dtype, *others = dict.fromkeys(entry.format.dtypes)
     if others:
         wide = [s.double() for s in steps]
         vectors = advance_steps(wide, coefficients, skip, seed)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from gradalign.backends.signatures import Tensors
 from gradalign.kernels.sweep import CHUNK
 from gradalign.kernels.tables import Recent, Table, integers
-from gradalign.kernels.tensor_lists import STRIDED, Layout, TensorListEntry, formats_of, sizes_of
+from gradalign.kernels.tensor_lists import STRIDED, Entry, Format, Layout
 
 _plans: Recent[Plan] = Recent(64)
 
@@ -38,16 +37,20 @@ class Plan:
 
     def __init__(
         self,
-        formats: Sequence[Sequence[tuple[torch.dtype, Layout]]],
-        sizes: Sequence[int],
+        formats: Sequence[Format],
         row_major: bool,
         device: torch.device,
     ) -> None:
+        sizes = formats[0].sizes
         members: dict[tuple[torch.dtype, ...], list[int]] = {}
         self.irregular: list[int] = []
-        for i, row in enumerate(zip(*formats, strict=True)):
-            if _linear({layout for _, layout in row}, row_major):
-                members.setdefault(tuple(dtype for dtype, _ in row), []).append(i)
+        dtypes_of, layouts_of = (
+            zip(*[f.dtypes for f in formats], strict=True),
+            zip(*[f.layouts for f in formats], strict=True),
+        )
+        for i, (dtypes, layouts) in enumerate(zip(dtypes_of, layouts_of, strict=True)):
+            if _linear(set(layouts), row_major):
+                members.setdefault(dtypes, []).append(i)
             else:
                 self.irregular.append(i)
 
@@ -74,21 +77,16 @@ class Plan:
         self.ranges = Table(ranges, device)
 
 
-def plan_of(entries: Sequence[TensorListEntry], tensors: Tensors, row_major: bool) -> Plan:
+def plan_of(entries: Sequence[Entry], device: torch.device, row_major: bool) -> Plan:
     """The plan of some lists.
 
     Args:
         entries: of the lists, whose tensors agree in shape.
-        tensors: the first list.
+        device: where the tensors are.
         row_major: whether the order of the elements matters, so that a permuted layout is irregular.
     """
-    sizes = entries[0].sizes(tensors)
-    device = tensors[0].device
-
-    def make() -> Plan:
-        return Plan([formats_of(c.formats, len(tensors)) for c in entries], sizes_of(sizes), row_major, device)
-
-    return _plans.get((device, row_major, sizes, *[c.formats for c in entries]), make)
+    formats = [entry.format for entry in entries]
+    return _plans.get((device, row_major, *formats), lambda: Plan(formats, row_major, device))
 
 
 def _linear(layouts: set[Layout], row_major: bool) -> bool:

@@ -93,7 +93,7 @@ def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
     device = lists[0][0].device
     stream = current_stream(device)
     entries = [entry_of(tensors) for tensors in lists]
-    plan = plan_of(entries, lists[0], work.row_major)
+    plan = plan_of(entries, device, work.row_major)
     partials = torch.empty(work.num_sums * plan.num_chunks, dtype=torch.float32, device=device)
     scalars = tuple([to_device(s, device) for s in work.scalars])
     given = (tuple([c.table.on(stream) for c in entries]), scalars, work.per_tensor, work.floats, partials)

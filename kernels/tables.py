@@ -58,8 +58,8 @@ class Table:
         return staged, staged.to(self._device, non_blocking=True)
 
 
-def integers(values: Sequence[int]) -> Tensor:
-    """Int64 tensor on the CPU; several times faster than `torch.tensor`."""
+def integers(values: Sequence[int] | bytes) -> Tensor:
+    """Int64 tensor on the CPU, from numbers or their bytes; several times faster than `torch.tensor`."""
     return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
@@ -80,22 +80,3 @@ class Recent(Generic[Value]):
         if len(self._values) > self._capacity:
             self._values.popitem(last=False)
         return value
-
-
-class Interned:
-    """Small numbers that stand for long tuples: equal where they are equal, and quick to hash."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple, int] = {}
-        self._tuples: list[tuple] = []
-
-    def number(self, value: tuple) -> int:
-        """The tuple's number."""
-        number = self._numbers.setdefault(value, len(self._tuples))
-        if number == len(self._tuples):
-            self._tuples.append(value)
-        return number
-
-    def __getitem__(self, number: int) -> tuple:
-        """The tuple of a number."""
-        return self._tuples[number]

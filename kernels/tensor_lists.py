@@ -1,107 +1,91 @@
-"""Addresses, dtypes and layouts of lists of tensors, cached from call to call.
+"""Addresses, dtypes and layouts of lists of tensors: read at every call, turned into tables once.
 
-Reading the addresses of 391 tensors takes Python 20 to 30 microseconds, reading dtypes and layouts twice that. So a list that
-was seen before is found by the identities and addresses of its tensors, and its dtypes and layouts are not read again; weak
-references drop the entry when a tensor is freed, since its identity may be reused. New tensors at known addresses (gradients,
-from one pass to the next) have their dtypes and layouts read, but nothing is copied to the device; new addresses cost one small
-asynchronous copy. A known tensor that changes shape or strides in place without moving (`t_()`, `resize_()` to less) goes
-unnoticed.
+Nothing is taken from an earlier call before it is seen to be the same: a list is recognised by the addresses, dtypes, sizes and
+strides that its tensors have now. So new tensors at known addresses (gradients, from one pass to the next) copy nothing to the
+device, new addresses cost one small asynchronous copy, and a tensor that moved or changed its shape is found.
+
+`gradalign._C` reads 391 tensors in tens of microseconds. Where it is not there, Python does, in about a millisecond.
 """
 
 from __future__ import annotations
 
-import operator
-import weakref
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradalign.backends import rows
 from gradalign.backends.signatures import Tensors
-from gradalign.kernels.tables import Interned, Recent, Table, integers
+from gradalign.kernels.tables import Recent, Table, integers
 
 # Of a tensor: None (row-major), the strides of a permuted one, or STRIDED: its elements do not fill its memory.
 Layout = tuple[int, ...] | str | None
 STRIDED = "strided"
 
-_dtype_of = operator.attrgetter("dtype")
-_formats = Interned()
-_sizes = Interned()
+_formats: Recent[Format] = Recent(256)
 _tables: Recent[Table] = Recent(256)
-_entries: dict[tuple[int, int, int], TensorListEntry] = {}
 
 
-class TensorListEntry:
-    """What is known of one list of tensors; `formats` stands for its dtypes and layouts, see `formats_of`."""
+class Format:
+    """Dtype, layout and number of elements of every tensor of a list; one object for all lists that agree in them."""
 
-    def __init__(self, tensors: Tensors, addresses: list[int], formats: int) -> None:
-        device = tensors[0].device
-        self.addresses = addresses
-        self.ids = list(map(id, tensors))
-        self.formats = formats
-        self.table = _tables.get((device, *addresses), lambda: Table(integers(addresses), device))
-        self.verified = False
-        self.weakrefs: list[weakref.ref] = []
-        self._sizes: int | None = None
-
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """One for all tensors where they agree, else one for each."""
-        return _formats[self.formats][0]
-
-    def sizes(self, tensors: Tensors) -> int:
-        """A number that stands for the numels, see `sizes_of`; `tensors` are those of the entry."""
-        if self._sizes is None:
-            self._sizes = _sizes.number(tuple(map(Tensor.numel, tensors)))
-        return self._sizes
+    def __init__(self, tensors: Tensors) -> None:
+        self.dtypes = tuple(t.dtype for t in tensors)
+        self.layouts = tuple(map(_layout, tensors))
+        self.sizes = tuple(map(Tensor.numel, tensors))
 
 
-def entry_of(tensors: Tensors) -> TensorListEntry:
-    """The entry of a list with at least one tensor."""
-    addresses = list(map(Tensor.data_ptr, tensors))
-    key = (id(tensors[0]), id(tensors[-1]), len(tensors))
-    known = _entries.get(key)
-    if known is not None and known.addresses == addresses and known.ids == list(map(id, tensors)):
-        if known.verified:
-            return known
-        if known.formats == _format_of(tensors):  # an identity may have passed to another tensor so far
-            known.weakrefs = _watch(key, tensors)
-            known.verified = True
-            return known
-    fresh = TensorListEntry(tensors, addresses, _format_of(tensors))
-    fresh.weakrefs = _watch(key, tensors[:1])  # all of them are watched when the list comes a second time
-    _entries[key] = fresh
-    return fresh
+class Entry(NamedTuple):
+    """What kernels are told of one list: the table of its addresses, and its format."""
+
+    table: Table
+    format: Format
 
 
-def formats_of(number: int, num_tensors: int) -> list[tuple[torch.dtype, Layout]]:
-    """(dtype, layout) of every tensor, from `TensorListEntry.formats`."""
-    dtypes, layouts = _formats[number]
-    return list(
-        zip(
-            dtypes * (num_tensors if len(dtypes) == 1 else 1),
-            layouts * (num_tensors if len(layouts) == 1 else 1),
-            strict=True,
-        )
-    )
+class Listed(tuple[Tensor, ...]):
+    """A list of tensors as an op was called with it, and its entry."""
+
+    entry: Entry
 
 
-def sizes_of(number: int) -> tuple[int, ...]:
-    """The numels, from `TensorListEntry.sizes`."""
-    return _sizes[number]
+def listed(lists: Sequence[Tensors]) -> list[Listed] | None:
+    """Lists with at least one tensor each, read at once; None where `gradalign._C` does not read them."""
+    kept = tuple(map(rows.kept, lists))
+    module, read = rows.reader(), rows.read(kept)
+    if module is None or read is None:
+        return None
+    return [_listed(tensors, *key) for tensors, key in zip(kept, module.keys(read), strict=True)]
 
 
-def _watch(key: tuple[int, int, int], tensors: Tensors) -> list[weakref.ref]:
-    def forget(_: weakref.ref) -> None:
-        _entries.pop(key, None)
-
-    return [weakref.ref(t, forget) for t in tensors]
+def listed_by_python(lists: Sequence[Tensors]) -> list[Listed]:
+    """The same for tensors that are known to hold their values, whatever reads them."""
+    return [_listed(tensors, _addresses(tensors), tuple(map(_shape_of, tensors))) for tensors in lists]
 
 
-def _format_of(tensors: Tensors) -> int:
-    dtypes = tuple(set(map(_dtype_of, tensors)))
-    if len(dtypes) > 1:
-        dtypes = tuple(map(_dtype_of, tensors))
-    contiguous = all(map(Tensor.is_contiguous, tensors))
-    return _formats.number((dtypes, (None,) if contiguous else tuple(map(_layout, tensors))))
+def entry_of(tensors: Tensors) -> Entry:
+    """The entry of a list with at least one tensor, which is known to hold its values."""
+    if isinstance(tensors, Listed):
+        return tensors.entry
+    (found,) = listed((tensors,)) or listed_by_python((tensors,))
+    return found.entry
+
+
+def _listed(tensors: Tensors, addresses: bytes, shapes: object) -> Listed:
+    device = tensors[0].device
+    table = _tables.get((device, addresses), lambda: Table(integers(addresses), device))
+    found = Listed(tensors)
+    found.entry = Entry(table, _formats.get(shapes, lambda: Format(tensors)))
+    return found
+
+
+def _addresses(tensors: Tensors) -> bytes:
+    return array("q", map(Tensor.data_ptr, tensors)).tobytes()
+
+
+def _shape_of(t: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return t.dtype, t.shape, t.stride()
 
 
 def _layout(t: Tensor) -> Layout:

@@ -54,7 +54,7 @@ class Step {
       return;
     }
     update(plan);
-    for (const Tensor& step : steps_) {
+    for (const Row& step : steps_) {
       visit_scalar(step, [](auto* value) { *value += 1; });
     }
   }
@@ -68,7 +68,7 @@ class Step {
       refuse(op_, wrong_steps(numels_.size(), steps_.size()));
     }
     counts_.reserve(steps_.size());
-    for (const Tensor& step : steps_) {
+    for (const Row& step : steps_) {
       const double count = scalar_of(step, op_, "steps");
       expect(visit_scalar(step, [](auto*) {}), op_, "expected steps of float32, float64 or int64; convert them");
       counts_.push_back(count + 1);
@@ -78,7 +78,7 @@ class Step {
   void read_seed(const Tensor& seed) {
     uint64_t bits = 0;
     expect(seed.numel() == 1 && seed.is_cpu(), op_, "expected seed to be a 0-dim int64 tensor on the CPU");
-    visit_scalar(seed, [&](const auto* value) { bits = static_cast<uint64_t>(static_cast<int64_t>(*value)); });
+    visit_scalar(row_of(seed), [&](const auto* value) { bits = static_cast<uint64_t>(static_cast<int64_t>(*value)); });
     for (size_t i = 0; i < counts_.size(); ++i) {
       keys_.push_back(rounding_key(bits, static_cast<uint32_t>(i), static_cast<uint32_t>(static_cast<int64_t>(counts_[i]))));
     }

@@ -7,11 +7,13 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include "../tensor/row.h"
 #include "grid.h"
 
 namespace gradalign::cuda {
 
 inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
+inline Memory kernels_memory() { return Memory::cuda; }
 
 inline cudaStream_t current_stream(int device) {
   void* stream = nullptr;

@@ -10,7 +10,7 @@ namespace gradalign {
 inline double* doubles_of(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
 inline Tensor norm_dot_cuda(const Tensors& xs, const Tensors& ys) {
-  cuda::Call call("norm_dot", xs, (ys.empty() ? xs : ys).at(0));
+  cuda::Call call("norm_dot", xs, ys);
   Operands x = call.list(xs, "xs");
   Operands y = call.optional_list(ys, "ys");
   flatten_alike({&x, &y});
@@ -35,7 +35,7 @@ inline Tensor perturb_cuda(const Tensors& params, const Tensors& backups, const 
 }
 
 inline void restore_cuda(const Tensors& params, const Tensors& backups) {
-  cuda::Call call("restore_", params, (params.empty() ? backups : params).at(0));
+  cuda::Call call("restore_", params, backups);
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
   expect_own_elements({&p}, "restore_");
@@ -43,7 +43,7 @@ inline void restore_cuda(const Tensors& params, const Tensors& backups) {
 }
 
 inline void swap_cuda(const Tensors& params, const Tensors& backups) {
-  cuda::Call call("swap_", params, (params.empty() ? backups : params).at(0));
+  cuda::Call call("swap_", params, backups);
   Operands p = call.list(params, "params"), backup = call.list(backups, "backups");
   flatten_alike({&p, &backup});
   expect_own_elements({&p, &backup}, "swap_");
@@ -120,7 +120,7 @@ class CudaStep {
       refuse(op, wrong_steps(call_.numels().size(), steps.size()));
     }
     counts_.reserve(steps.size());
-    for (const Tensor& step : steps) {
+    for (const Row& step : steps) {
       const cuda::Scalar count = call_.scalar(step, "steps");
       const bool narrow = count.number == cuda::Number::bf16 || count.number == cuda::Number::f16;
       expect(!narrow && count.number != cuda::Number::u8, op, "expected steps of float32, float64 or int64; convert them");

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "../math/storage.h"
+#include "../tensor/operand.h"
 
 namespace gradalign::cuda {
 
-enum class Number : int8_t { f32, f64, bf16, f16, i64, i32, u8 };
+using gradalign::Number;
 
 struct Scalar {
   void* data;  // null: there is none
@@ -21,6 +22,7 @@ GRADALIGN_HD double value_of(const Scalar& scalar) {
     case Number::i64: return static_cast<double>(*static_cast<const int64_t*>(scalar.data));
     case Number::i32: return *static_cast<const int32_t*>(scalar.data);
     case Number::u8: return *static_cast<const uint8_t*>(scalar.data);
+    case Number::other: break;  // refused before
   }
   return 0;
 }

@@ -7,7 +7,7 @@ namespace gradalign {
 
 // The float64 numbers of a result of another op.
 inline const double* numbers_of(const Tensor& tensor, int64_t num, const char* op) {
-  expect(tensor.numel() == num && tensor.is_contiguous() && dtype_of(tensor, op) == Dtype::f64, op,
+  expect(tensor.numel() == num && tensor.is_contiguous() && number_of(tensor) == Number::f64, op,
          "expected the float64 result of another op");
   return doubles_of(tensor);
 }

@@ -10,12 +10,14 @@ namespace gradalign::cuda {
 // The device that the call runs on, and the memory that it needs until it returns.
 class Call {
  public:
-  // If the list is empty, the device is that of `scalar`.
-  Call(const char* op, const Tensors& first, const Tensor& scalar)
-      : op_(op), device_(device_of(first.empty() ? scalar : first.front(), op)), scope_(device_, op) {
-    for (const Tensor& tensor : first) numels_.push_back(tensor.numel());
+  // If the list is empty, the device is that of the other.
+  Call(const char* op, const Tensors& first, const Row& other)
+      : op_(op), device_(device_of(first.empty() ? other : first[0], op)), scope_(device_, op), numels_(numels_of(first)) {
     place_ = {op, device_, current_stream(device_), [this](int64_t bytes) { return bytes_on_device(bytes); }};
   }
+
+  Call(const char* op, const Tensors& first, const Tensor& scalar) : Call(op, first, row_of(scalar)) {}
+  Call(const char* op, const Tensors& first, const Tensors& other) : Call(op, first, other.empty() ? Row{} : other[0]) {}
 
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -38,14 +40,18 @@ class Call {
     return tensors.empty() ? Operands{} : list(tensors, name);
   }
 
-  Scalar scalar(const Tensor& tensor, const char* name) const {
-    if (tensor.numel() != 1 || !on_device(tensor)) {
+  Scalar scalar(const Row& row, const char* name) const {
+    if (row.numel != 1 || !on_device(row)) {
       refuse(op_, "expected " + std::string(name) +
                       " to be a 0-dim tensor on the device of the lists; make it with "
                       "torch.full((), value, device=...)");
     }
-    return {tensor.data_ptr(), number_of(tensor, name)};
+    expect(row.data != nullptr, op_, "expected scalars that have memory; got one without (a fake tensor, or one that stands for zeros)");
+    if (row.number == Number::other) refuse(op_, "expected " + std::string(name) + " to be a number or a bool; convert it");
+    return {row.data, row.number};
   }
+
+  Scalar scalar(const Tensor& tensor, const char* name) const { return scalar(row_of(tensor), name); }
 
   Scalar scalar(const std::optional<Tensor>& tensor, const char* name) const {
     return tensor ? scalar(*tensor, name) : Scalar{nullptr, Number::f32};
@@ -60,41 +66,22 @@ class Call {
   }
 
  private:
-  static int device_of(const Tensor& tensor, const char* op) {
-    int32_t type;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-    expect(type == device_type(), op, "expected tensors on a CUDA device; move them there first");
-    return tensor.get_device_index();
+  static int device_of(const Row& row, const char* op) {
+    expect(row.memory == kernels_memory(), op, "expected tensors on a CUDA device; move them there first");
+    return row.device;
   }
 
-  bool on_device(const Tensor& tensor) const {
-    int32_t type;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-    return type == device_type() && tensor.get_device_index() == device_;
-  }
+  bool on_device(const Row& row) const { return row.memory == kernels_memory() && row.device == device_; }
 
-  Operand operand(const Tensor& tensor, int64_t numel, const char* name) const {
-    if (!on_device(tensor) || !is_strided(tensor)) {
+  Operand operand(const Row& row, int64_t numel, const char* name) const {
+    if (!on_device(row) || !row.strided) {
       refuse(op_, "expected dense tensors of one device; " + std::string(name) + " has another; move it there first");
     }
-    if (tensor.numel() != numel) {
+    if (row.numel != numel) {
       refuse(op_, "expected a tensor of " + std::string(name) + " to have " + std::to_string(numel) + " elements; got " +
-                      std::to_string(tensor.numel()));
+                      std::to_string(row.numel));
     }
-    return operand_of(tensor, op_);
-  }
-
-  Number number_of(const Tensor& tensor, const char* name) const {
-    int32_t dtype;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-    if (dtype == aoti_torch_dtype_float32()) return Number::f32;
-    if (dtype == aoti_torch_dtype_float64()) return Number::f64;
-    if (dtype == aoti_torch_dtype_bfloat16()) return Number::bf16;
-    if (dtype == aoti_torch_dtype_float16()) return Number::f16;
-    if (dtype == aoti_torch_dtype_int64()) return Number::i64;
-    if (dtype == aoti_torch_dtype_int32()) return Number::i32;
-    if (dtype == aoti_torch_dtype_bool()) return Number::u8;
-    refuse(op_, "expected " + std::string(name) + " to be a number or a bool; convert it");
+    return operand_of(row, op_);
   }
 
   void* bytes_on_device(int64_t bytes) {

@@ -10,15 +10,15 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../math/storage.h"
-#include "operand.h"
+#include "row.h"
 
 namespace gradalign {
 
 using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
 using Operands = std::vector<Operand>;
 
 [[noreturn]] inline void refuse(const char* op, const std::string& message) {
@@ -30,33 +30,91 @@ inline void expect(bool holds, const char* op, const char* message) {
   if (!holds) refuse(op, message);
 }
 
-inline Dtype dtype_of(const Tensor& tensor, const char* op) {
+inline Number number_of(const Tensor& tensor) {
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64();
-  static const int32_t bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
-  if (dtype == f32) return Dtype::f32;
-  if (dtype == f64) return Dtype::f64;
-  if (dtype == bf16) return Dtype::bf16;
-  expect(dtype == f16, op, "expected tensors of float32, float64, bfloat16 or float16; convert them first");
-  return Dtype::f16;
+  static const std::pair<int32_t, Number> numbers[] = {
+      {aoti_torch_dtype_float32(), Number::f32},   {aoti_torch_dtype_float64(), Number::f64},
+      {aoti_torch_dtype_bfloat16(), Number::bf16}, {aoti_torch_dtype_float16(), Number::f16},
+      {aoti_torch_dtype_int64(), Number::i64},     {aoti_torch_dtype_int32(), Number::i32},
+      {aoti_torch_dtype_bool(), Number::u8}};
+  for (const auto& [found, number] : numbers) {
+    if (dtype == found) return number;
+  }
+  return Number::other;
+}
+
+inline Memory memory_of(const Tensor& tensor) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  static const int32_t cpu = aoti_torch_device_type_cpu(), cuda = aoti_torch_device_type_cuda();
+  return type == cpu ? Memory::cpu : type == cuda ? Memory::cuda : Memory::elsewhere;
+}
+
+inline bool is_strided(const Tensor& tensor) {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  static const int32_t strided = aoti_torch_layout_strided();
+  return layout == strided;
+}
+
+inline Row row_of(const Tensor& tensor) {
+  Row row{};
+  row.numel = tensor.numel();
+  row.memory = memory_of(tensor);
+  row.device = tensor.get_device_index();
+  row.number = number_of(tensor);
+  row.strided = is_strided(tensor);
+  if (!row.strided) return row;
+  row.data = static_cast<char*>(tensor.data_ptr());
+  row.flat = tensor.is_contiguous();
+  row.ndim = tensor.dim();
+  row.sizes = tensor.sizes().data();
+  row.strides = tensor.strides().data();
+  return row;
+}
+
+// A list of tensors, which the caller keeps: torch's, or rows that were read before.
+class Tensors {
+ public:
+  explicit Tensors(const std::vector<Tensor>& tensors) : size_(tensors.size()) {
+    own_.reserve(size_);
+    for (const Tensor& tensor : tensors) own_.push_back(row_of(tensor));
+    rows_ = own_.data();
+  }
+
+  Tensors(const Row* rows, size_t size) : rows_(rows), size_(size) {}
+
+  Tensors(Tensors&&) = default;  // its rows stay where they are
+  Tensors& operator=(Tensors&&) = delete;
+
+  size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  const Row& operator[](size_t i) const { return rows_[i]; }
+  const Row* begin() const { return rows_; }
+  const Row* end() const { return rows_ + size_; }
+
+ private:
+  std::vector<Row> own_;
+  const Row* rows_;
+  size_t size_;
+};
+
+inline std::vector<int64_t> numels_of(const Tensors& tensors) {
+  std::vector<int64_t> numels;
+  numels.reserve(tensors.size());
+  for (const Row& row : tensors) numels.push_back(row.numel);
+  return numels;
 }
 
 // Of a tensor whose layout and device the caller has checked.
-inline Operand operand_of(const Tensor& tensor, const char* op) {
-  Operand operand{};
-  operand.dtype = dtype_of(tensor, op);
-  operand.data = static_cast<char*>(tensor.data_ptr());
-  operand.flat = tensor.is_contiguous();
-  expect(operand.data != nullptr || tensor.numel() == 0, op,
+inline Operand operand_of(const Row& row, const char* op) {
+  expect(row.number <= Number::f16, op,
+         "expected tensors of float32, float64, bfloat16 or float16; convert them first");
+  expect(row.data != nullptr || row.numel == 0, op,
          "expected tensors that have memory; got one without (a fake tensor, or one that stands for zeros); clone it first");
-  if (!operand.flat) {
-    operand.ndim = tensor.dim();
-    expect(operand.ndim <= 64, op, "expected at most 64 dimensions");
-    operand.sizes = tensor.sizes().data();
-    operand.strides = tensor.strides().data();
-  }
-  return operand;
+  expect(row.flat || row.ndim <= 64, op, "expected at most 64 dimensions");
+  return {row.data, static_cast<Dtype>(row.number), row.flat, row.ndim, row.sizes, row.strides};
 }
 
 // Of the lists that are written: an expanded tensor would have one element written several times.
@@ -69,13 +127,6 @@ inline void expect_own_elements(const std::vector<const Operands*>& lists, const
       }
     }
   }
-}
-
-inline bool is_strided(const Tensor& tensor) {
-  int32_t layout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  static const int32_t strided = aoti_torch_layout_strided();
-  return layout == strided;
 }
 
 inline std::string wrong_length(const char* name, size_t expected, size_t got) {

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradalign.backends import signatures
+from gradalign.backends import rows, signatures
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
 NAME = "native"
+NAMESPACE = signatures.NATIVE
+
+LEAST_ROWS = 24  # in a list; shorter ones torch hands over in the time that it takes to read them
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
@@ -78,7 +81,7 @@ def cpu_isa() -> str:
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] over all tensors; without ys the last two are 0."""
-    return _kernel("norm_dot")(xs, ys or [])
+    return _run("norm_dot", (), (xs, ys or []))
 
 
 def perturb_(
@@ -92,27 +95,27 @@ def perturb_(
 ) -> Tensor:
     """backup <- theta; theta <- theta + d, d = scale x + scale_y y; returns [delta.d, d.d, delta.delta]."""
     written = (params,) if from_backups else (params, backups)
-    return _mutate("perturb_", written, (params, backups, xs, scale, ys or [], scale_y, from_backups))
+    return _run("perturb_", written, (params, backups, xs, scale, ys or [], scale_y, from_backups))
 
 
 def restore_(params: Tensors, backups: Tensors) -> None:
     """theta <- backup; bit for bit where the dtypes agree, else one rounding."""
-    _mutate("restore_", (params,), (params, backups))
+    _run("restore_", (params,), (params, backups))
 
 
 def swap_(params: Tensors, backups: Tensors) -> None:
     """Exchange, bit for bit."""
-    _mutate("swap_", (params, backups), (params, backups))
+    _run("swap_", (params, backups), (params, backups))
 
 
 def accumulate_(accs: Tensors, grads: Tensors, scale: Tensor) -> Tensor:
     """acc <- acc + scale g; returns [g.g, g.acc] with acc as it was before."""
-    return _mutate("accumulate_", (accs,), (accs, grads, scale))
+    return _run("accumulate_", (accs,), (accs, grads, scale))
 
 
 def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> Tensor:
     """out <- a x + b y (an out may be its x or y); returns [out.out]."""
-    return _mutate("combine_", (outs,), (outs, xs, ys, a, b))
+    return _run("combine_", (outs,), (outs, xs, ys, a, b))
 
 
 def aim(
@@ -141,23 +144,42 @@ def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> N
     written = (params, *states, masters, steps)
     if options.zero_grads:
         written += (grads,)
-    _mutate(options.op, written, (params, grads, *states, masters, steps, *scalars), vars(options))
+    _run(options.op, written, (params, grads, *states, masters, steps, *scalars), vars(options))
 
 
 @functools.cache
 def _kernel(name: str) -> Callable[..., Any]:
     why_unavailable()
     # The C function behind the op: the Python layer above it costs microseconds and has bytecodes to be interrupted at.
-    return getattr(torch.ops.gradalign_native, name).default._op
+    op, _, overload = name.partition(".")
+    return getattr(getattr(getattr(torch.ops, NAMESPACE), op), overload or "default")._op
 
 
-def _mutate(
-    name: str, written: tuple[Tensors, ...], args: tuple[object, ...], options: Mapping[str, object] | None = None
+@functools.cache
+def _lists_of(name: str) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Which of the op's positional arguments are lists, and which are not."""
+    schema = torch._C.parse_schema(f"gradalign::{name}{signatures.native_schema(signatures.SCHEMAS[name])}")
+    lists = tuple(str(argument.type) == "List[Tensor]" for argument in schema.arguments if not argument.kwarg_only)
+    return lists, tuple(not is_list for is_list in lists)
+
+
+def _run(
+    name: str, written: tuple[Tensors, ...], args: tuple[Any, ...], options: Mapping[str, object] | None = None
 ) -> Any:
+    lists: tuple[tuple[Tensor, ...], ...] = ()  # for as long as the kernel runs
+    if len(args[0]) >= LEAST_ROWS:
+        are_lists, are_others = _lists_of(name)
+        lists = tuple(map(rows.kept, compress(args, are_lists)))
+        read = rows.read(lists)
+        if read is not None:
+            name += ".rows"
+            args = (lists[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
     kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
+    if not written:
+        return kernel(*args)
     # One C call runs the kernel and then the bumps (see the module's docstring). A StopIteration from inside the kernel, as a
     # torch mode may raise, ends the iteration before the bumps; the missing result shows it.
-    bumped = written[0] if len(written) == 1 else [*chain.from_iterable(written)]
+    bumped = chain.from_iterable(written)
     calls = list(zip(map(kernel, *((arg,) for arg in args)), map(torch._C._increment_version, (bumped,)), strict=False))
     if not calls:
         raise RuntimeError(

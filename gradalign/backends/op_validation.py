@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from gradalign.backends import rows
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.engine.addresses import span
+
+DTYPE, DEVICE = map(attrgetter, ("dtype", "device"))
+DIM = methodcaller("dim")
 
 
 def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
@@ -21,6 +27,8 @@ def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, 
     named = {**mutated, **read}
     for name, tensors in named.items():
         tensor_list(op, name, tensors)
+    if _agree(list(named.values()), len(mutated)):
+        return
     (first_name, first), *others = named.items()
     for name, tensors in others:
         if len(tensors) != len(first):
@@ -44,6 +52,13 @@ def tensor_lists(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, 
     _no_overlap(op, mutated, read)
 
 
+def _agree(lists: list[Sequence[Tensor]], num_mutated: int) -> bool:
+    """Whether all is as it has to be, by one look at what the tensors are; False also where that does not tell."""
+    kept = tuple(map(rows.kept, lists))
+    module, read = rows.reader(), rows.read(kept)
+    return module is not None and read is not None and module.agree(read, num_mutated)
+
+
 def tensor_list(op: str, name: str, tensors: Any) -> None:
     """A list that can be read more than once (an iterator would be empty the second time), of tensors."""
     if isinstance(tensors, (Tensor, Mapping, str)) or not (
@@ -51,6 +66,8 @@ def tensor_list(op: str, name: str, tensors: Any) -> None:
     ):
         remedy = f"[{name}]" if isinstance(tensors, Tensor) else f"list({name})"
         raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(tensors).__name__}; pass {remedy}")
+    if set(map(type, tensors)) <= {Tensor, Parameter}:
+        return
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: expected {name} to be a list of tensors; got {type(t).__name__} in {name}[{i}]")
@@ -92,6 +109,8 @@ def zero_dim(op: str, device: torch.device | None, named: Mapping[str, object]) 
 
 def backups_hold(op: str, backups: Tensors, params: Tensors, wider: bool) -> None:
     """Every backup has the dtype of its parameter, or (`wider`) one that holds all of its values."""
+    if list(map(DTYPE, backups)) == list(map(DTYPE, params)):
+        return
     for i, (b, p) in enumerate(zip(backups, params, strict=True)):
         if b.dtype != (torch.promote_types(b.dtype, p.dtype) if wider else p.dtype):
             dtype = f"{p.dtype} or wider" if wider else str(p.dtype)
@@ -155,7 +174,9 @@ def step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> No
             "make them with torch.zeros((), device=p.device)"
         )
     device = params[0].device if params else None
-    zero_dim(op, device, {**{f"steps[{i}]": count for i, count in enumerate(steps)}, **scalars._asdict()})
+    if set(map(DIM, steps)) != {0} or set(map(DEVICE, steps)) != {device}:
+        zero_dim(op, device, {f"steps[{i}]": count for i, count in enumerate(steps)})
+    zero_dim(op, device, scalars._asdict())
     if scalars.seed is not None:
         stochastic_rounding(op, params, tensors.masters)
 

@@ -177,6 +177,7 @@ def define(namespace: str) -> torch.library.Library:
     for op, schema in SCHEMAS.items():
         if namespace != PUBLIC:
             schema = native_schema(schema)
+            library.define(f"{op}.rows{rows_schema(schema)}")
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
     if namespace == NATIVE:
@@ -193,6 +194,17 @@ def native_schema(schema: str) -> str:
     tensors that stand for zeros, fakes).
     """
     return schema.replace("Tensor[]? ys=None", "Tensor[] ys")
+
+
+def rows_schema(schema: str) -> str:
+    """The schema of the overload that takes the lists as rows, see `gradalign.backends.rows`.
+
+    `like` is a tensor of the device, which torch chooses the implementation by. The overload has no fake and says nothing of
+    what it writes: it is called on real tensors only, where nothing traces.
+    """
+    arguments, result = schema[1:].split(") -> ")
+    others = [argument for argument in arguments.split(", ") if "[]" not in argument]
+    return f"({', '.join(['Tensor like', 'Tensor rows', *others])}) -> {result}"
 
 
 def _fake(op: str, first: Tensors, *args: object, **kwargs: object) -> Tensor | None:

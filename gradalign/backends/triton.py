@@ -49,8 +49,10 @@ def _interpreted() -> bool:
 
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
-    op_validation.values_in_memory(options.op, (*tensors.in_order(), *scalars))
-    _kernel(options.op)(tensors, scalars, options)
+    params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars))[
+        : len(tensors.in_order())
+    ]
+    _kernel(options.op)(StepTensors(params, grads, tuple(states), masters, steps), scalars, options)
 
 
 @functools.cache
@@ -60,11 +62,26 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
     @functools.wraps(_kernel(name))
     def run(*args: object, **kwargs: object) -> Any:
-        # Torch resolves such tensors for the kernels behind its dispatcher; these read addresses.
-        op_validation.values_in_memory(name, (*args, *kwargs.values()))
-        return _kernel(name)(*args, **kwargs)
+        read = _read(name, (*args, *kwargs.values()))
+        return _kernel(name)(*read[: len(args)], **dict(zip(kwargs, read[len(args) :], strict=True)))
 
     return run
+
+
+def _read(op: str, args: tuple[object, ...]) -> list[Any]:
+    """The arguments with the lists among them read, before anything is launched.
+
+    torch resolves tensors whose memory is not their value for the kernels behind its dispatcher; these read addresses.
+    """
+    tensor_lists = importlib.import_module("gradalign.kernels.tensor_lists")
+    lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg]
+    op_validation.values_in_memory(op, [arg for arg in args if isinstance(arg, torch.Tensor)])
+    read = tensor_lists.listed(lists)
+    if read is None:
+        op_validation.values_in_memory(op, lists)
+        read = tensor_lists.listed_by_python(lists)
+    found = iter(read)
+    return [next(found) if isinstance(arg, (list, tuple)) and arg else arg for arg in args]
 
 
 def _kernel(name: str) -> Callable[..., Any]:

@@ -109,7 +109,7 @@ def cpu() -> Library:
 
 
 def module() -> Library:
-    """`gradalign._C`: build information and the launch planner; no torch header in it."""
+    """`gradalign._C`: build information, the launch planner, the reader of lists of tensors; no torch header in it."""
     pybind11 = importlib.util.find_spec("pybind11")
     if pybind11 is None or pybind11.origin is None:
         raise ModuleNotFoundError("pybind11 is missing; pip install 'gradalign[native]'")
@@ -122,7 +122,7 @@ def module() -> Library:
         what="gradalign._C",
         units=(Unit("module.cpp", "module.o", ("-O1", *headers)),),
         link=_undefined_at_load(),
-        inputs=("module.cpp", "plan.h"),
+        inputs=("module.cpp", "agreement.h", "plan.h", "reader.h", "tensor/row.h", "tensor/operand.h"),
         built_for=f"python {sysconfig.get_config_var('SOABI')}",
     )
 

@@ -44,10 +44,10 @@ def interrupt_after(count: int):
     return trace
 
 
-def test_an_interrupt_anywhere_leaves_versions_that_tell_what_was_written():
+@pytest.mark.parametrize("length", [2, native.LEAST_ROWS])
+def test_an_interrupt_anywhere_leaves_versions_that_tell_what_was_written(length):
     for count in range(1, 1000):
-        params, xs = [torch.randn(5), torch.randn(7)], [torch.ones(5), torch.ones(7)]
-        backups = [torch.zeros(5), torch.zeros(7)]
+        params, xs, backups = ([make(5 + i) for i in range(length)] for make in (torch.randn, torch.ones, torch.zeros))
         theta, before = copies(params), versions(params)
         sys._getframe().f_trace_opcodes = True  # without it Python 3.12 sends no bytecodes before the second time
         sys.settrace(interrupt_after(count))

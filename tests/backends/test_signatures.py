@@ -116,8 +116,10 @@ def test_a_cpp_function_that_disagrees_is_noticed(there, instead):
 
 def test_the_cpp_registers_every_op():
     text = (library.sources() / "tensor" / "register.h").read_text()
-    found = dict(re.findall(r'm\.impl\("(\w+)", TORCH_BOX\(&gradalign::(\w+)_##device\)\)', text))
-    assert found == {op: op.rstrip("_") for op in (*SCHEMAS, *SCALAR_OPS)}
+    found = dict(re.findall(r'GRADALIGN_IMPL\(m, "(\w+)", (\w+)_##device\)', text))
+    assert found == {op: op.rstrip("_") for op in SCHEMAS}
+    found = re.findall(r'm\.impl\("(\w+)", TORCH_BOX\(&gradalign::(\w+)_##device\)\)', text)
+    assert found == [(op, op) for op in SCALAR_OPS]
 
 
 @each_op

@@ -8,9 +8,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../../../../csrc/tensor/row.h"
+
 namespace gradalign::cuda {
 
 inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline Memory kernels_memory() { return Memory::cpu; }
 inline cudaStream_t current_stream(int) { return nullptr; }
 
 class DeviceScope {
