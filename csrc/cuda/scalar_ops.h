@@ -14,7 +14,7 @@ inline const double* numbers_of(const Tensor& tensor, int64_t num, const char* o
 
 inline Tensor aim_cuda(const Tensor& sums, const Tensor& scale_x, const Tensor& own, double radius, double alpha, double beta,
                        double part, bool unit, bool others) {
-  cuda::Call call("aim", Tensors{}, sums);
+  cuda::Call call("aim", Tensors(std::vector<Tensor>{}), sums);
   Tensor result = call.doubles(kAim);
   cuda::aim(numbers_of(sums, 3, "aim"), {call.scalar(scale_x, "scale_x"), call.scalar(own, "own")},
             {radius, alpha, beta, part, unit, others}, call.place(), doubles_of(result));
@@ -22,7 +22,7 @@ inline Tensor aim_cuda(const Tensor& sums, const Tensor& scale_x, const Tensor& 
 }
 
 inline Tensor reached_cuda(const Tensor& sums, const Tensor& aimed, bool direction) {
-  cuda::Call call("reached", Tensors{}, sums);
+  cuda::Call call("reached", Tensors(std::vector<Tensor>{}), sums);
   Tensor result = call.doubles(kReached);
   cuda::reached(numbers_of(sums, 3, "reached"), numbers_of(aimed, kAim, "reached"), direction, call.place(),
                 doubles_of(result));

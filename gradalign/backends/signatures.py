@@ -182,6 +182,7 @@ def define(namespace: str) -> torch.library.Library:
         torch.library.register_fake(f"{namespace}::{op}", functools.partial(_fake, op), lib=library)
     if namespace == NATIVE:
         library.define("cpu_isa() -> str")
+    if namespace != PUBLIC:
         for op, schema in SCALAR_OPS.items():
             library.define(op + schema)
     return library

@@ -23,7 +23,8 @@ from support.op_cases import (
     test_scale_zero_selects,
 )
 
-from gradalign.backends import native
+from gradalign.backends import native, reference
+from gradalign.objectives import OBJECTIVES
 
 __all__ = [
     "test_a_thousand_small_tensors",
@@ -110,3 +111,20 @@ def test_a_scale_elsewhere_is_refused(backend):
     with pytest.raises(ValueError, match="expected scale to be a 0-dim tensor on the device of the lists"):
         backend.accumulate_(x, [torch.ones(3)], torch.ones(2))
     assert x[0].eq(1).all()
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_the_numbers_of_a_displacement(backend, objective, others):
+    generator = torch.Generator().manual_seed(0)
+    for x, g in torch.randn(20, 2, 4, generator=generator, dtype=torch.float64):
+        sums = torch.stack((x @ x, x @ g, g @ g))
+        scales = torch.tensor(0.7, dtype=torch.float64), torch.tensor(3.0)  # of any dtype, as all scalars
+        options = 0.01, objective.alpha, objective.beta, 0.3, objective.unit, others
+        found, expected = (b.aim(sums, *scales, *options) for b in (backend, reference))
+        assert torch.allclose(found, expected, rtol=1e-14, atol=0)
+        asked = torch.rand(3, generator=generator, dtype=torch.float64)
+        for direction in (True, False):
+            found, wanted = (b.reached(asked, expected, direction) for b in (backend, reference))
+            assert torch.allclose(found, wanted, rtol=1e-14, atol=0)
+    assert torch.equal(backend.aim(sums * 0, *scales, *options)[:3], torch.zeros(3, dtype=torch.float64))
