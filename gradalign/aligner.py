@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.backends.dispatch import BackendName
+from gradalign.engine.data_parallel import DataParallel
 from gradalign.engine.estimator import Estimator
+from gradalign.engine.mesh import Mesh
 from gradalign.engine.method import Method, MethodOptions
-from gradalign.engine.ranks import DataParallel, Mesh
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step

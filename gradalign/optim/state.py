@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engine.low_precision import LOW_PRECISION
-from gradalign.engine.ranks import Mesh, mesh_of
+from gradalign.engine.mesh import Mesh, mesh_of
 from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
 

@@ -23,11 +23,12 @@ from support.rank_cases import (
     loss_of,
     net,
     run_steps,
+    sharded,
 )
 from support.rank_collectives import Collectives
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -42,12 +43,6 @@ from gradalign.engine.step import RADIUS, RADIUS_LOW_PRECISION
 from gradalign.optim import SGD
 
 TOLERANCE = 1e-10
-
-
-def sharded(model, mesh=None, **options):
-    """The model in two groups: its head, and everything else in the root."""
-    fully_shard(model.head, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
 
 
 def compared(rank, num, estimator, one_by_one, options, forms=FORMS[1:3]):
@@ -353,15 +348,6 @@ def test_an_overflow_on_one_rank_makes_all_skip_the_step(two_ranks, weight, kind
     assert two_ranks.run(overflow, weight, kind) == [(True, 2.0)] * 2
 
 
-def tasks_compared(rank):
-    options = {"estimator": "split", "radius": 1e-2}
-    return compare_with_one_process(rank, 2, sharded, options, tasks=["a", "b", "a", "b"])
-
-
-def test_alignment_of_tasks(two_ranks):
-    assert max(two_ranks.run(tasks_compared)) < 1e-6  # sketches are in float32
-
-
 def counts(rank, options, k):
     """Reductions of scalars in a step that is not the first, and gathers and scatters against the plain loop's."""
     model = sharded(net())
@@ -474,35 +460,3 @@ def differing(rank):
 
 def test_copies_that_drift_apart_are_refused(two_ranks):
     two_ranks.run(differing)
-
-
-def entry_points(rank):
-    model = sharded(net())
-    assert isinstance(model, FSDPModule)
-    state = model._get_fsdp_state()
-    assert state._is_root is None
-    model(batches_of(rank)[0][0]).sum().backward()
-    assert state._is_root is True
-    assert model.head._get_fsdp_state()._is_root is False
-    assert state._state_ctx.is_last_backward is True
-    (group,) = state._fsdp_param_groups
-    assert group.reduce_grads is True
-    assert group.all_reduce_grads is True
-    assert group._partial_reduce_output is None
-    assert group.mp_policy.param_dtype is None
-    assert all(p.unsharded_accumulated_grad is None for p in group.fsdp_params)
-    assert {p._unsharded_param.shape for p in group.fsdp_params} >= {(6, 5), (6, 6), (1,)}
-    weight = model.encode.weight
-    version, local = weight._local_tensor._version, weight._local_tensor
-    local.add_(0)
-    assert weight._local_tensor is local
-    assert local._version == version + 1
-    model.reset_iter_state()
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    found = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
-    assert found == ((3, 5), (3 * rank, 0))
-
-
-def test_torch_has_the_undocumented_entry_points(two_ranks):
-    two_ranks.run(entry_points)

@@ -8,11 +8,10 @@ import signal
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from support.rank_cases import batches_of, error, full, joint_batches, loss_of, net
+from support.rank_cases import batches_of, error, full, joint_batches, loss_of, net, sharded
 from support.ranks import Group, RankError
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from gradalign import GradAlign
 from gradalign.optim import LAMB, SGD, AdamW
@@ -21,11 +20,6 @@ OPTIMIZERS = {
     "adamw": lambda params, **options: AdamW(params, lr=0.01, max_grad_norm=0.1, **options),
     "sgd": lambda params, **options: SGD(params, lr=0.1, momentum=0.9, max_grad_norm=0.1, clear="zero", **options),
 }
-
-
-def sharded(model, mesh=None):
-    fully_shard(model.head, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
 
 
 def flat(model):

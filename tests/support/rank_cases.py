@@ -8,6 +8,7 @@ import itertools
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F  # noqa: N812
 
 from gradalign import GradAlign
@@ -76,6 +77,12 @@ def net(kind=Net, seed=0):
     """The model, the same on every rank."""
     torch.manual_seed(seed)
     return kind().double()
+
+
+def sharded(model, mesh=None, **options):
+    """The model in two groups: its head, and everything else in the root."""
+    fully_shard(model.head, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
 
 
 def full(t):
