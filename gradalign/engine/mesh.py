@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,6 +165,17 @@ class Mesh(Ranks):
             held = self.local(grads[i] for i in whole)
             super().same_everywhere([params[i] for i in whole], held, home)
 
+    def layouts(self, params: Sequence[Any]) -> list[Hashable]:
+        """What parameters have in common that are sharded alike; the same for the same parameters on all ranks."""
+        return [(p.device_mesh, *_sharded_dims(p)) if hasattr(p, "placements") else None for p in params]
+
+    def shard_number(self, param: Any) -> int:
+        """Which of a parameter's different shards this rank has, counted from 0; replicas have the same."""
+        number = 0
+        for dim in _sharded_dims(param):
+            number = number * param.device_mesh.size(dim) + param.device_mesh.get_local_rank(dim)
+        return number
+
     def _begin_anew(self) -> None:
         torch_internals.begin_anew(self._sharded)
         self.parameters_are_read()
@@ -188,8 +199,12 @@ def mesh_of(params: Sequence[Tensor]) -> Mesh | None:
 
 def _num_shards(p: Any) -> int:
     """How many different parts of a parameter there are."""
-    sizes = [p.device_mesh.size(i) for i, q in enumerate(getattr(p, "placements", ())) if not q.is_replicate()]
-    return math.prod(sizes)
+    return math.prod(p.device_mesh.size(dim) for dim in _sharded_dims(p))
+
+
+def _sharded_dims(p: Any) -> list[int]:
+    """The dimensions of its mesh along which a parameter is cut."""
+    return [dim for dim, placement in enumerate(getattr(p, "placements", ())) if not placement.is_replicate()]
 
 
 def _like(p: Any, shard: Tensor) -> Tensor:
