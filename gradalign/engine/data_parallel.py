@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradalign.engine import torch_internals
+from gradalign.engine.buckets import reduce_together
 from gradalign.engine.ranks import Ranks
 
 
@@ -76,14 +77,13 @@ class DataParallel(Ranks):
         every = self.every_pass
         return torch_internals.averaging(self._wrappers, gradients=backward and (every or not more), buffers=every)
 
-    @torch.no_grad()
     def average(self, tensors: Iterable[Tensor], share: float) -> None:
-        """All of them at once."""
-        held = list(tensors)
-        works = [torch.distributed.all_reduce(t, group=self._group, async_op=True) for t in held]
-        for work in works:
-            work.wait()
-        torch._foreach_mul_(held, share / self.num)
+        """Several tensors in one all-reduce."""
+
+        def start(flat: Tensor) -> Any:
+            return torch.distributed.all_reduce(flat, group=self._group, async_op=True)
+
+        reduce_together(tensors, start, share / self.num)
 
     def _all_reduce(self, numbers: Tensor, op: Any) -> None:
         torch.distributed.all_reduce(numbers, op, group=self._group)

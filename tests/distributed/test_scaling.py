@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from support.rank_cases import same_on_all_ranks
 from support.rank_collectives import Collectives
 from support.ranks import Group
 from torch import nn
@@ -14,9 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gradalign import GradAlign
+from gradalign.engine import buckets
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 K, M = 8, 2
+BYTES = buckets.BYTES
 WIDTH = 1024  # rows of every parameter: a whole number on every rank
 
 
@@ -94,6 +98,36 @@ def check(found, cases=None):
         assert elements["allreduce_"] <= 8 * calls["allreduce_"], case
         assert elements["_allgather_base_"] == page["gathered"](passes, n, n_root), case
         assert elements["_reduce_scatter_base_"] == page["scattered"](passes, n), case
+
+
+def counted_of_every_rank(rank, cases):
+    """Calls and elements with scope="rank", where everything fits into a buffer and where nothing but the smallest does."""
+    found = []
+    for case in cases:
+        for limit in (BYTES, SMALL):
+            buckets.BYTES = limit
+            model = DistributedDataParallel(Even())
+            model.register_comm_hook(None, average)
+            calls, elements = counted(model, {**options_of(*case), "scope": "rank"})
+            found.append((calls["allreduce_"], elements["allreduce_"]))
+            assert same_on_all_ranks(*(p.grad for p in model.parameters()))
+    buckets.BYTES = BYTES
+    return found
+
+
+SMALL = 4 * 2 * WIDTH  # bytes: 4 of the 7 columns of parameters are in tensors above this
+
+
+def test_averages_of_scope_rank(two_ranks):
+    page = formulas()
+    cases, sizes = list(page["OF_EVERY_RANK"]), [4 * p.numel() for p in Even().parameters()]
+    assert page["BUCKET"] == BYTES
+    for found in two_ranks.run(counted_of_every_rank, cases):
+        for (case, limit), (calls, elements) in zip(itertools.product(cases, (BYTES, SMALL)), found, strict=True):
+            wrapper, own = page["OF_EVERY_RANK"][case]
+            numbers = 1  # means of scalars
+            assert calls == wrapper + own * page["all_reduces"](sizes, limit) + numbers, case
+            assert elements // (WIDTH * 7) == wrapper + own == 2, case
 
 
 def reads(model, objective):
