@@ -450,6 +450,28 @@ def test_refusals_say_what_to_do(two_ranks):
     two_ranks.run(refusals)
 
 
+def older_torch(rank):
+    """One whose fully_shard cannot go on after an exception; DTensors without it need nothing of the kind."""
+    from torch.distributed.fsdp import FSDPModule
+
+    kept = FSDPModule.reset_iter_state
+    del FSDPModule.reset_iter_state
+    try:
+        with pytest.raises(
+            ValueError, match=r"reset_iter_state, torch 2.13\); got .*; update torch, or use Distributed"
+        ):
+            GradAlign(sharded(net()), 0.1)
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+        GradAlign(tensor_parallel(net(Sequence), mesh), 0.1)
+        SGD(sharded(net()).parameters(), 0.1)
+    finally:
+        FSDPModule.reset_iter_state = kept
+
+
+def test_a_torch_that_cannot_begin_anew_is_refused(two_ranks):
+    two_ranks.run(older_torch)
+
+
 def differing(rank):
     """A parameter that every rank of a tensor parallel plan has, with another gradient on each."""
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))

@@ -313,3 +313,33 @@ def test_a_run_that_is_killed_in_a_step_goes_on_bit_for_bit(tmp_path, two_ranks,
         assert torch.equal(found, expected)
     finally:
         group.stop()
+
+
+def with_a_mean(rank, folder, save):
+    """`momentum` keeps a mean of past gradients, which a fresh aligner finds in a checkpoint: the mean, and a step from it."""
+    model = sharded(net())
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    aligner = GradAlign(model, 0.05, estimator="momentum")
+    if save:
+        trained(model, optimizer, aligner, lambda step: batches_of(rank, seed=step + 1), 2)
+        dcp.save(state_of(model, optimizer, aligner), checkpoint_id=folder)
+    else:
+        state = state_of(model, optimizer, aligner)
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        aligner.load_state_dict(state["aligner"])
+    mean = torch.cat([full(m).reshape(-1) for m in aligner.state_dict()["mean"]])
+    return mean, trained(model, optimizer, aligner, lambda step: batches_of(rank, seed=step + 1), 1, first=2)
+
+
+def test_the_mean_of_momentum_is_loaded_into_a_fresh_aligner_also_resharded(tmp_path, two_ranks, four_ranks):
+    (mean, theta), _ = two_ranks.run(with_a_mean, tmp_path, True)
+    assert float(mean.norm()) > 0
+    alone = Group(1)
+    try:
+        for ranks in (alone, two_ranks, four_ranks):
+            loaded, further = ranks.run(with_a_mean, tmp_path, False)[0]
+            assert torch.equal(loaded, mean)
+            assert torch.equal(further, theta) == (ranks is two_ranks)  # others have other micro-batches
+    finally:
+        alone.stop()
