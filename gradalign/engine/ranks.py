@@ -1,7 +1,8 @@
 """The processes that train one model together, as a step knows them.
 
 Micro-batch i of a step is what all ranks have as their i-th: its loss and its gradient are the means over ranks.
-`engine.data_parallel` and `engine.mesh` are the two kinds there are; no other module knows of other processes.
+`engine.data_parallel` and `engine.mesh` are the two kinds there are, `engine.distribution` finds which of them a model has; no
+other module of the engine knows of other processes.
 """
 
 from __future__ import annotations
