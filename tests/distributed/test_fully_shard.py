@@ -54,7 +54,8 @@ def compared(rank, num, estimator, one_by_one, options, forms=FORMS[1:3]):
 
 # The others differ in where gradients are, or in the order of passes, and in nothing that a rank sees.
 @pytest.mark.parametrize(
-    "estimator", ["split m=2", "prefix", "leave_one_out", "leave_one_out host", "symmetric", "momentum"]
+    "estimator",
+    ["split m=2", "prefix", "prefix block=2", "leave_one_out", "leave_one_out host", "symmetric", "momentum"],
 )
 def test_every_estimator_and_objective_equals_one_process(two_ranks, estimator):
     for errors in two_ranks.run(compared, 2, estimator, False, {}, FORMS if estimator == "split m=2" else FORMS[1:3]):

@@ -24,6 +24,7 @@ ESTIMATORS = {
     "split m=2": (Split(probe_fraction=0.5), ("dot", "norm", "variance", "cosine")),
     "rotated": (Split(probes="rotate"), ("dot", "norm", "variance", "cosine")),
     "prefix": (Prefix(), ("dot", "norm", "variance", "cosine")),
+    "prefix block=2": (Prefix(block=2), ("dot", "norm")),
     "leave_one_out": (LeaveOneOut(), ("dot", "norm", "variance", "cosine")),
     "leave_one_out host": (LeaveOneOut(gradients="host"), ("dot", "variance", "cosine")),
     "leave_one_out recompute": (LeaveOneOut(gradients="recompute"), ("dot", "variance", "cosine")),
