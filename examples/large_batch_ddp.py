@@ -1,10 +1,11 @@
 """Large-batch training under DistributedDataParallel, aligned.
 
-    torchrun --nproc_per_node 2 examples/large_batch_ddp.py --steps 20 --checkpoint run.pt
+    torchrun --nproc_per_node 2 examples/large_batch_ddp.py --steps 20 --checkpoint run.pt --save-every 5
     torchrun --nproc_per_node 2 examples/large_batch_ddp.py --steps 40 --checkpoint run.pt   # goes on at step 20
 
 Micro-batch i of a step is what all ranks have as their i-th. Beside the plain loop there are the two lines that name `aligner`,
-and its state in the checkpoint. Progress and metrics come from rank 0, as JSON lines.
+and its state in the checkpoint. Progress and metrics come from rank 0, as JSON lines. Random numbers and data are a function of
+rank and step: a run that is killed, in the middle of a step or of a save, goes on from the last checkpoint bit for bit.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scope", default="all", choices=("all", "rank"))
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "lamb"))
     parser.add_argument("--checkpoint", type=Path, help="is written at the end, and gone on from where it exists")
+    parser.add_argument("--save-every", type=int, help="also write it every so many steps")
     return parser.parse_args()
 
 
@@ -41,6 +43,11 @@ def batch_of(step: int, rank: int, rows: int) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(100_000 * rank + step)
     x = torch.randn(rows, 20, generator=g)
     return x, x[:, :5].sum(-1, keepdim=True).tanh() + 0.5 * torch.randn(rows, 1, generator=g)
+
+
+def due(done: int, every: int | None, last: int) -> bool:
+    """Whether to save after so many steps."""
+    return done == last or (every is not None and done % every == 0)
 
 
 def main() -> None:
@@ -66,6 +73,13 @@ def main() -> None:
         x, y = micro_batch
         return nn.functional.mse_loss(model(x), y)
 
+    def save() -> None:
+        if rank == 0:
+            state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "aligner": aligner.state_dict()}
+            partial = given.checkpoint.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(given.checkpoint)  # a run that is killed here leaves the old checkpoint
+
     if given.checkpoint is not None and given.checkpoint.exists():
         saved = torch.load(given.checkpoint, map_location=device, weights_only=True)
         net.load_state_dict(saved["model"])
@@ -82,11 +96,8 @@ def main() -> None:
             stats = aligner.stats
             assert stats is not None
             print(json.dumps({"step": step, "loss": float(loss), "grad_norm": float(stats.grad_norm or 0)}), flush=True)
-    if given.checkpoint is not None and rank == 0:
-        state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "aligner": aligner.state_dict()}
-        partial = given.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(given.checkpoint)  # a run that is killed here leaves the old checkpoint
+        if given.checkpoint is not None and due(step + 1, given.save_every, given.steps):
+            save()
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,10 +1,12 @@
 """Large-batch training with `fully_shard` (FSDP2), aligned.
 
-    torchrun --nproc_per_node 2 examples/large_batch_fsdp2.py --steps 20 --checkpoint run
+    torchrun --nproc_per_node 2 examples/large_batch_fsdp2.py --steps 20 --checkpoint run --save-every 5
     torchrun --nproc_per_node 4 examples/large_batch_fsdp2.py --steps 40 --checkpoint run   # goes on at step 20, resharded
 
-Every pass gathers and reduces as in plain accumulation; the aligner works on the shards. The checkpoint is one of
-`torch.distributed.checkpoint`: another number of ranks can go on from it. Rank 0 prints progress and metrics as JSON lines.
+Every pass gathers and reduces as in plain accumulation; aligner and optimizer work on the shards. Checkpoints are those of
+`torch.distributed.checkpoint`: another number of ranks can go on from them. Rank 0 prints progress and metrics as JSON lines.
+Random numbers and data are a function of rank and step: a run that is killed, in the middle of a step or of a save, goes on
+from the last checkpoint bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="of every micro-batch")
     parser.add_argument("--weight", type=float, default=0.03)
     parser.add_argument("--objective", default="dot", choices=("dot", "norm", "variance", "cosine"))
-    parser.add_argument("--checkpoint", type=Path, help="a folder for the last state, gone on from where it exists")
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "lamb"))
+    parser.add_argument("--checkpoint", type=Path, help="a folder for the last state, gone on from where there is one")
+    parser.add_argument("--save-every", type=int, help="also save every so many steps")
     return parser.parse_args()
 
 
@@ -42,6 +47,16 @@ def batch_of(step: int, rank: int, rows: int) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(100_000 * rank + step)
     x = torch.randn(rows, 20, generator=g)
     return x, x[:, :5].sum(-1, keepdim=True).tanh() + 0.5 * torch.randn(rows, 1, generator=g)
+
+
+def due(done: int, every: int | None, last: int) -> bool:
+    """Whether to save after so many steps."""
+    return done == last or (every is not None and done % every == 0)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the last one last; `.metadata` is what a save writes last."""
+    return sorted(path.parent for path in folder.glob("step-*/.metadata"))
 
 
 def main() -> None:
@@ -64,7 +79,8 @@ def main() -> None:
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
     fully_shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    kind = gradalign.optim.AdamW if given.optimizer == "adamw" else gradalign.optim.LAMB
+    optimizer = kind(model.parameters(), lr=3e-3)
     aligner = gradalign.GradAlign(model, given.weight, objective=given.objective)
 
     def loss_fn(micro_batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,9 +91,17 @@ def main() -> None:
         of_model, of_optimizer = get_state_dict(model, optimizer)
         return {"model": of_model, "optimizer": of_optimizer, "aligner": aligner.state_dict()}
 
-    if given.checkpoint is not None and given.checkpoint.exists():
+    def save(done: int) -> None:
+        path = given.checkpoint / f"step-{done:08d}"
+        dcp.save(state(), checkpoint_id=path)
+        if rank == 0:  # not before all ranks have written theirs: a run that is killed earlier leaves the old one
+            for old in set(given.checkpoint.glob("step-*")) - {path}:
+                shutil.rmtree(old)
+
+    found = [] if given.checkpoint is None else complete(given.checkpoint)
+    if found:
         saved = state()
-        dcp.load(saved, checkpoint_id=given.checkpoint)
+        dcp.load(saved, checkpoint_id=found[-1])
         set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
         aligner.load_state_dict(saved["aligner"])
     for step in range(aligner.num_steps, given.steps):
@@ -91,8 +115,8 @@ def main() -> None:
             stats = aligner.stats
             assert stats is not None
             print(json.dumps({"step": step, "loss": float(loss), "grad_norm": float(stats.grad_norm or 0)}), flush=True)
-    if given.checkpoint is not None:
-        dcp.save(state(), checkpoint_id=given.checkpoint)
+        if given.checkpoint is not None and due(step + 1, given.save_every, given.steps):
+            save(step + 1)
     dist.barrier()
     dist.destroy_process_group()
 

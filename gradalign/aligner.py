@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.backends.dispatch import BackendName
+from gradalign.engine.data_parallel import DataParallel
 from gradalign.engine.estimator import Estimator
+from gradalign.engine.mesh import Mesh
 from gradalign.engine.method import Method, MethodOptions
-from gradalign.engine.ranks import DataParallel, Mesh
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step
@@ -156,8 +157,16 @@ class GradAlign(Method):
         return replace(super()._carried(space), memory=self._estimator_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients."""
-        return super().state_dict() | self._estimator_memory.state_dict()
+        """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients (at first zeros)."""
+        return super().state_dict() | self._estimator_memory.state_dict(self._remembered)
+
+    def _remembered(self) -> list[Parameter]:
+        """The parameters that the estimator may remember something of."""
+        if not self._weight.may_act:
+            return []
+        if self._models.ranks is not None:
+            self._models.ranks.parameters_are_read()
+        return self._models.trainable()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.

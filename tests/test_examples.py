@@ -1,12 +1,9 @@
 """The examples run, and what they claim about themselves is so."""
 
-import contextlib
-import io
 import json
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.fresh_process import fresh_python
+from support.rank_examples import free_port, run_example
 from support.ranks import Group
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -64,22 +62,6 @@ def test_an_example_of_several_processes_runs_under_torchrun(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [0, 1]
-
-
-def run_example(rank, name, port, *arguments):
-    """The rows that an example prints, in a process that torchrun could have started."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    sys.argv = [name, *map(str, arguments)]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return [json.loads(line) for line in out.getvalue().splitlines()]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

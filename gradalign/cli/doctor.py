@@ -14,7 +14,7 @@ import torch
 from gradalign._version import __version__
 from gradalign.backends import dispatch
 from gradalign.cli import build_info, machine
-from gradalign.engine.ranks import process_groups
+from gradalign.engine.distribution import process_groups
 
 PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch.nn import Parameter
 
 
 class Memory:
@@ -12,8 +14,13 @@ class Memory:
     A step that changes it does so for good only in `commit`; `roll_back` undoes what an aborted step did.
     """
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of it."""
+    def state_dict(self, trained: Callable[[], Sequence[Parameter]]) -> dict[str, Any]:
+        """What a resumed run needs of it.
+
+        Args:
+            trained: the parameters that are trained, none where nothing will be remembered. What there is of a parameter is
+                there from the start, since loading in place, as `torch.distributed.checkpoint` does, fills what it finds.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.engine.addresses import ParamMemory
+from gradalign.engine.distribution import ranks_of
 from gradalign.engine.quantised import not_quantised
-from gradalign.engine.ranks import Ranks, ranks_of
+from gradalign.engine.ranks import Ranks
 from gradalign.engine.validation import real_and_whole
 
 # Wrappers of several processes that hide gradients or parameters, by the names of their classes, and what to do instead.

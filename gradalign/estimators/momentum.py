@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ class FirstMoment(PastGradients):
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Nothing: the optimizer's own step does it."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, trained: Callable[[], Sequence[Parameter]]) -> dict[str, Any]:
         """No mean of our own."""
         return {"mean": []}
 
@@ -166,9 +166,13 @@ class RunningMean(PastGradients):
         self.mean, self._params = mean, params
         self._before = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """The mean."""
-        return {"mean": list(self.mean)}
+    def state_dict(self, trained: Callable[[], Sequence[Parameter]]) -> dict[str, Any]:
+        """The mean, zeros for parameters that have none yet."""
+        params = self._params if self.mean else trained()
+        if params is None:  # loaded, and not used since
+            return {"mean": list(self.mean)}
+        mean = self.mean or [None] * len(params)
+        return {"mean": [torch.zeros_like(p) if m is None else m for m, p in zip(mean, params, strict=True)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a saved mean.

@@ -98,16 +98,9 @@ def not_differentiable(value: bool) -> None:
         )
 
 
-def parameters(params: Sequence[Tensor], stochastic: bool, optimizer: str, on_shards: bool) -> None:
-    """Parameters are real; not float16 with stochastic rounding; sharded only where the step works on shards."""
+def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
+    """Parameters are real; not float16 with stochastic rounding."""
     for p in params:
-        if hasattr(p, "placements") and (stochastic or not on_shards):
-            what = "stochastic_rounding" if stochastic else optimizer
-            why = "would draw the same numbers for every shard" if stochastic else "needs norms of whole parameters"
-            raise TypeError(
-                f"expected whole parameters; got a DTensor with {what}, which {why}; use AdamW or SGD, with "
-                "master_weights=True for parameters of 16 bits"
-            )
         if not hasattr(p, "placements"):
             validation.real_and_whole(p)
         if stochastic and p.dtype == torch.float16:

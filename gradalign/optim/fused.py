@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradalign.optim.gradients import ClearedGradients, GradientScale
 from gradalign.optim.state import StatefulOptimizer
 
 CLEAR = ("none", "zero")
+SHARD_SEED = 0x9E3779B9  # odd, so that no two shards of a run share a seed
 DEVICE, DTYPE, LAYOUT = map(attrgetter, ("device", "dtype", "layout"))
 
 
@@ -47,7 +48,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     Raises:
         ValueError: settings out of range; `max_grad_norm`, `clear`, `skip_nonfinite` or `backend` inside a group.
-        TypeError: settings that are no numbers; complex parameters, float16 or sharded ones with stochastic rounding.
+        TypeError: settings that are no numbers; complex parameters, float16 ones with stochastic rounding.
     """
 
     _step_supports_amp_scaling = True
@@ -122,8 +123,9 @@ class FusedOptimizer(StatefulOptimizer):
         shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
         zero_grads = self.clear == "zero" and not shared
         scalars = DeviceScalars()
-        for number, batch in enumerate(batches):
-            self._step_batch(number, batch, scale, scalars, zero_grads)
+        rates = self._rates(batches, scale, scalars)
+        for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+            self._step_batch(number, batch, scale, scalars, rate, zero_grads)
         if shared:
             for batch in batches:
                 gradients.zero(batch.grads)
@@ -132,8 +134,29 @@ class FusedOptimizer(StatefulOptimizer):
                 for p in batch.whole:
                     p.grad = None
 
+    def _kinds(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> tuple[Iterable[Hashable], ...]:
+        """What else tells parameters apart, that share settings, device and dtypes, where they are sharded."""
+        return () if self._mesh is None or not group["stochastic_rounding"] else (self._mesh.layouts(params),)
+
+    def _rates(self, batches: Sequence[Batch], scale: GradientScale, scalars: DeviceScalars) -> list[Tensor]:
+        """The learning rate of every batch, on its device."""
+        return [scalars(batch.group["lr"], batch.device) for batch in batches]
+
+    def _seed(self, number: int, batch: Batch) -> int:
+        """Of the stochastic rounding of a batch; every shard has its own."""
+        seed = batch.group["rounding_seed"]
+        if self._mesh is not None:
+            seed = (seed + SHARD_SEED * self._mesh.shard_number(batch.whole[0])) % (1 << 32)
+        return number << 32 | seed
+
     def _step_batch(
-        self, number: int, batch: Batch, scale: GradientScale, scalars: DeviceScalars, zero_grads: bool
+        self,
+        number: int,
+        batch: Batch,
+        scale: GradientScale,
+        scalars: DeviceScalars,
+        rate: Tensor,
+        zero_grads: bool,
     ) -> None:
         group, device = batch.group, batch.device
         masters = batch.states("master")
@@ -141,7 +164,7 @@ class FusedOptimizer(StatefulOptimizer):
             self._master_versions.follow(p, master)
         seed = None
         if group["stochastic_rounding"] and batch.params[0].dtype == torch.bfloat16:
-            seed = scalars((number << 32) | group["rounding_seed"], device, torch.int64)
+            seed = scalars(self._seed(number, batch), device, torch.int64)
         options = self._options(group, {"maximize": group["maximize"], "zero_grads": zero_grads})
         states = list(map(batch.states, self._state_names(group)))
         unused: list[list[Tensor]] = [[]] * (len(options.states) - len(states))
@@ -149,7 +172,7 @@ class FusedOptimizer(StatefulOptimizer):
             StepTensors(batch.params, batch.grads, (*states, *unused), masters, batch.states("step")),
             StepScalars(
                 to_device(scale.factor, device),
-                scalars(group["lr"], device),
+                rate,
                 scalars(group["weight_decay"], device),
                 None if scale.skip is None else to_device(scale.skip, device),
                 seed,
@@ -182,7 +205,8 @@ class FusedOptimizer(StatefulOptimizer):
                 self._init_state(p, group)
             tensors = [[state[name] for state in states] for name in names]
         grads = [p.grad for p in params if p.grad is not None]
-        kinds = (map(LAYOUT, grads), *(map(DTYPE, column) for column in (grads, *tensors)))
+        dtypes = (map(DTYPE, column) for column in (grads, *tensors))
+        kinds = (map(LAYOUT, grads), *dtypes, *self._kinds(group, params))
         return [self._batch(group, names, *part) for part in group_by([params, grads, *tensors], *kinds)]
 
     def _batch(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradalign.backends import dispatch
 from gradalign.engine.addresses import ParamMemory, span
-from gradalign.engine.ranks import Mesh
+from gradalign.engine.mesh import Mesh
 from gradalign.optim.batch import Batch, to_device
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradalign.backends import dispatch
+from gradalign.backends.chunks import compute_dtype
 from gradalign.backends.signatures import LAMBOptions
-from gradalign.optim import arguments
+from gradalign.optim import arguments, trust_ratio
+from gradalign.optim.batch import Batch, DeviceScalars, to_device
 from gradalign.optim.fused import FusedOptimizer
+from gradalign.optim.gradients import GradientScale
 
 
 class LAMB(FusedOptimizer):
@@ -44,10 +49,8 @@ class LAMB(FusedOptimizer):
 
     Raises:
         ValueError: settings out of range; masters together with stochastic rounding; `differentiable`.
-        TypeError: settings that are no numbers; complex or sharded parameters; float16 parameters with stochastic rounding.
+        TypeError: settings that are no numbers; complex parameters; float16 ones with stochastic rounding.
     """
-
-    _on_shards = False
 
     def __init__(
         self,
@@ -92,4 +95,29 @@ class LAMB(FusedOptimizer):
 
     def _options(self, group: Mapping[str, Any], shared: dict[str, bool]) -> LAMBOptions:
         beta1, beta2 = map(float, group["betas"])
-        return LAMBOptions(beta1=beta1, beta2=beta2, eps=group["eps"], trust=group["trust"], **shared)
+        trust = group["trust"] and self._mesh is None  # else the ratio is in the learning rate
+        return LAMBOptions(beta1=beta1, beta2=beta2, eps=group["eps"], trust=trust, **shared)
+
+    def _kinds(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> tuple[Iterable[Hashable], ...]:
+        one_by_one = self._mesh is not None and group["trust"]
+        return (range(len(params)),) if one_by_one else super()._kinds(group, params)
+
+    def _rates(self, batches: Sequence[Batch], scale: GradientScale, scalars: DeviceScalars) -> list[Tensor]:
+        """On shards, times the ratio of the norms over all ranks."""
+        rates, mesh = super()._rates(batches, scale, scalars), self._mesh
+        sharded = [i for i, batch in enumerate(batches) if mesh is not None and batch.group["trust"]]
+        if mesh is None or not sharded:
+            return rates
+        home = batches[0].device
+        own = [to_device(self._squares(batches[i], scale, scalars), home) for i in sharded]
+        squares = mesh.total(torch.stack(own))  # as often as there are replicas, in both
+        for i, ratio in zip(sharded, trust_ratio.ratios(squares).unbind(), strict=True):
+            rates[i] = rates[i].double() * to_device(ratio, batches[i].device)
+        return rates
+
+    def _squares(self, batch: Batch, scale: GradientScale, scalars: DeviceScalars) -> Tensor:
+        dtypes = batch.dtypes | {compute_dtype(*batch.dtypes)}
+        backend = dispatch.backend(self.backend, batch.device.type, dtypes)
+        options = self._options(batch.group, {"maximize": batch.group["maximize"], "zero_grads": False})
+        decay = scalars(batch.group["weight_decay"], batch.device)
+        return trust_ratio.squares(batch, backend, to_device(scale.factor, batch.device), decay, options)

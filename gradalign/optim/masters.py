@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends.chunks import chunks
-from gradalign.engine.ranks import held
+from gradalign.engine.torch_internals import held
 
 
 def make_master(param: Tensor) -> Tensor:

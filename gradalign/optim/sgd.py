@@ -43,7 +43,7 @@ class SGD(FusedOptimizer):
 
     Raises:
         ValueError: settings out of range; masters together with stochastic rounding; `differentiable`.
-        TypeError: settings that are no numbers; complex parameters; float16 or sharded ones with stochastic rounding.
+        TypeError: settings that are no numbers; complex parameters; float16 ones with stochastic rounding.
     """
 
     _first_moment_name = "momentum_buffer"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engine.low_precision import LOW_PRECISION
-from gradalign.engine.ranks import Mesh, mesh_of
+from gradalign.engine.mesh import Mesh, mesh_of
 from gradalign.optim import arguments, exchange
 from gradalign.optim.masters import MasterVersions, make_master
 
@@ -24,7 +24,6 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     _first_moment_name = "exp_avg"
-    _on_shards = True  # whether the step of a part of a parameter is the part of its step
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
@@ -70,15 +69,13 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: settings out of range, or of all groups together; expanded parameters; the group is then not added.
-            TypeError: settings that are no numbers; complex parameters, float16 or sharded ones with stochastic rounding.
+            TypeError: settings that are no numbers; complex parameters, float16 ones with stochastic rounding.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             arguments.settings(group, self.defaults)
-            arguments.parameters(
-                group["params"], group["stochastic_rounding"], type(self).__name__, on_shards=self._on_shards
-            )
+            arguments.parameters(group["params"], group["stochastic_rounding"])
             arguments.not_expanded(group["params"])
         except (TypeError, ValueError):
             del self.param_groups[-1]

@@ -365,15 +365,6 @@ def test_the_loss_is_the_mean_over_ranks_and_auxiliaries_are_the_ranks_own(two_r
         assert loss == pytest.approx(expected, rel=1e-12)
 
 
-def tasks_compared(rank):
-    options = {"estimator": "split", "radius": 1e-2}
-    return compare_with_one_process(rank, 2, wrapped, options, tasks=["a", "b", "a", "b"])
-
-
-def test_alignment_of_tasks(two_ranks):
-    assert max(two_ranks.run(tasks_compared)) < 1e-6  # sketches are in float32
-
-
 def overflow(rank, place, weight):
     """A value that overflows on rank 1 alone."""
     model = wrapped(net())
@@ -617,27 +608,6 @@ def not_distributed(rank):
 
 def test_a_model_of_one_process_communicates_with_nobody(two_ranks):
     two_ranks.run(not_distributed)
-
-
-def entry_points(rank):
-    model = wrapped(net(Stateful))
-    assert model.require_backward_grad_sync
-    assert model.require_forward_param_sync
-    assert model.will_sync_module_buffers()
-    assert not model.static_graph
-    assert not model.find_unused_parameters
-    assert not model._join_config.enable
-    assert isinstance(model.parameters_to_ignore, set)
-    model._sync_buffers()
-    model._check_reducer_finalized()
-    with model.no_sync():
-        assert not model.require_backward_grad_sync
-        model(batches_of(rank)[0][0])
-        assert not model.require_forward_param_sync
-
-
-def test_torch_has_the_undocumented_entry_points(two_ranks):
-    two_ranks.run(entry_points)
 
 
 def hooked_gradients(rank):

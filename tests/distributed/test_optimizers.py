@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from support.rank_cases import batches_of, error, full, joint_batches, loss_of, net
+from support.rank_cases import (
+    batches_of,
+    error,
+    full,
+    joint_batches,
+    loss_of,
+    net,
+    same_on_all_ranks,
+    sharded,
+)
 from support.ranks import Group, RankError
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from gradalign import GradAlign
 from gradalign.optim import LAMB, SGD, AdamW
@@ -20,12 +32,17 @@ from gradalign.optim import LAMB, SGD, AdamW
 OPTIMIZERS = {
     "adamw": lambda params, **options: AdamW(params, lr=0.01, max_grad_norm=0.1, **options),
     "sgd": lambda params, **options: SGD(params, lr=0.1, momentum=0.9, max_grad_norm=0.1, clear="zero", **options),
+    "lamb": lambda params, **options: LAMB(trusted(params), lr=0.1, weight_decay=0.3, max_grad_norm=0.1, **options),
 }
 
 
-def sharded(model, mesh=None):
-    fully_shard(model.head, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+def trusted(params):
+    """Two groups: the biases have no ratio of norms."""
+    params = list(params)
+    return [
+        {"params": [p for p in params if p.ndim > 1]},
+        {"params": [p for p in params if p.ndim < 2], "trust": False},
+    ]
 
 
 def flat(model):
@@ -62,8 +79,9 @@ def test_a_fused_step_on_shards_is_that_of_one_process(two_ranks, name):
     assert max(two_ranks.run(compared, name, 2, False)) < 1e-10
 
 
-def test_a_fused_step_on_a_hybrid_mesh(four_ranks):
-    assert max(four_ranks.run(compared, "adamw", 4, True)) < 1e-10
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_a_fused_step_on_a_hybrid_mesh_with_empty_shards(four_ranks, name):
+    assert max(four_ranks.run(compared, name, 4, True)) < 1e-10
 
 
 def masters(rank):
@@ -88,16 +106,159 @@ def test_masters_and_a_step_that_is_skipped_on_all_ranks(two_ranks):
     assert two_ranks.run(masters) == [(False, True)] * 2
 
 
-def refusals(rank):
-    model = sharded(net())
-    with pytest.raises(TypeError, match="got a DTensor with LAMB, which needs norms of whole parameters"):
-        LAMB(model.parameters())
-    with pytest.raises(TypeError, match="got a DTensor with stochastic_rounding"):
-        AdamW(model.parameters(), stochastic_rounding=True)
+def layouts():
+    """Parameters of every layout there is, as (start, place it): cut along a dimension or two, uneven, of every rank."""
+    if dist.get_world_size() == 2:
+        mesh = init_device_mesh("cpu", (2,))
+        placements = {"rows": [Shard(0)], "columns": [Shard(1)], "uneven": [Shard(0)], "whole": [Replicate()]}
+    else:
+        mesh = init_device_mesh("cpu", (2, 2))
+        placements = {
+            "rows": [Replicate(), Shard(0)],
+            "columns": [Shard(0), Shard(1)],
+            "uneven": [Shard(0), Replicate()],
+            "whole": [Replicate(), Replicate()],
+        }
+    return mesh, placements
 
 
-def test_refusals_say_what_to_do(two_ranks):
-    two_ranks.run(refusals)
+def start_of(name):
+    shape = (3, 700) if name == "uneven" else (64, 48)
+    generator = torch.Generator().manual_seed(len(name))
+    return torch.rand(shape, generator=generator).add_(1).bfloat16()
+
+
+def parameters(distributed):
+    """name -> parameter; and what makes a gradient of one."""
+    mesh, placements = layouts()
+
+    def placed(t, name):
+        return distribute_tensor(t, mesh, placements[name], src_data_rank=None) if distributed else t
+
+    return {name: nn.Parameter(placed(start_of(name), name)) for name in placements}, placed
+
+
+def stepped(optimizer, params, placed, steps, first=0):
+    """Some steps with the same gradients, wherever they are."""
+    for step in range(first, first + steps):
+        for name, p in params.items():
+            generator = torch.Generator().manual_seed(100 * step + len(name))
+            p.grad = placed(torch.randn(p.shape, generator=generator).bfloat16(), name)
+        optimizer.step()
+
+
+ROUNDED = {
+    "adamw": lambda params, **options: AdamW(params, lr=1e-3, **options),
+    "sgd": lambda params, **options: SGD(params, lr=1e-3, momentum=0.9, **options),
+    "lamb": lambda params, **options: LAMB(params, lr=1e-3, **options),
+}
+
+
+def masters_compared(rank, name):
+    """The largest difference of float32 masters from one process's after some steps with the same gradients."""
+    found = []
+    for distributed in (False, True):
+        params, placed = parameters(distributed)
+        optimizer = ROUNDED[name](params.values(), master_weights=True, max_grad_norm=10.0)
+        stepped(optimizer, params, placed, 3)
+        assert all(torch.equal(full(optimizer.master(p)).bfloat16(), full(p)) for p in params.values())
+        found.append([full(optimizer.master(p)) for p in params.values()])
+    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_masters_are_those_of_one_process(two_ranks, four_ranks, name):
+    # Clip coefficient and ratio of norms are of sums in another order: a rounding of float32 each step, at values below 2.
+    for ranks in (two_ranks, four_ranks):
+        assert max(ranks.run(masters_compared, name)) < 1e-6
+
+
+def rounded(rank, name):
+    """Stochastic rounding of one step, against the unrounded values of one process."""
+    exact, placed = parameters(False)
+    optimizer = ROUNDED[name](exact.values(), master_weights=True)
+    stepped(optimizer, exact, placed, 1)
+    masters = {key: optimizer.master(p) for key, p in exact.items()}
+    params, placed = parameters(True)
+    stepped(ROUNDED[name](params.values(), stochastic_rounding=True), params, placed, 1)
+    for key, p in params.items():
+        assert same_on_all_ranks(full(p))
+        ulp = torch.ldexp(torch.ones(p.shape), torch.frexp(masters[key]).exponent - 8)
+        error = (full(p).float() - masters[key]) / ulp
+        assert float(error.abs().max()) < 1 + 1e-3  # one of the two neighbours; LAMB's norms are sums in another order
+        # Of values in between, the part that goes up has a standard error of at most 0.5 / sqrt(their number) ulp.
+        assert abs(float(error.mean())) < 4 * 0.5 / error.numel() ** 0.5
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_stochastic_rounding_on_shards_is_without_bias_and_the_same_on_replicas(two_ranks, four_ranks, name):
+    for ranks in (two_ranks, four_ranks):
+        ranks.run(rounded, name)
+
+
+def drawn(rank):
+    """Which elements go up where all have the same value: by layout, in the shards of every rank."""
+    mesh, placements = layouts()
+    params = {}
+    for name, placement in placements.items():
+        if name != "uneven":
+            params[name] = nn.Parameter(distribute_tensor(torch.ones(64, 64).bfloat16(), mesh, placement))
+    optimizer = SGD(params.values(), lr=2.0**-9, stochastic_rounding=True)
+    for p in params.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return {name: (p.to_local() != 1).flatten()[:1024].tolist() for name, p in params.items()}
+
+
+def test_every_shard_and_every_parameter_draws_its_own_random_numbers(two_ranks, four_ranks):
+    first, second = two_ranks.run(drawn)
+    assert first["whole"] == second["whole"]
+    every = [first["whole"], *(found[name] for found in (first, second) for name in ("rows", "columns"))]
+    a, b, c, d = four_ranks.run(drawn)
+    assert a["whole"] == b["whole"] == c["whole"] == d["whole"]
+    assert (a["rows"], b["rows"]) == (c["rows"], d["rows"])  # replicas
+    several = [a["whole"], a["rows"], b["rows"], *(found["columns"] for found in (a, b, c, d))]
+    for draws in (every, several):
+        for i, x in enumerate(draws):
+            assert 0.2 < sum(x) / len(x) < 0.8
+            for y in draws[:i]:
+                assert 0.3 < sum(p == q for p, q in zip(x, y, strict=True)) / len(x) < 0.7
+
+
+class Layers(nn.Module):
+    """Two layers in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x.bfloat16())))
+
+
+def rounded_and_resumed(rank, name):
+    """A run that goes on from `get_state_dict`, and one that was never interrupted."""
+    found = []
+    for interrupted in (False, True):
+        model = sharded(net(Layers).bfloat16())
+        optimizer = ROUNDED[name](model.parameters(), stochastic_rounding=True, rounding_seed=7)
+        for step in range(4):
+            if interrupted and step == 2:
+                state = copy.deepcopy(get_state_dict(model, optimizer))
+                model = sharded(net(Layers, seed=1).bfloat16())
+                optimizer = ROUNDED[name](model.parameters(), stochastic_rounding=True)
+                set_state_dict(model, optimizer, model_state_dict=state[0], optim_state_dict=state[1])
+            for batch in batches_of(rank, seed=step + 1):
+                loss_of(model)(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(flat(model))
+    return torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_stochastic_rounding_goes_on_bit_for_bit(two_ranks, name):
+    assert two_ranks.run(rounded_and_resumed, name) == [True, True]
 
 
 def state_of(model, optimizer, aligner):
@@ -152,3 +313,33 @@ def test_a_run_that_is_killed_in_a_step_goes_on_bit_for_bit(tmp_path, two_ranks,
         assert torch.equal(found, expected)
     finally:
         group.stop()
+
+
+def with_a_mean(rank, folder, save):
+    """`momentum` keeps a mean of past gradients, which a fresh aligner finds in a checkpoint: the mean, and a step from it."""
+    model = sharded(net())
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    aligner = GradAlign(model, 0.05, estimator="momentum")
+    if save:
+        trained(model, optimizer, aligner, lambda step: batches_of(rank, seed=step + 1), 2)
+        dcp.save(state_of(model, optimizer, aligner), checkpoint_id=folder)
+    else:
+        state = state_of(model, optimizer, aligner)
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        aligner.load_state_dict(state["aligner"])
+    mean = torch.cat([full(m).reshape(-1) for m in aligner.state_dict()["mean"]])
+    return mean, trained(model, optimizer, aligner, lambda step: batches_of(rank, seed=step + 1), 1, first=2)
+
+
+def test_the_mean_of_momentum_is_loaded_into_a_fresh_aligner_also_resharded(tmp_path, two_ranks, four_ranks):
+    (mean, theta), _ = two_ranks.run(with_a_mean, tmp_path, True)
+    assert float(mean.norm()) > 0
+    alone = Group(1)
+    try:
+        for ranks in (alone, two_ranks, four_ranks):
+            loaded, further = ranks.run(with_a_mean, tmp_path, False)[0]
+            assert torch.equal(loaded, mean)
+            assert torch.equal(further, theta) == (ranks is two_ranks)  # others have other micro-batches
+    finally:
+        alone.stop()

@@ -153,6 +153,22 @@ def test_weight_zero_remembers_nothing():
     assert aligner.state_dict()["mean"] == []
 
 
+def test_a_fresh_aligner_has_zeros_for_loading_in_place_to_fill():
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 2)])
+    model[0].bias.requires_grad_(False)
+    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    fresh = aligner.state_dict()["mean"]
+    assert [m.shape for m in fresh] == [(1, 4), (2, 4), (2,)]
+    assert not any(m.any() or m.requires_grad for m in fresh)
+    aligner.backward(lambda x: model[0](x).square().mean(), list(torch.randn(4, 2, 4)))
+    first, *unreached = aligner.state_dict()["mean"]
+    assert first.any()
+    assert not any(m.any() for m in unreached)
+    saved = aligner.state_dict()["mean"]
+    aligner.load_state_dict({"num_steps": 1, "mean": saved})
+    assert all(map(torch.equal, aligner.state_dict()["mean"], saved))
+
+
 def test_the_mean_belongs_to_its_parameters_and_not_to_their_places():
     layers = torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(3)])
     first, second, third = layers

@@ -397,15 +397,6 @@ def test_keys_of_a_group_that_the_optimizer_does_not_know_are_kept_and_ignored(k
     assert {key: optimizer.param_groups[1][key] for key in extra} == extra
 
 
-def test_sharded_parameters_are_refused_where_a_step_needs_whole_ones():
-    param = torch.ones(2, requires_grad=True)
-    param.placements = ()
-    with pytest.raises(TypeError, match="expected whole parameters; got a DTensor with LAMB"):
-        LAMB([param])
-    with pytest.raises(TypeError, match="expected whole parameters; got a DTensor with stochastic_rounding"):
-        AdamW([param], stochastic_rounding=True)
-
-
 def test_state_left_on_another_device_is_refused():
     p = torch.ones(2, requires_grad=True)
     optimizer = AdamW([p])

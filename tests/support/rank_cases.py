@@ -8,6 +8,7 @@ import itertools
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F  # noqa: N812
 
 from gradalign import GradAlign
@@ -23,6 +24,7 @@ ESTIMATORS = {
     "split m=2": (Split(probe_fraction=0.5), ("dot", "norm", "variance", "cosine")),
     "rotated": (Split(probes="rotate"), ("dot", "norm", "variance", "cosine")),
     "prefix": (Prefix(), ("dot", "norm", "variance", "cosine")),
+    "prefix block=2": (Prefix(block=2), ("dot", "norm")),
     "leave_one_out": (LeaveOneOut(), ("dot", "norm", "variance", "cosine")),
     "leave_one_out host": (LeaveOneOut(gradients="host"), ("dot", "variance", "cosine")),
     "leave_one_out recompute": (LeaveOneOut(gradients="recompute"), ("dot", "variance", "cosine")),
@@ -76,6 +78,12 @@ def net(kind=Net, seed=0):
     """The model, the same on every rank."""
     torch.manual_seed(seed)
     return kind().double()
+
+
+def sharded(model, mesh=None, **options):
+    """The model in two groups: its head, and everything else in the root."""
+    fully_shard(model.head, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
 
 
 def full(t):
