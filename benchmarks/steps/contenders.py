@@ -15,6 +15,7 @@ from benchmarks.steps import peers
 from benchmarks.steps.task import GradientFiller, Plain, Stepper, Task
 from gradalign import baselines
 from gradalign.backends import dispatch
+from gradalign.estimators import Prefix
 
 WEIGHT = 0.001
 INNER_LR = 1e-4
@@ -65,7 +66,7 @@ def contender(name: str) -> Contender:
 
 
 def _aligned(**options: Any) -> Callable[[Task], Stepper]:
-    return lambda task: GradientFiller(task, gradalign.GradAlign(task.model, WEIGHT, **options))
+    return lambda task: GradientFiller(task, gradalign.GradAlign(task.model, **({"weight": WEIGHT} | options)))
 
 
 def _baseline(kind: Callable[..., Any], strength: float) -> Callable[[Task], Stepper]:
@@ -78,11 +79,13 @@ def _reference(kind: Callable[..., Stepper], *args: Any) -> Callable[[Task], Ste
 
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
+    "weight 0": {"weight": 0.0},
     "split m=k/8": {"probe_fraction": 1 / 8},
     "split m=k/4": {"probe_fraction": 1 / 4},
     "split m=k/2": {"probe_fraction": 1 / 2},
     "split m=k/4, variance": {"probe_fraction": 1 / 4, "objective": "variance"},
     "prefix": {"estimator": "prefix"},
+    "prefix in blocks of 2": {"estimator": Prefix(block=2)},
     "leave_one_out": {"estimator": "leave_one_out"},
     "momentum": {"estimator": "momentum"},
 }

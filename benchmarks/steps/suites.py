@@ -48,6 +48,15 @@ FURTHER = (
     "pytorch_optimizer GSAM",
     "pytorch_optimizer LookSAM",
 )
+HOST = (
+    "weight 0",
+    "split m=k/4",
+    "split m=k/4, variance",
+    "prefix",
+    "prefix in blocks of 2",
+    "leave_one_out",
+    "leave_one_out @reference",
+)
 SCALING = ("plain", "split m=k/4", "prefix", "double backward", "difference, torch")
 
 
@@ -180,7 +189,16 @@ def gpu() -> Suite:
     return suite
 
 
-SUITES = {"quick": quick, "minilm": minilm, "cpu": cpu, "gpu": gpu}
+def host() -> Suite:
+    """Steps whose passes are short, so that what the host does beside them shows: about 2 minutes."""
+    base = Workload("mlp", 8, 4, 100_000)
+    suite = Suite("host", base, 3, "cpu")
+    suite.add(base, ("plain", *HOST), seconds=8, limit=60)
+    suite.add(Workload("bert-tiny", 8, 8, 64), ("plain", "split m=k/4"), seconds=10, limit=60)
+    return suite
+
+
+SUITES = {"quick": quick, "host": host, "minilm": minilm, "cpu": cpu, "gpu": gpu}
 
 
 def _scaling(suite: Suite, sizes: Sequence[float]) -> None:
