@@ -224,22 +224,30 @@ def load_rows(data: str | Path, split: str, config: str | None = None, **found: 
         ) from error
 
 
-def shuffled(num_rows: int, args: argparse.Namespace, seed: int) -> Iterator[list[list[int]]]:
+def shuffled(num_rows: int, args: argparse.Namespace, seed: int, parts: int = 1) -> Iterator[list[list[int]]]:
     """Endless steps: for each the row numbers of its micro-batches, all of one size.
 
     Every epoch has an order of its own; its last rows are left out where they fill no step.
 
+    Args:
+        num_rows: of the data.
+        args: from `parse`.
+        seed: of the orders.
+        parts: of how many equal parts of a step these rows fill one; each part is a whole number of micro-batches.
+
     Raises:
-        CommandError: there are fewer rows than a step has.
+        CommandError: there are fewer rows than a step takes.
     """
-    if num_rows < args.batch_size:
-        raise CommandError(f"--batch-size: expected at most the {num_rows} rows of the data; got {args.batch_size}")
+    size, per_step = args.batch_size // args.micro_batches, args.batch_size // parts
+    if num_rows < per_step:
+        raise CommandError(
+            f"--batch-size: expected at most {num_rows * parts}, for {num_rows} rows; got {args.batch_size}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    size = args.batch_size // args.micro_batches
     while True:
         order = torch.randperm(num_rows, generator=generator).tolist()
-        for first in range(0, num_rows - args.batch_size + 1, args.batch_size):
-            yield [order[i : i + size] for i in range(first, first + args.batch_size, size)]
+        for first in range(0, num_rows - per_step + 1, per_step):
+            yield [order[i : i + size] for i in range(first, first + per_step, size)]
 
 
 def on_device(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
