@@ -125,7 +125,8 @@ def tables(args: argparse.Namespace) -> Iterator[tuple[str, Task, list[list[Samp
     Rows without a text or a label are left out.
     """
     columns = [args.text_column, args.label_column, *filter(None, [args.second_column])]
-    for train, validation in zip(args.train, args.validation or args.train, strict=True):
+    for i, train in enumerate(args.train):
+        validation = training.validation_of(train, args.validation[i] if args.validation else None)
         splits = [training.load_rows(train, "train"), training.load_rows(validation, "validation")]
         for rows in splits:
             missing = [name for name in columns if name not in rows.column_names]
