@@ -83,8 +83,8 @@ def test_figures_are_those_of_the_runs(name, metrics):
     seeds = len(next(iter(record["runs"].values())))
     for fact in (record["date"][:10], f"{seeds} seeds", f"torch {record['versions']['torch']}", "CPU"):
         assert fact in about, fact
-    (argv,) = [argv for example, argv in ON_PAGE if f"--out={name}.json" in argv]
+    (argv,) = [argv for example, argv in ON_PAGE if value(argv, "--out") == [f"{name}.json"]]
     settings = record["settings"]
-    for option in ("--lr", "--steps", "--seeds", "--max-length", "--width", "--block-size", "--vocabulary"):
+    for option in ("--lr", "--steps", "--seeds", "--max-length", "--width", "--block-size", "--vocabulary", "--weight"):
         for text in value(argv, option):
             assert float(text) == settings[option[2:].replace("-", "_")]
