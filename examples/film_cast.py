@@ -25,6 +25,8 @@ from gradalign.cli.workload.table import read_table
 NAME = r"[A-Z][\w.'-]+(?: [A-Z][\w.'-]*)*"
 CAST = re.compile(rf"({NAME}) \(({NAME})\)")
 TEMPLATES = ("Who plays {}?", "Whom does {} play?")
+SENTENCE_END = re.compile(r"(?<=[.!?\u2026\"]) +(?=[A-Z\"])|\n+")
+MAX_WORDS = 50
 DEV_SHARE = 0.25
 SEED = 0
 
@@ -49,11 +51,23 @@ def roles(text: str) -> list[Role]:
     return once
 
 
+def passages(plot: str) -> list[str]:
+    """A plot cut between sentences into parts of at most `MAX_WORDS` words, or of one sentence that is longer."""
+    parts: list[str] = []
+    for sentence in filter(str.strip, SENTENCE_END.split(plot)):
+        joined = f"{parts[-1]} {sentence}" if parts else sentence
+        if parts and len(joined.split()) <= MAX_WORDS:
+            parts[-1] = joined
+        else:
+            parts.append(sentence)
+    return parts
+
+
 def questions(title: str, text: str, others: Sequence[Role], rng: random.Random) -> list[dict[str, Any]]:
     """SQuAD's `qas` of one text.
 
     Args:
-        title: of the film, for the ids.
+        title: for the ids.
         text: with the cast in it.
         others: of other films, for questions without an answer.
         rng: chooses among them.
@@ -74,19 +88,17 @@ def questions(title: str, text: str, others: Sequence[Role], rng: random.Random)
 def squad(films: Mapping[str, str], seed: int = SEED) -> dict[str, dict[str, Any]]:
     """The content of both files, from the titles and plots of films: "train" and "dev"."""
     rng = random.Random(seed)
-    titles = [title for title, plot in sorted(films.items()) if roles(plot)]
+    named = {title: [part for part in passages(plot) if roles(part)] for title, plot in sorted(films.items())}
+    titles = [title for title, parts in named.items() if parts]
     rng.shuffle(titles)
     num_dev = round(DEV_SHARE * len(titles))
     content = {}
-    for split, part in (("dev", titles[:num_dev]), ("train", titles[num_dev:])):
-        everybody = [role for title in part for role in roles(films[title])]
-        articles = [
-            {
-                "title": title,
-                "paragraphs": [{"context": films[title], "qas": questions(title, films[title], everybody, rng)}],
-            }
-            for title in part
-        ]
+    for split, chosen in (("dev", titles[:num_dev]), ("train", titles[num_dev:])):
+        everybody = [role for title in chosen for part in named[title] for role in roles(part)]
+        articles = []
+        for title in chosen:
+            asked = [(part, questions(f"{title}-{i}", part, everybody, rng)) for i, part in enumerate(named[title])]
+            articles.append({"title": title, "paragraphs": [{"context": part, "qas": qas} for part, qas in asked]})
         content[split] = {"version": "v2.0", "data": articles}
     return content
 
@@ -101,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     places.make_directory(args.out)
     for split, content in squad(films).items():
         places.write_json(args.out / f"{split}-v2.0.json", content)
-        asked = [qa for article in content["data"] for qa in article["paragraphs"][0]["qas"]]
+        asked = [qa for article in content["data"] for part in article["paragraphs"] for qa in part["qas"]]
         impossible = sum(qa["is_impossible"] for qa in asked)
         print(f"{split}: {len(content['data'])} films, {len(asked)} questions, {impossible} of them without an answer")
 
