@@ -14,15 +14,17 @@ micro-batch, and what is measured at the end. The rest is here:
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+import transformers
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from torch import Tensor, nn
@@ -166,6 +168,9 @@ def parser(doc: str, model: str, lr: float = 3e-5, batch_size: int = 32) -> argp
 def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, checked; one that would have no effect with the chosen methods is an error."""
     args = made.parse_args(argv)
+    transformers.logging.set_verbosity_error()  # of a new head's weights, which no checkpoint has, it would report
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     args.command = " ".join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
     if args.batch_size % args.micro_batches:
         made.error(
@@ -222,6 +227,17 @@ def load_rows(data: str | Path, split: str, config: str | None = None, **found: 
         raise CommandError(
             f"expected a file, a folder or a hub name of a data set; got {str(data)!r}: {reason}"
         ) from error
+
+
+def validation_of(train: str, validation: str | None) -> str:
+    """What to validate on: `validation`, else the split of that name of `train`.
+
+    Raises:
+        CommandError: `train` is a file, which has no other split.
+    """
+    if validation is None and Path(train).is_file():
+        raise CommandError(f"--validation: expected a file beside {train}, which is one split; got none")
+    return train if validation is None else validation
 
 
 def shuffled(num_rows: int, args: argparse.Namespace, seed: int, parts: int = 1) -> Iterator[list[list[int]]]:
@@ -343,7 +359,7 @@ def compare(args: argparse.Namespace, make_run: Callable[[int], Run]) -> dict[st
     report(metrics, differences, args.seeds)
     record = {
         "gradalign": gradalign.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 1),
         "machine": {"cpu": machine.cpu(), "gpus": machine.gpus(), "platform": machine.platform.platform()},
         "versions": machine.versions(*PACKAGES),

@@ -41,14 +41,13 @@ def scripts(monkeypatch):
     folders = []
 
     def importer(folder):
-        folders.append(Path(folder).resolve())
-        monkeypatch.syspath_prepend(str(folder))
+        folders.append(str(Path(folder).resolve()))
+        monkeypatch.syspath_prepend(folders[-1])
         return importlib.import_module
 
     yield importer
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is not None and Path(file).resolve().parent in folders:
+        if os.path.dirname(getattr(module, "__file__", None) or "") in folders:
             del sys.modules[name]
 
 
