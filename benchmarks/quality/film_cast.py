@@ -1,7 +1,6 @@
-"""Questions about the cast of films, from the plot summaries of a package, as two files in the format of SQuAD 2.0.
+"""Questions about the cast of films in SQuAD 2.0's format, for the examples: `python -m benchmarks.quality.film_cast FOLDER`.
 
-    python examples/film_cast.py --out film-cast
-
+The plot summaries are those of Rotten Tomatoes, among the assets of `make env`.
 A summary that says "Neha (Sushmita Sen)" answers "Who plays Neha?" and "Whom does Sushmita Sen play?". The texts and the names
 are real, the questions are made from two templates. Half as many questions have no answer: they ask about somebody of another
 film who is not in the text. Films are either in the training or in the development set.
@@ -12,13 +11,13 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import training
-
 from gradalign.cli import places
+from gradalign.cli.errors import CommandError
 from gradalign.cli.workload import assets
 from gradalign.cli.workload.table import read_table
 
@@ -41,6 +40,7 @@ class Role(NamedTuple):
 def roles(text: str) -> list[Role]:
     """The cast that a text names, everybody once."""
     found = [Role((match[1], match.start(1)), (match[2], match.start(2))) for match in CAST.finditer(text)]
+    found = [role for role in found if not role.actor[0].isupper()]  # the abbreviation of what stands before it
     seen: set[str] = set()
     once = []
     for role in found:
@@ -103,20 +103,23 @@ def squad(films: Mapping[str, str], seed: int = SEED) -> dict[str, dict[str, Any
     return content
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Writes both files."""
+def main(argv: list[str] | None = None) -> None:
+    """Writes train-v2.0.json and dev-v2.0.json, and prints what they hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
-    args = parser.parse_args(argv)
-    rows = [row.values for row in read_table(assets.locate("rotten-tomatoes")).rows]
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(argv).folder
+    try:
+        places.make_directory(folder)
+        rows = [row.values for row in read_table(assets.locate("rotten-tomatoes")).rows]
+    except CommandError as error:
+        sys.exit(f"error: {error}")
     films = {row["movie_name"]: row["text"] for row in rows if row["category"] == "plot"}
-    places.make_directory(args.out)
     for split, content in squad(films).items():
-        places.write_json(args.out / f"{split}-v2.0.json", content)
+        places.write_json(folder / f"{split}-v2.0.json", content)
         asked = [qa for article in content["data"] for part in article["paragraphs"] for qa in part["qas"]]
         impossible = sum(qa["is_impossible"] for qa in asked)
         print(f"{split}: {len(content['data'])} films, {len(asked)} questions, {impossible} of them without an answer")
 
 
 if __name__ == "__main__":
-    training.run_main(main)
+    main()
