@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import training
 import transformers
 from headline_formats import Pair, load
 from rouge_score.rouge_scorer import RougeScorer
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradalign.cli import options
 
@@ -78,10 +79,18 @@ def num_tokens(batch: dict[str, Tensor]) -> int:
     return int((batch["labels"] != IGNORED).sum())
 
 
-def share_of_loss(model: Any, batch: dict[str, Any]) -> Tensor:
-    """What the tokens of a micro-batch contribute to the mean loss over all tokens of its step."""
-    inputs = {name: value for name, value in batch.items() if name != "share"}
-    return model(**inputs).loss * batch["share"]
+def summed_loss(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy in nats, summed over the tokens of the headlines."""
+    labels = batch["labels"]
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=labels),
+        use_cache=False,
+    ).logits
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 def token_loss(model: Any, rows: Sequence[dict[str, list[int]]], tokenizer: Any, device: torch.device) -> float:
@@ -89,7 +98,7 @@ def token_loss(model: Any, rows: Sequence[dict[str, list[int]]], tokenizer: Any,
     total, count = 0.0, 0
     for first in range(0, len(rows), EVALUATION_BATCH):
         batch = padded(rows[first : first + EVALUATION_BATCH], tokenizer)
-        total += float(model(**training.on_device(batch, device)).loss) * num_tokens(batch)
+        total += summed_loss(model, training.on_device(batch, device)).item()
         count += num_tokens(batch)
     return total / count
 
@@ -146,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for step in training.shuffled(len(train_rows), args, seed):
             batches = [padded([train_rows[i] for i in rows], tokenizer) for rows in step]
             total = sum(num_tokens(batch) for batch in batches)
-            yield [{**batch, "share": num_tokens(batch) / total} for batch in batches]
+            yield [{**batch, "tokens_of_step": total} for batch in batches]
+
+    def loss_fn(model: Any, batch: dict[str, Any]) -> Tensor:
+        return summed_loss(model, batch) / batch["tokens_of_step"]
 
     def make_run(seed: int) -> training.Run:
         model = sequence_to_sequence(name, found, tokenizer)
@@ -156,9 +168,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             return {"loss": loss, **rouge(titles, write(model, dev_rows, tokenizer, args))}
 
         steps_per_epoch = max(1, len(train_rows) // args.batch_size)
-        return training.Run(
-            model, lambda batch: share_of_loss(model, batch), steps(seed), steps_per_epoch, evaluate, reduction="sum"
-        )
+        of_model = partial(loss_fn, model)
+        return training.Run(model, of_model, steps(seed), steps_per_epoch, evaluate, reduction="sum")
 
     return training.compare(args, make_run)
 
