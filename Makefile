@@ -15,7 +15,7 @@ OLDER_PINS := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 da
 $(READY): pyproject.toml setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,transformers,accelerate,lightning,demo,test,dev,docs,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[native,triton,transformers,accelerate,lightning,examples,demo,test,dev,docs,bench]'
 	touch $@
 
 $(DEMO_READY): $(READY) $(ASSETS)

@@ -1,7 +1,7 @@
 """Text classification: the tasks of SuperGLUE, or tables of your own, one task or several at once.
 
     python examples/text_classification.py --tasks rte --method plain gradalign --seeds 5
-    python examples/text_classification.py --tasks boolq cb rte --data SuperGLUE --model roberta-base
+    python examples/text_classification.py --tasks boolq cb rte wic --data SuperGLUE --model roberta-base
     python examples/text_classification.py --train a.csv --validation b.csv --model google/electra-small-discriminator
 
 One encoder (BERT, RoBERTa, ELECTRA, any other of AutoModel) has a linear classifier for each task. With several tasks each
@@ -38,7 +38,7 @@ class Data(NamedTuple):
 
 
 class Samples:
-    """Samples of a task, tokenised once.
+    """Samples of a task, tokenised when they are needed: ReCoRD has over a million.
 
     Args:
         samples: all of them.
@@ -49,24 +49,28 @@ class Samples:
     def __init__(self, samples: Sequence[Sample], tokenizer: Any, max_length: int) -> None:
         self.samples = samples
         self._tokenizer = tokenizer
-        self._pairs = [
-            [tokenizer(first, second, truncation=True, max_length=max_length) for first, second in sample.texts]
-            for sample in samples
-        ]
+        self._max_length = max_length
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def batch(self, indices: Sequence[int], task: str) -> dict[str, Any]:
         """The encoder's inputs of (samples x choices, longest), labels of (samples,) and the name of the task."""
-        pairs = [pair for i in indices for pair in self._pairs[i]]
-        labels = torch.tensor([self.samples[i].label for i in indices])
-        padded = self._tokenizer.pad(pairs, return_tensors="pt")
-        return {**padded, "labels": labels, "task": task}
+        firsts, seconds = zip(*(pair for i in indices for pair in self.samples[i].texts), strict=True)
+        inputs = self._tokenizer(
+            list(firsts),
+            None if seconds[0] is None else list(seconds),
+            truncation=True,
+            max_length=self._max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        return {**inputs, "labels": torch.tensor([self.samples[i].label for i in indices]), "task": task}
 
     def by_length(self, size: int) -> Iterator[list[int]]:
         """All samples in batches of at most `size`, sorted by length to save padding."""
-        order = sorted(range(len(self)), key=lambda i: max(len(pair["input_ids"]) for pair in self._pairs[i]))
+        lengths = [max(len(first) + len(second or "") for first, second in s.texts) for s in self.samples]
+        order = sorted(range(len(self)), key=lengths.__getitem__)
         yield from (order[i : i + size] for i in range(0, len(order), size))
 
 

@@ -179,8 +179,13 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> a
         )
     try:
         for methods, defaults in OWN_OPTIONS:
-            instead = None if set(methods) & set(args.method) else f"--method {' '.join(args.method)}"
-            options.fill_defaults(args, f"--method {' or '.join(methods)}", instead, **defaults)
+            used = bool(set(methods) & set(args.method))
+            options.fill_defaults(
+                args,
+                f"--method {' or '.join(methods)}",
+                None if used else f"--method {' '.join(args.method)}",
+                **(defaults if used else dict.fromkeys(defaults)),
+            )
         args.device = places.usable_device(args.device)
         if args.out is not None:
             places.make_directory(args.out.parent)

@@ -1,0 +1,248 @@
+"""The shared loop: methods, options, shuffles, intervals and the record."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import gradalign
+from gradalign.cli.errors import CommandError
+
+X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+Y = X[:, :1] + 0.1
+
+
+@pytest.fixture
+def training(example):
+    return example("training")
+
+
+@pytest.fixture
+def args(training):
+    """Options of a small run, with others on top."""
+
+    def parsed(*argv):
+        small = ["--batch-size=8", "--micro-batches=4", "--steps=3", "--lr=0.05", "--warmup=0.4", "--device=cpu"]
+        return training.parse(training.parser("An example.\n\n    its command", model="tiny"), [*small, *argv])
+
+    return parsed
+
+
+def make_run(training, args, seed, seen=None):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 1))
+    steps = [
+        [{"x": X[part], "y": Y[part]} for part in step]
+        for step, _ in zip(training.shuffled(40, args, seed), range(3), strict=False)
+    ]
+    if seen is not None:
+        seen.append((torch.cat([p.detach().flatten() for p in model.parameters()]), [b["x"] for s in steps for b in s]))
+    return training.Run(
+        model,
+        lambda batch: (model(batch["x"]) - batch["y"]).square().mean(),
+        steps,
+        steps_per_epoch=5,
+        evaluate=lambda: {"error": float((model(X) - Y).square().mean())},
+    )
+
+
+def plain_loop(run, lrs):
+    """Plain accumulation by hand, at these learning rates."""
+    matrices, others = ([p for p in run.model.parameters() if (p.dim() > 1) == x] for x in (True, False))
+    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": others, "weight_decay": 0.0}], weight_decay=0.01)
+    for micro_batches, lr in zip(run.steps, lrs, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for micro_batch in micro_batches:
+            (run.loss_fn(micro_batch) / len(micro_batches)).backward()
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_plain_is_the_loop_by_hand(training, args):
+    models = []
+    for by_hand in (True, False):
+        torch.manual_seed(3)
+        run = make_run(training, args(), 0)
+        torch.manual_seed(4)
+        if by_hand:
+            plain_loop(run, [0.0, 0.05, 0.025])  # one step of warm-up, then down to 0 after the last
+        else:
+            rows = training.train(run, "plain", args())
+        models.append(run.model)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+    assert [row["step"] for row in rows] == [0, 2]
+    assert [row["lr"] for row in rows] == [0.0, 0.025]
+    assert rows[0]["align/passes"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "expected"),
+    [
+        ("plain", [], lambda m: gradalign.GradAlign(m, 0.0)),
+        (
+            "gradalign",
+            ["--weight=0.1", "--objective=cosine", "--estimator=leave_one_out", "--normalize=none"],
+            lambda m: gradalign.GradAlign(m, 0.1, objective="cosine", estimator="leave_one_out", normalize="none"),
+        ),
+        ("reptile", ["--inner-lr=0.1"], lambda m: gradalign.baselines.Reptile(m, 0.1)),
+        ("fomaml", ["--inner-lr=0.1"], lambda m: gradalign.baselines.FOMAML(m, 0.1)),
+        ("sam", ["--rho=0.2"], lambda m: gradalign.baselines.SAM(m, 0.2)),
+    ],
+)
+def test_a_method_has_the_options_it_was_given(training, args, method, own, expected):
+    grads = []
+    for make in (lambda m: training.METHODS[method](m, args(f"--method={method}", *own), 0), expected):
+        torch.manual_seed(0)
+        run = make_run(training, args(), 0)
+        make(run.model).backward(run.loss_fn, run.steps[0])
+        grads.append([p.grad for p in run.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_the_weight_rises_with_the_learning_rate(training, args):
+    model = nn.Linear(4, 1)
+    aligner = training.METHODS["gradalign"](model, args("--weight=0.4"), 4)
+    assert [aligner._weight.at(step) for step in (0, 1, 3, 9)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--method=plain", "--rho=0.1"], "--rho: expected only with --method sam; got --method plain"),
+        (["--method=sam", "--weight=0.1"], "--weight: expected only with --method gradalign"),
+        (["--inner-lr=0.1"], "--inner-lr: expected only with --method reptile or fomaml"),
+        (["--micro-batches=3"], "expected a multiple of --micro-batches; got 8 and 3"),
+        (["--device=nowhere"], "--device: expected one that PyTorch can use here"),
+        (["--method=adam"], "invalid choice: 'adam'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(args, capsys, argv, words):
+    with pytest.raises(SystemExit):
+        args(*argv)
+    assert words in capsys.readouterr().err
+
+
+def test_help_shows_the_commands_of_the_example(args, capsys):
+    with pytest.raises(SystemExit):
+        args("--help")
+    shown = capsys.readouterr().out
+    assert "An example." in shown
+    assert "    its command" in shown
+    assert "{plain,gradalign,reptile,fomaml,sam}" in shown
+
+
+def test_an_epoch_has_every_row_once_in_its_own_order(training, args):
+    steps = training.shuffled(19, args(), seed=0)
+    first, second = ([i for _ in range(2) for part in next(steps) for i in part] for _ in range(2))
+    assert [len(part) for part in next(steps)] == [2, 2, 2, 2]
+    assert len(set(first)) == len(set(second)) == 16  # three rows fill no step
+    assert first != second
+    assert next(training.shuffled(19, args(), seed=0))[0] == first[:2]
+    assert [len(part) for part in next(training.shuffled(4, args(), 0, parts=2))] == [2, 2]
+    with pytest.raises(CommandError, match="expected at most 6, for 3 rows; got 8"):
+        next(training.shuffled(3, args(), 0, parts=2))
+
+
+def test_all_methods_of_a_seed_start_alike_and_see_the_same(training, args, capsys):
+    seen = []
+    record = training.compare(
+        args("--method", "plain", "sam", "--seeds=2"), lambda seed: make_run(training, args(), seed, seen)
+    )
+    (plain_0, sam_0, plain_1, sam_1) = seen
+    for one, other, same in ((plain_0, sam_0, True), (plain_1, sam_1, True), (plain_0, plain_1, False)):
+        assert torch.equal(one[0], other[0]) is same
+        assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True)) is same
+    assert [run["seed"] for run in record["runs"]["sam"]] == [0, 1]
+    assert "2 seeds; 3 or more give an interval" in capsys.readouterr().out
+
+
+def test_the_record_holds_the_intervals_that_are_printed(training, args, capsys, tmp_path):
+    out = tmp_path / "new" / "run.json"
+    given = args("--method", "plain", "reptile", "--seeds=3", "--first-seed=5", f"--out={out}")
+    training.compare(given, lambda seed: make_run(training, given, seed))
+    record = json.loads(out.read_text())
+    values = {m: [run["metrics"]["error"] for run in runs] for m, runs in record["runs"].items()}
+    differences = [b - a for a, b in zip(values["plain"], values["reptile"], strict=True)]
+    found = record["differences"]["reptile - plain"]["error"]
+    assert found["mean"] == pytest.approx(sum(differences) / 3)
+    deviation = math.sqrt(sum((d - found["mean"]) ** 2 for d in differences) / 2)
+    assert found["half_width"] == pytest.approx(4.302653 * deviation / math.sqrt(3))  # t(0.975, 2 degrees)
+    printed = capsys.readouterr().out
+    for name, sign in (("means", ""), ("differences", "+")):
+        for group, metrics in record[name].items():
+            mean, half_width = metrics["error"]["mean"], metrics["error"]["half_width"]
+            assert f"{group}  " in printed
+            assert f"{mean:{sign}.4f} +/- {half_width:.4f}" in printed
+    assert [run["seed"] for run in record["runs"]["plain"]] == [5, 6, 7]
+    assert record["settings"]["inner_lr"] == 0.01
+    assert record["settings"]["weight"] is None  # neither method has it
+    assert record["versions"]["torch"] == str(torch.__version__)
+
+
+def test_epochs_count_steps(training, args):
+    given = args()
+    given.steps, given.epochs = None, 0.4
+    run = make_run(training, given, 0)
+    assert [row["step"] for row in training.train(run, "plain", given)] == [0, 1]
+
+
+def test_labels_of_micro_batches_reach_the_method(training, args):
+    run = make_run(training, args(), 0)
+    run.tasks = ["a", "b", "a", "b"]
+    rows = training.train(run, "gradalign", args())
+    assert -1 <= rows[-1]["align/task_cosine/b/a"] <= 1
+
+
+def test_bfloat16_is_autocast(training, args):
+    given = args("--bf16")
+    run = make_run(training, given, 0)
+    dtypes = []
+    run.loss_fn = lambda batch, inner=run.loss_fn: (dtypes.append(run.model(batch["x"]).dtype), inner(batch))[1]
+    training.train(run, "plain", given)
+    assert set(dtypes) == {torch.bfloat16}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_rows_come_from_files(training, tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\nhello,1\n"two\nlines",0\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "label": true}\n')
+    (tmp_path / "c.xyz").write_text("?")
+    assert training.load_rows(tmp_path / "a.csv", "train")[:] == {"text": ["hello", "two\nlines"], "label": [1, 0]}
+    assert training.load_rows(tmp_path / "b.jsonl", "validation")[:] == {"text": ["x"], "label": [True]}
+    with pytest.raises(CommandError, match=r"expected a file that ends in \.csv, .*got .*c\.xyz"):
+        training.load_rows(tmp_path / "c.xyz", "train")
+    with pytest.raises(CommandError, match="expected a file, a folder or a hub name of a data set; got .*nowhere"):
+        training.load_rows(tmp_path / "nowhere", "train")
+
+
+def test_a_file_has_no_other_split(training, tmp_path):
+    (tmp_path / "a.csv").write_text("text\nhello\n")
+    with pytest.raises(CommandError, match="--validation: expected a file beside .*got none"):
+        training.validation_of(str(tmp_path / "a.csv"), None)
+    assert training.validation_of(str(tmp_path / "a.csv"), "b.csv") == "b.csv"
+    assert training.validation_of("owner/name", None) == "owner/name"
+
+
+def test_models_come_from_folders_packages_and_the_hub(training, tmp_path, asset):
+    assert training.model_source(str(tmp_path)) == (
+        str(tmp_path),
+        {"local_files_only": True, "trust_remote_code": False},
+    )
+    assert training.model_source("owner/name") == (
+        "owner/name",
+        {"local_files_only": False, "trust_remote_code": False},
+    )
+    assert training.model_source("bert-tiny")[0] == str(asset("bert-tiny"))
+
+
+def test_an_error_of_the_user_has_no_traceback(training):
+    def fail():
+        raise CommandError("expected more")
+
+    with pytest.raises(SystemExit, match="error: expected more"):
+        training.run_main(fail)
