@@ -24,6 +24,7 @@ from question_windows import Logits, Window, predict, target, windows
 from torch import Tensor
 
 from gradalign.cli import options
+from gradalign.cli.errors import CommandError
 
 EVALUATION_BATCH = 64
 
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     name, found = training.model_source(args.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **found)
+    if args.max_length > tokenizer.model_max_length:
+        raise CommandError(
+            f"--max-length: expected at most {tokenizer.model_max_length}, which the model reads; got {args.max_length}"
+        )
     train, dev = chosen(args, "train", args.train_limit), chosen(args, "dev", args.dev_limit)
     # Quasar-T has questions whose answer no passage holds: nothing to train on, but they count in the evaluation.
     train = [question for question in train if question.spans or not question.answers]

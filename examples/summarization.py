@@ -1,10 +1,11 @@
-"""Headlines and summaries with T5, BART, or a pretrained encoder that serves as both halves: Gigaword and its like.
+"""Headlines and summaries with T5, BART, a pretrained encoder as both halves, or a new model: Gigaword and its like.
 
 Files in Gigaword's format, or a data set of the hub with its columns:
 
     python examples/summarization.py --data Harvard/gigaword --model google-t5/t5-small --prefix "summarize: "
     python examples/summarization.py --data sumdata/ --model facebook/bart-base --method plain gradalign --seeds 3
-    python examples/summarization.py --data headlines/ --model bert-tiny --out headlines.json
+    python examples/summarization.py --data headlines/ --model bert-tiny
+    python examples/summarization.py --data headlines/ --scratch t5 --layers 2 --width 128
 """
 
 from __future__ import annotations
@@ -16,36 +17,17 @@ from typing import Any
 
 import torch
 import training
-import transformers
 from headline_formats import Pair, load
 from rouge_score.rouge_scorer import RougeScorer
+from seq2seq_models import make_model, make_tokenizer
 from torch import Tensor, nn
 
 from gradalign.cli import options
+from gradalign.cli.errors import CommandError
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 EVALUATION_BATCH = 32
 IGNORED = -100  # a label that has no loss
-
-
-def sequence_to_sequence(name: str, found: dict[str, Any], tokenizer: Any) -> Any:
-    """A model that reads one text and writes another.
-
-    A pretrained encoder becomes both halves, as in Rothe, Narayan, Severyn 2020 (arXiv:1907.12461): the decoder has its
-    weights, a causal mask, and attention to the encoder's states with fresh weights.
-    """
-    config = transformers.AutoConfig.from_pretrained(name, **found)
-    kind: dict[str, Any] = {"dtype": torch.float32, **found}
-    if config.is_encoder_decoder:
-        return transformers.AutoModelForSeq2SeqLM.from_pretrained(name, **kind)
-    encoder = transformers.AutoModel.from_pretrained(name, **kind)
-    decoder = transformers.AutoModelForCausalLM.from_pretrained(name, is_decoder=True, add_cross_attention=True, **kind)
-    model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
-    for settings in (model.config, model.generation_config):
-        settings.decoder_start_token_id = tokenizer.cls_token_id
-        settings.eos_token_id = tokenizer.sep_token_id
-        settings.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def tokens_of(
@@ -138,12 +120,11 @@ def first_words(article: str, num: int) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains by the options, prints ROUGE on the development set, and returns what --out holds."""
     args = parse(argv)
-    name, found = training.model_source(args.model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **found)
     train = load(args.data, "train", args.columns)[: args.train_limit]
     dev = load(args.data, "dev", args.columns)[: args.dev_limit]
-    token = sequence_to_sequence(name, found, tokenizer).config.decoder_start_token_id
-    train_rows, dev_rows = (tokens_of(pairs, tokenizer, token, args) for pairs in (train, dev))
+    tokenizer = make_tokenizer(args, (text for pair in train for text in pair))
+    start = make_model(args, tokenizer).config.decoder_start_token_id
+    train_rows, dev_rows = (tokens_of(pairs, tokenizer, start, args) for pairs in (train, dev))
     titles = [pair.title for pair in dev]
     baseline = rouge(titles, [first_words(pair.article, args.first_words) for pair in dev])
     print(
@@ -161,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return summed_loss(model, batch) / batch["tokens_of_step"]
 
     def make_run(seed: int) -> training.Run:
-        model = sequence_to_sequence(name, found, tokenizer)
+        model = make_model(args, tokenizer)
 
         def evaluate() -> dict[str, float]:
             loss = token_loss(model, dev_rows, tokenizer, args.device)
@@ -189,8 +170,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--first-words", type=options.count(1), default=8, metavar="N", help="of an article, as a baseline (default: 8)"
     )
+    add("--scratch", choices=("t5", "bart"), help="a new model and tokenizer, instead of --model")
+    add("--layers", type=options.count(1), metavar="N", help="of each half with --scratch (default: 2)")
+    add("--width", type=options.count(1), metavar="N", help="of --scratch (default: 128)")
+    add("--heads", type=options.count(1), metavar="N", help="of --scratch; they divide the width (default: 4)")
+    add("--vocabulary", type=options.count(300), metavar="N", help="tokens of --scratch (default: 4000)")
     args = training.parse(parser, argv)
     args.columns = tuple(args.columns)
+    try:
+        instead = None if args.scratch else f"--model {args.model}"
+        options.fill_defaults(args, "--scratch", instead, layers=2, width=128, heads=4, vocabulary=4000)
+    except CommandError as error:
+        parser.error(str(error))
+    if args.scratch and args.width % args.heads:
+        parser.error(f"--heads: expected a divisor of --width; got {args.heads} and {args.width}")
     return args
 
 

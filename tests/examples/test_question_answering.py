@@ -7,6 +7,8 @@ import pytest
 from support import question_rows
 from support.tiny_models import save
 
+from gradalign.cli.errors import CommandError
+
 LENGTHS = ["--max-length=40", "--stride=8", "--question-length=12", "--batch-size=4", "--micro-batches=2"]
 METHODS = ["plain", "gradalign", "reptile", "fomaml", "sam"]
 OFFICIAL = {"exact", "f1"}
@@ -84,11 +86,19 @@ def test_limits_take_the_first_questions(main, arguments, capsys):
 
 
 def test_it_learns_two_questions_by_heart(main, arguments):
-    options = ["--method=gradalign", "--weight=0.001", "--steps=150", "--lr=0.02", "--weight-decay=0"]
+    options = ["--method=gradalign", "--weight=0.001", "--steps=60", "--lr=0.03", "--weight-decay=0"]
     record = main(arguments("bert", "squad", *options))
     (run,) = record["runs"]["gradalign"]
     assert run["metrics"]["exact"] == run["metrics"]["HasAns_exact"] == run["metrics"]["NoAns_f1"] == 100
     assert run["history"][-1]["loss"] < 0.1 * run["history"][0]["loss"]
+
+
+def test_windows_are_no_longer_than_the_model_reads(main, arguments, tmp_path):
+    argv = arguments("bert", "squad", "--max-length=200")
+    settings = tmp_path / "bert" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 96}))
+    with pytest.raises(CommandError, match="--max-length: expected at most 96, which the model reads; got 200"):
+        main(argv)
 
 
 def test_windows_need_room_for_the_context(main, arguments, capsys):

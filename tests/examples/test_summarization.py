@@ -57,8 +57,43 @@ def test_every_architecture_runs(summarization, arguments, architecture):
     assert math.isfinite(run["metrics"]["loss"])
 
 
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_new_model_has_a_tokenizer_of_its_own(summarization, tmp_path, architecture):
+    write_gigaword(tmp_path)
+    sizes = ["--layers=1", "--width=16", "--heads=2", "--vocabulary=300"]
+    argv = ["--data", str(tmp_path), *SMALL, "--scratch", architecture, *sizes, "--steps=1", "--method=plain"]
+    args = summarization.parse(argv)
+    texts = [text for pair in summarization.load(args.data, "train") for text in pair]
+    tokenizer = summarization.make_tokenizer(args, texts)
+    model = summarization.make_model(args, tokenizer)
+    assert (model.config.model_type, model.config.d_model, model.config.vocab_size) == (
+        architecture,
+        16,
+        len(tokenizer),
+    )
+    (tokens,) = tokenizer(["c a t s"])["input_ids"]
+    assert tokens[-1] == tokenizer.eos_token_id == model.config.eos_token_id
+    assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == "c a t s"
+    (run,) = summarization.main(argv)["runs"]["plain"]
+    # before training every token is about equally likely
+    assert run["metrics"]["loss"] == pytest.approx(math.log(len(tokenizer)), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers=3"], "--layers: expected only with --scratch; got --model google-t5/t5-small"),
+        (["--scratch=t5", "--width=10"], "--heads: expected a divisor of --width; got 4 and 10"),
+    ],
+)
+def test_sizes_that_do_not_fit(summarization, options, message, capsys):
+    with pytest.raises(SystemExit):
+        summarization.parse(["--data=none", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_it_learns_headlines_by_heart(summarization, arguments):
-    options = ["--method=plain", "--steps=80", "--lr=0.03", "--weight-decay=0", "--batch-size=2"]
+    options = ["--method=plain", "--steps=60", "--lr=0.03", "--weight-decay=0", "--batch-size=2"]
     (run,) = summarization.main(arguments("bert", *options))["runs"]["plain"]
     assert run["metrics"]["ROUGE-1"] == run["metrics"]["ROUGE-L"] == 100
     assert run["metrics"]["loss"] < 0.5
@@ -67,7 +102,7 @@ def test_it_learns_headlines_by_heart(summarization, arguments):
 def test_every_token_of_a_step_counts_the_same(summarization, arguments):
     args = summarization.parse(arguments("t5"))
     tokenizer = tiny_tokenizer()
-    model = summarization.sequence_to_sequence(args.model, {}, tokenizer)
+    model = summarization.make_model(args, tokenizer)
     pairs = [summarization.Pair("one", "a"), summarization.Pair("two", "a b c d")]
     rows = summarization.tokens_of(pairs, tokenizer, 0, args)
     batches = [summarization.padded([row], tokenizer) for row in rows]
