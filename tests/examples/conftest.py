@@ -14,6 +14,11 @@ def example(scripts, tmp_path, monkeypatch):
     """An importer of the examples by name, for a test without network and with a cache of its own."""
     importer = scripts(EXAMPLES)
     import datasets
+    import transformers
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return importer
+    verbosity = transformers.logging.get_verbosity()
+    yield importer
+    transformers.logging.set_verbosity(verbosity)  # the examples ask for less of it
+    transformers.logging.enable_progress_bar()
+    datasets.enable_progress_bars()

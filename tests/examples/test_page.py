@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from support import tiny_models
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "examples.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results" / "examples"
 COMMAND = re.compile(r"^(?: {4})?python examples/(\w+)\.py(.*)$", re.MULTILINE)
 
 
@@ -18,7 +21,7 @@ def commands(text):
     return [(name, shlex.split(rest)) for name, rest in COMMAND.findall(text.replace("\\\n", " "))]
 
 
-ON_PAGE = commands((ROOT / "docs" / "examples.md").read_text())
+ON_PAGE = commands(PAGE)
 IN_HELP = [
     command
     for path in sorted((ROOT / "examples").glob("*.py"))
@@ -56,3 +59,32 @@ def test_the_commands_behind_the_figures_run(example, tmp_path, monkeypatch, nam
         short.append(f"--model={tiny_models.save(tmp_path / 'model', 'bert')}")
     record = example(name).main([*argv, *short])
     assert set(record["runs"]) == set(value(argv, "--method"))
+
+
+def shown(number, sign=""):
+    """A mean with its interval."""
+    return f"{number['mean']:{sign}.3f} ± {number['half_width']:.3f}"
+
+
+def table(record, metrics):
+    """The means of the methods, and their differences to the first, as a table."""
+    rows = [["", *metrics], ["---"] * (1 + len(metrics))]
+    for groups, sign in ((record["means"], ""), (record["differences"], "+")):
+        rows += [[name, *(shown(values[metric], sign) for metric in metrics)] for name, values in groups.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+@pytest.mark.parametrize(("name", "metrics"), re.findall(r"^<!-- results of ([\w-]+): (.*) -->$", PAGE, re.MULTILINE))
+def test_figures_are_those_of_the_runs(name, metrics):
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    written = PAGE.partition(f"<!-- results of {name}: {metrics} -->\n")[2].partition("\n\n")[0] + "\n"
+    assert written == table(record, metrics.split())
+    about = PAGE.partition(f"<!-- results of {name}:")[0].rpartition("```")[2]
+    seeds = len(next(iter(record["runs"].values())))
+    for fact in (record["date"][:10], f"{seeds} seeds", f"torch {record['versions']['torch']}", "CPU"):
+        assert fact in about, fact
+    (argv,) = [argv for example, argv in ON_PAGE if value(argv, "--out") == [f"{name}.json"]]
+    settings = record["settings"]
+    for option in ("--lr", "--steps", "--seeds", "--max-length", "--width", "--block-size", "--vocabulary", "--weight"):
+        for text in value(argv, option):
+            assert float(text) == settings[option[2:].replace("-", "_")]
