@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains by the options, prints the official figures of the development set, and returns what --out holds."""
     args = parse(argv)
     name, found = training.model_source(args.model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **found)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, padding_side="right", **found)
     if args.max_length > tokenizer.model_max_length:
         raise CommandError(
             f"--max-length: expected at most {tokenizer.model_max_length}, which the model reads; got {args.max_length}"
