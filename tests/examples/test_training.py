@@ -161,6 +161,20 @@ def test_all_methods_of_a_seed_start_alike_and_see_the_same(training, args, caps
     assert "2 seeds; 3 or more give an interval" in capsys.readouterr().out
 
 
+def test_dropout_does_not_depend_on_how_the_weights_were_made(training, args):
+    errors = []
+    for drawn in (0, 3):
+
+        def make(seed, drawn=drawn):
+            run = make_run(training, args(), seed)
+            torch.rand(drawn)
+            return run
+
+        record = training.compare(args("--method=plain"), make)
+        errors.append(record["runs"]["plain"][0]["metrics"]["error"])
+    assert errors[0] == errors[1]
+
+
 def test_the_record_holds_the_intervals_that_are_printed(training, args, capsys, tmp_path):
     out = tmp_path / "new" / "run.json"
     given = args("--method", "plain", "reptile", "--seeds=3", "--first-seed=5", f"--out={out}")
