@@ -11,7 +11,15 @@ METHODS = ["plain", "gradalign", "reptile", "fomaml", "sam"]
 SMALL = ["--batch-size=2", "--micro-batches=2", "--max-length=24", "--max-title-length=8", "--beams=2"]
 HALF = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 SIZES = {
-    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
+    "t5": {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+        "dropout_rate": 0.0,
+    },
     "bart": {"d_model": 16, **{f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in HALF.items()}},
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
 }
@@ -112,6 +120,16 @@ def test_every_token_of_a_step_counts_the_same(summarization, arguments):
     whole = model(**summarization.padded(rows, tokenizer)).loss  # the mean over all tokens
     torch.testing.assert_close(sum(sums) / 9, whole)
     assert summarization.token_loss(model, rows, tokenizer, args.device) == pytest.approx(whole.item())
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_tokens(summarization, arguments):
+    argv = arguments("t5", "--batch-size=3", "--micro-batches=3", "--steps=1", "--method=plain")
+    (run,) = summarization.main(argv)["runs"]["plain"]
+    args, tokenizer = summarization.parse(argv), tiny_tokenizer()
+    rows = summarization.tokens_of(summarization.load(args.data, "train"), tokenizer, 0, args)
+    with torch.no_grad():
+        mean = summarization.token_loss(summarization.make_model(args, tokenizer), rows, tokenizer, args.device)
+    assert run["history"][0]["loss"] == pytest.approx(mean, rel=1e-5)
 
 
 def test_the_token_that_a_decoder_starts_with_is_no_label(summarization, arguments):
