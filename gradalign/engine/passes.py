@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -266,15 +267,17 @@ class Passes:
                 raise older_graph() from error
             raise
         self.count += 1
-        into[:] = self._space.grads()
-        losses.dense_gradients(into)
+        grads = self._space.grads()
+        if not all(map(operator.is_, grads, into)):
+            losses.dense_gradients(grads)
+            into[:] = grads
         return loss.detach()
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
         before = [None if g is None else g._version for g in grads]
         since = self._graphs.begin()
-        loss, aux = self._result(closure)
+        loss, aux = self._result(closure) if self.has_aux else (closure(), None)
         losses.differentiable_scalar(loss)
         losses.no_backward_inside(before, self._space.grads())
         if since is not None:

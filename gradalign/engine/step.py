@@ -356,7 +356,9 @@ class Step:
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
     """Mean of the L_i, in the dtype of the losses."""
-    return (stacked(losses, home).sum() * share / len(losses)).to(losses[0].dtype)
+    values = stacked(losses, home)
+    mean = values.mean() if share == 1 else values.sum() * share / len(losses)
+    return mean.to(losses[0].dtype)
 
 
 def stacked(losses: Sequence[Tensor], home: torch.device) -> Tensor:

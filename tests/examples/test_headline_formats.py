@@ -1,0 +1,47 @@
+"""Gigaword's files and its columns on the hub become the same pairs."""
+
+import pytest
+from support.headline_rows import PAIRS, write_gigaword, write_hub
+
+from gradalign.cli.errors import CommandError
+
+
+@pytest.fixture
+def load(example):
+    return example("headline_formats").load
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize(("inside", "compressed"), [("", False), ("train", False), ("train", True)])
+def test_gigaword(load, split, inside, compressed, tmp_path):
+    write_gigaword(tmp_path / inside, compressed)
+    assert load(str(tmp_path), split) == PAIRS  # without the text that has no headline
+
+
+@pytest.mark.parametrize("columns", [("document", "summary"), ("dialogue", "topic")])
+def test_the_columns_of_the_hub(load, columns, tmp_path):
+    data = tmp_path / "data"
+    write_hub(data, columns)
+    assert load(str(data), "train", columns) == load(str(data), "dev", columns) == PAIRS
+
+
+def test_a_missing_column_is_named(load, tmp_path):
+    write_hub(tmp_path)
+    with pytest.raises(CommandError, match=r"--columns: expected some of \['document', 'summary'\]; got \['title'\]"):
+        load(str(tmp_path), "train", ("document", "title"))
+
+
+def test_a_missing_file_is_named(load, tmp_path):
+    write_gigaword(tmp_path)
+    (tmp_path / "train.title.txt").unlink()
+    with pytest.raises(
+        CommandError, match=r"--data: expected train.title.txt in .* or in its folder train; got neither"
+    ):
+        load(str(tmp_path), "train")
+
+
+def test_files_of_different_lengths_do_not_belong_together(load, tmp_path):
+    write_gigaword(tmp_path)
+    (tmp_path / "valid.title.filter.txt").write_text("one\n")
+    with pytest.raises(CommandError, match=r"as many lines in valid.article.filter.txt and .*; got 3 and 1"):
+        load(str(tmp_path), "dev")
