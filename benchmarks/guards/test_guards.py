@@ -14,10 +14,13 @@ from torch import nn
 
 import gradalign
 from benchmarks.guards.counts import dispatched, python_calls
+from benchmarks.kernels.host import HostLists, thread_seconds, through_torch
 from benchmarks.steps.against_plain import in_turns
 from benchmarks.steps.kernel_traffic import KernelTraffic
 from benchmarks.steps.task import GradientFiller, Plain, Task
 from benchmarks.steps.workloads import LoadedWorkload
+from gradalign.backends import dispatch
+from gradalign.backends.rows import Prepared
 
 CPU = torch.device("cpu")
 K = 8
@@ -174,6 +177,32 @@ def test_the_host_work_of_a_step_beside_its_passes(
     benchmark.pedantic(step, rounds=3)
     assert found["operations"] <= operations
     assert found["calls"] <= calls
+
+
+@pytest.mark.parametrize("op", ["norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_"])
+@pytest.mark.parametrize("made", [list, Prepared], ids=["lists", "prepared"])
+def test_an_op_calls_python_as_often_for_many_tensors_as_for_few(benchmark: Any, op: str, made: Any) -> None:
+    native = dispatch.load("native")
+
+    def calls(num_tensors: int) -> int:
+        return python_calls(HostLists(num_tensors, CPU).ops(native, made)[op])
+
+    few, many = calls(native.LEAST_ROWS), calls(400)
+    assert many == few
+    assert few <= 30
+    benchmark.extra_info["calls"] = few
+    benchmark.pedantic(HostLists(400, CPU).ops(native, made)[op], rounds=3)
+
+
+def test_reading_lists_takes_less_than_torch_takes_to_hand_them_over(benchmark: Any) -> None:
+    """Two thirds of it; the bound leaves room for a machine that is busy."""
+    lists = HostLists(400, CPU)
+    call = lists.ops(dispatch.load("native"))["perturb_"]
+    with torch.no_grad():
+        seconds = thread_seconds({"rows": call, "lists": through_torch(call)}, rounds=30)
+        benchmark.extra_info |= seconds
+        benchmark.pedantic(call, rounds=3)
+    assert seconds["rows"] <= 0.95 * seconds["lists"]
 
 
 def test_the_ratio_to_plain_is_near_that_of_the_passes(benchmark: Any) -> None:

@@ -14,7 +14,7 @@ struct Row {
   char* data;
   int64_t numel;
   int64_t ndim;
-  const int64_t* sizes;  // these two belong to the tensor
+  const int64_t* sizes;  // these two belong to the tensor; of a list of torch's, they and ndim are there if it is not flat
   const int64_t* strides;
   int32_t device;  // its index; -1 on the CPU
   Memory memory;

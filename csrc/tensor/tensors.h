@@ -62,12 +62,13 @@ inline Row row_of(const Tensor& tensor) {
   Row row{};
   row.numel = tensor.numel();
   row.memory = memory_of(tensor);
-  row.device = tensor.get_device_index();
+  row.device = row.memory == Memory::cpu ? -1 : tensor.get_device_index();
   row.number = number_of(tensor);
   row.strided = is_strided(tensor);
   if (!row.strided) return row;
   row.data = static_cast<char*>(tensor.data_ptr());
   row.flat = tensor.is_contiguous();
+  if (row.flat) return row;  // short lists come this way: what nobody asks for is not read
   row.ndim = tensor.dim();
   row.sizes = tensor.sizes().data();
   row.strides = tensor.strides().data();

@@ -22,7 +22,7 @@ from gradalign.extension import UnavailableError, cuda, ensure, library, shipped
 NAME = "native"
 NAMESPACE = signatures.NATIVE
 
-LEAST_ROWS = 24  # in a list; shorter ones torch hands over in the time that it takes to read them
+LEAST_ROWS = 64  # in a list; shorter ones torch hands over in the time that it takes to read them
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 

@@ -1,8 +1,8 @@
 """Lists of tensors as rows of numbers: where they are, their dtypes, sizes and strides, read anew at every call.
 
 To hand a list to an op costs torch about half a microsecond a tensor. `gradalign._C` reads a tensor in half of that or less,
-and the op takes the rows instead. What it does not read, it leaves to torch's lists: subclasses, tensors without memory of their own
-or whose memory is not their value, everything under a mode or a tracer, and every list where the module is not there.
+and the op takes the rows instead. What it does not read, it leaves to torch's lists: subclasses, tensors without memory, or
+whose memory is not their value, everything under a mode or a tracer, and every list where the module is not there.
 
 A list that is passed again and again can be a `Prepared`, of which less has to be asked. It is a tuple, which every op takes.
 """
