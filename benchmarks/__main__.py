@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.errors import CommandError
 from gradalign.cli import options
 
-SUITES = ("quick", "minilm", "cpu", "gpu")
+SUITES = ("quick", "host", "minilm", "cpu", "gpu")
 OUT = Path("bench-out")
 
 

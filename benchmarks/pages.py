@@ -1,7 +1,8 @@
 """Writes the tables of README.md and docs/ between two markers on each page, from benchmarks/results.
 
 `python -m benchmarks.pages [--check]`. With --check nothing is written; the exit code is 1 where a page differs. Of results
-with the same headline on the same device, the one with most rows of it is taken; `quick` is not published.
+with the same headline on the same device, the one with most rows of it is taken; `quick` is not published, and `host` has a table of
+its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def steps(folder: Path) -> list[Row]:
     for path in sorted(folder.glob("*.json")):
         result = record.read_result(path, ANY)
         rows = headline_rows(result)
-        if not rows or result["suite"] == "quick":
+        if not rows or result["suite"] in ("quick", "host"):
             continue
         key = result["headline"], rows[0]["device"]
         if key not in best or len(rows) > len(headline_rows(best[key])):

@@ -4,7 +4,7 @@
     task, contenders, peers      who trains it: one small class each, all with the same `step(micro_batches)`
     against_plain, memory        seconds against plain AdamW in turns; peak memory
     kernel_traffic, device       calls, bytes and seconds of gradalign's kernels; what only a GPU has
-    suites                       which contenders run which workload: `quick`, `minilm`, `cpu`, `gpu`
+    suites                       which contenders run which workload: `quick`, `host`, `minilm`, `cpu`, `gpu`
     child, runner                one process a measurement, one row of JSON written as soon as it is there
     table, shortfalls, figures   one table, where gradalign is slower or larger and why, four figures
     compare                      two results against each other, with a band for noise

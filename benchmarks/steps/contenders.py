@@ -15,7 +15,6 @@ from benchmarks.steps import peers
 from benchmarks.steps.task import GradientFiller, Plain, Stepper, Task
 from gradalign import baselines
 from gradalign.backends import dispatch
-from gradalign.estimators import Prefix
 
 WEIGHT = 0.001
 INNER_LR = 1e-4
@@ -85,7 +84,6 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "split m=k/2": {"probe_fraction": 1 / 2},
     "split m=k/4, variance": {"probe_fraction": 1 / 4, "objective": "variance"},
     "prefix": {"estimator": "prefix"},
-    "prefix in blocks of 2": {"estimator": Prefix(block=2)},
     "leave_one_out": {"estimator": "leave_one_out"},
     "momentum": {"estimator": "momentum"},
 }

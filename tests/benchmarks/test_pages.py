@@ -7,11 +7,30 @@ import json
 import pytest
 from support.rows import HEADLINE, failed, kernel_result, kernel_row, result, row, split
 
-from benchmarks import pages
+from benchmarks import ROOT, pages
 
 
 def test_the_pages_have_the_tables_of_the_results():
     assert pages.differing() == {}, "run python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "model"),
+    [
+        ("| `weight=0` |", "weight 0", "mlp"),
+        ("| `split` m = k/4, `dot` |", "split m=k/4", "mlp"),
+        ("| `split` m = k/4, `variance` |", "split m=k/4, variance", "mlp"),
+        ("| `leave_one_out` | 2.00 |", "leave_one_out", "mlp"),
+        ("| `prefix` | 1.88 |", "prefix", "mlp"),
+        ("| BERT-tiny 8 x 8 x 64, `split`, `dot` |", "split m=k/4", "bert-tiny"),
+    ],
+)
+def test_the_host_times_are_those_of_the_results(line, method, model):
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    (found,) = [text for text in page.splitlines() if text.startswith(line)]
+    rows = map(json.loads, (pages.RESULTS / "host.jsonl").read_text().splitlines())
+    (ratio,) = [r["ratio"] for r in rows if r.get("method") == method and r["workload"]["model"] == model]
+    assert found.split("|")[4].strip() == f"{ratio:.2f}"
 
 
 def write(folder, name, content):
