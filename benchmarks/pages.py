@@ -1,8 +1,8 @@
 """Writes the tables of README.md and docs/ between two markers on each page, from benchmarks/results.
 
 `python -m benchmarks.pages [--check]`. With --check nothing is written; the exit code is 1 where a page differs. Of results
-with the same headline on the same device, the one with most rows of it is taken; `quick` is not published, `host` has a table of
-its own.
+with the same headline on the same device, the one with most rows of it is taken; `quick` is not published, and the rows of
+`host` have a table of their own.
 """
 
 from __future__ import annotations
