@@ -4,10 +4,11 @@ import json
 
 import matplotlib.image
 import torch
-from support.toy_sites import toy_features
+from support.toy_demo import StepCounter
+from support.toy_sites import SETTINGS, toy_features, toy_texts
 
 from gradalign import cli
-from gradalign.cli.demo.sites import data
+from gradalign.cli.demo.sites import comparison, data
 
 
 def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, capsys, monkeypatch):
@@ -37,3 +38,23 @@ def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, cap
     assert [model for _, model in asked] == ["minilm"]  # once for all seeds
     assert record["summary"]["arms"]["plain"]["own"]["half_width"] is not None
     assert matplotlib.image.imread(tmp_path / "demo.png").std() > 0.05
+
+
+def test_seeds_in_several_processes_give_what_they_give_in_one():
+    texts = toy_texts()
+    kept = toy_features(texts.distinct)
+    parts = {seed: texts.of_seed(kept, seed) for seed in (4, 2, 3)}
+
+    class Counter(StepCounter):
+        def reach(self, steps):
+            self.done = steps
+
+    counter = Counter()
+    found = comparison.side_by_side(SETTINGS, parts, counter, jobs=2)
+    expected = comparison.in_turn(SETTINGS, parts, StepCounter())
+    assert list(found) == [4, 2, 3]
+    assert counter.done == 3 * SETTINGS.steps
+    for seed, arms in expected.items():
+        for name, arm in arms.items():
+            if name != "plain, equal time":  # whose steps follow from measured times
+                assert (found[seed][name]["test"], found[seed][name]["own"]) == (arm["test"], arm["own"])
