@@ -7,12 +7,10 @@ are those of other messages, and so are repetitions.
 
 from __future__ import annotations
 
-import argparse
 import email
 import json
 import random
 import re
-import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from email.header import decode_header, make_header
@@ -20,8 +18,8 @@ from email.message import Message
 from pathlib import Path
 
 from benchmarks.quality import archives
+from benchmarks.quality.export_folder import folder_and_texts
 from gradalign.cli import places
-from gradalign.cli.errors import CommandError
 
 HAM = re.compile(r"package/data/(?:easy|hard)-ham-\d/.*\.json")
 REPLY = re.compile(r"\s*(?:re|fwd?|aw)(?:\[\d+\])?\s*:", re.IGNORECASE)
@@ -82,14 +80,7 @@ def pairs(found: Iterable[Message]) -> list[tuple[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Writes the four files, and prints what they hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        places.make_directory(folder)
-        found = pairs(messages(archives.locate("spam-assassin")))
-    except CommandError as error:
-        sys.exit(f"error: {error}")
+    folder, found = folder_and_texts(argv, __doc__, lambda: pairs(messages(archives.locate("spam-assassin"))))
     random.Random(SEED).shuffle(found)
     for names, part in (
         (("train.article.txt", "train.title.txt"), found[NUM_DEV:]),

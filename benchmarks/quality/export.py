@@ -6,16 +6,14 @@ both. Rotten Tomatoes is among the assets of `make env`, and benchmarks/quality/
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.quality import archives
+from benchmarks.quality.export_folder import folder_and_texts
 from benchmarks.quality.sampling import generator, without_overlap
 from gradalign.cli import places
-from gradalign.cli.errors import CommandError
 from gradalign.cli.workload.data import load_corpus
 from gradalign.cli.workload.sampling import split_by_group
 
@@ -51,17 +49,14 @@ def write(path: Path, rows: Labelled) -> None:
         csv.writer(file).writerows([("text", "label"), *rows])
 
 
+def all_sets() -> dict[str, tuple[Labelled, Labelled]]:
+    """Training and validation texts by the name of their files."""
+    return {"rotten-tomatoes": rotten_tomatoes()} | {name: domain(texts) for name, texts in archives.vader().items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Writes all files, and prints what they hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        places.make_directory(folder)
-        sets = {"rotten-tomatoes": rotten_tomatoes()}
-        sets |= {name: domain(texts) for name, texts in archives.vader().items()}
-    except CommandError as error:
-        sys.exit(f"error: {error}")
+    folder, sets = folder_and_texts(argv, __doc__, all_sets)
     for name, splits in sets.items():
         for split, rows in zip(("train", "validation"), splits, strict=True):
             write(folder / f"{name}.{split}.csv", rows)

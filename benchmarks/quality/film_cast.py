@@ -8,16 +8,13 @@ film who is not in the text. Films are either in the training or in the developm
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.quality.export_folder import folder_and_texts
 from gradalign.cli import places
-from gradalign.cli.errors import CommandError
 from gradalign.cli.workload import assets
 from gradalign.cli.workload.table import read_table
 
@@ -103,17 +100,15 @@ def squad(films: Mapping[str, str], seed: int = SEED) -> dict[str, dict[str, Any
     return content
 
 
+def plots() -> dict[str, str]:
+    """The plot of every film, by its title."""
+    rows = [row.values for row in read_table(assets.locate("rotten-tomatoes")).rows]
+    return {row["movie_name"]: row["text"] for row in rows if row["category"] == "plot"}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Writes train-v2.0.json and dev-v2.0.json, and prints what they hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(argv).folder
-    try:
-        places.make_directory(folder)
-        rows = [row.values for row in read_table(assets.locate("rotten-tomatoes")).rows]
-    except CommandError as error:
-        sys.exit(f"error: {error}")
-    films = {row["movie_name"]: row["text"] for row in rows if row["category"] == "plot"}
+    folder, films = folder_and_texts(argv, __doc__, plots)
     for split, content in squad(films).items():
         places.write_json(folder / f"{split}-v2.0.json", content)
         asked = [qa for article in content["data"] for part in article["paragraphs"] for qa in part["qas"]]

@@ -40,7 +40,7 @@ def aim(
     xx, xg, gg = sums.unbind()
     share: Tensor | None = None
     if others:
-        share = torch.where(gg > 0, gg.rsqrt(), 0.0) if unit else torch.full_like(gg, part)
+        share = inverse_length(gg) if unit else torch.full_like(gg, part)
         xx, xg = xx - 2 * share * xg + share**2 * gg, xg - share * gg
     xx, xg, gg = xx * scale_x**2, xg * scale_x * own, gg * own**2
     a, b = (1 / gg.sqrt(), -xg / gg.sqrt() ** 3) if unit else (torch.full_like(xx, alpha), torch.full_like(xx, beta))
@@ -69,6 +69,11 @@ def reached(sums: Tensor, aimed: Tensor, direction: bool) -> Tensor:
     eps = torch.where(d_d > 0, aimed[2] * delta_d / d_d, 0.0)
     q = 1 / (delta_d / d_d.sqrt()) if direction else 2 / eps
     return torch.stack((eps, torch.where(delta_d > 0, q, 0.0), cosine(delta_d, d_d, delta_delta)))
+
+
+def inverse_length(square: Tensor) -> Tensor:
+    """What scales a vector to length 1, from the square of its length; 0 for the zero vector."""
+    return torch.where(square > 0, square.rsqrt(), 0.0)
 
 
 def cosine(delta_d: Tensor, d_d: Tensor, delta_delta: Tensor) -> Tensor:

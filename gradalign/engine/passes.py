@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,11 +109,8 @@ class Passes:
         effects = self._side_effects
         micro_batch = getattr(closure, "micro_batch", None)
         before = None if effects is None else effects.before(micro_batch)
-        if self.count:
+        with self._watching_autocast():
             loss = self._run(closure, into, ratio, keep_aux=True, more=more)
-        else:
-            with self._watching_autocast():
-                loss = self._run(closure, into, ratio, keep_aux=True, more=more)
         if effects is not None and before is not None:
             effects.check(before, micro_batch)
         if self._random is not None:
@@ -249,8 +246,6 @@ class Passes:
         return _ALONE if ranks is None else ranks.one_pass(more, backward)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
-        if self._space.ranks is None:
-            return self._forward_and_backward(closure, into, ratio, keep_aux)
         with self._among_ranks(more or self.local):
             return self._forward_and_backward(closure, into, ratio, keep_aux)
 
@@ -290,13 +285,12 @@ class Passes:
         """What a closure returns, as (loss, aux)."""
         return losses.loss_and_aux(closure()) if self.has_aux else (closure(), None)
 
-    @contextmanager
-    def _watching_autocast(self) -> Iterator[None]:
+    def _watching_autocast(self) -> AbstractContextManager[None]:
         """In the first base pass: does a model's forward run under autocast?"""
-        if self.count:
-            yield
-            return
+        return _ALONE if self.count else self._hooked_models()
 
+    @contextmanager
+    def _hooked_models(self) -> Iterator[None]:
         try:
             for model in self._models:
                 if not isinstance(model, torch.jit.ScriptModule):  # which takes no hook

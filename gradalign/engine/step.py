@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gradalign.backends.reference_scalars import cosine
+from gradalign.backends.reference_scalars import cosine, inverse_length
 from gradalign.engine.displacement import Displacement
 from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
@@ -268,10 +268,6 @@ class Step:
             self._mean_scales[num] = (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
         return self._mean_scales[num]
 
-    def unit_of(self, norm_square: Tensor) -> Tensor:
-        """What scales a stored gradient to length 1; 0 for a zero gradient."""
-        return torch.where(norm_square > 0, norm_square.rsqrt(), 0.0)
-
     def record(self, g: Vector, total: Vector, num_before: int) -> Tensor:
         """total <- total + g, the sum of `num_before` gradients so far; returns the stored g.g, before `total`."""
         square, cross = self.space.accumulate(total, g, over=self.space.measured).unbind()
@@ -290,7 +286,7 @@ class Step:
 
     def record_unit(self, g: Vector, square: Tensor, units: Vector, num_before: int) -> None:
         """units <- units + g / ||g||, the sum of `num_before` unit gradients so far; `square` is what `record` returned."""
-        unit = self.unit_of(self.space.total(square))
+        unit = inverse_length(self.space.total(square))
         _, cross = self.space.accumulate(units, g, unit, over=self.space.measured).unbind()
         if num_before:
             self.agreement.cosines(cross * unit, num_before)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gradalign.backends.reference_scalars import inverse_length
 from gradalign.engine.comparison import aim_at_others, displaced_passes
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.plain import Plain
@@ -106,7 +107,7 @@ class SourceSums:
         """
         agreement, product = self._step.agreement, self._step.space.part(sums[1])
         if self._step.settings.objective.unit:
-            agreement.cosines(product * self._step.unit_of(sums[2]), num)
+            agreement.cosines(product * inverse_length(sums[2]), num)
         else:
             agreement.dots(product * self._dot_scale * self.own(size), num)
 

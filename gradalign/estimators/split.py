@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gradalign.backends.reference_scalars import inverse_length
 from gradalign.engine.comparison import add_displaced, compare
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
@@ -309,7 +310,7 @@ class OwnDirectionSplit(_Split):
         """Add the gradient of a probe, and its products with those of the anchors, to the sums."""
         step = self.step
         if step.settings.objective.unit:
-            step.agreement.cosines(step.space.part(sums[1]) * step.unit_of(sums[2]), self.num_anchors)
+            step.agreement.cosines(step.space.part(sums[1]) * inverse_length(sums[2]), self.num_anchors)
             square = step.record(g, self.late, self.num_visited)
             if self.late_units is not None:
                 step.record_unit(g, square, self.late_units, self.num_visited - self.num_anchors)

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from benchmarks.quality import film_cast
+from gradalign.cli.errors import CommandError
 
 PLOT = (
     "Neha (Sushmita Sen) trains three men. They rob the bank of Mr. Rajput (Amitabh Bachchan), and Neha flees.\n\n"
@@ -80,7 +81,7 @@ def test_the_files_that_are_written(asset, tmp_path, capsys):
 
 def test_a_missing_asset_ends_the_command(monkeypatch, tmp_path):
     def missing(name):
-        raise film_cast.CommandError("got no package")
+        raise CommandError("got no package")
 
     monkeypatch.setattr(film_cast.assets, "locate", missing)
     with pytest.raises(SystemExit, match="error: got no package"):
