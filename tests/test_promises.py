@@ -213,7 +213,7 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
 def test_2_an_interrupt_where_hooks_come_and_go_leaves_none():
     model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
     aligner = gradalign.GradAlign(model, 0.3)
-    functions = {"_watching_autocast", "_note_autocast", "forget"}
+    functions = {"_watching_autocast", "_hooked_models", "_note_autocast", "forget"}
 
     def step():
         aligner.backward(loss_fn, batches)
