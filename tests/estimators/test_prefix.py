@@ -33,7 +33,7 @@ def test_displaced_passes_replay_random_numbers_and_buffers(objective, kind):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_averaged_over_all_orders_it_is_the_gradient_of_A(objective):  # noqa: N802
-    check_mean_over_orders(CASE, objective)
+    check_mean_over_orders(CASE.options, objective)
 
 
 @pytest.mark.parametrize("normalize", ["none", "direction"])
@@ -74,7 +74,7 @@ def test_the_passes_of_a_block_replay_random_numbers_and_buffers(block, kind):
 @pytest.mark.parametrize("objective", ["dot", "norm"])
 @pytest.mark.parametrize("block", [2, 3])
 def test_averaged_over_all_orders_blocks_give_the_gradient_of_A(block, objective):  # noqa: N802
-    check_mean_over_orders(BLOCKS[block], objective)
+    check_mean_over_orders(BLOCKS[block].options, objective)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from support import oracle
-from support.estimator_checks import FORMS, Case, K, check_heads, mean_cosine, mean_dot
+from support.estimator_checks import FORMS, Case, K, check_heads, check_mean_over_orders, mean_cosine, mean_dot
 from support.measure import NORMALIZATIONS, OBJECTIVES, by_hand, exact_term, measured_term, relative
 from support.networks import Awkward, Counting, Spectral, make, state, trainable
 
@@ -58,24 +56,7 @@ def test_differences_converge_at_their_order(objective, difference, order):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_averaged_over_all_orders_it_is_the_gradient_of_A(objective):  # noqa: N802
-    model, loss_fn, batches = make(Awkward, k=4)
-    model.eval()  # dropout would tie the loss to the order
-    expected, _, _ = exact_term(model, loss_fn, batches, objective, "none", oracle.all_pairs(4))
-    orders, total = list(itertools.permutations(batches)), 0.0
-    for order in orders:
-        model.zero_grad()
-        found, _ = measured_term(
-            model,
-            loss_fn,
-            order,
-            objective=objective,
-            normalize="none",
-            probe_fraction=0.5,
-            radius=1e-4,
-            difference="central",
-        )
-        total = total + found / len(orders)
-    assert relative(total, expected) < 1e-5
+    check_mean_over_orders({"probe_fraction": 0.5}, objective)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

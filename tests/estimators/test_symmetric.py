@@ -31,7 +31,7 @@ def test_displaced_passes_replay_random_numbers_and_buffers(objective, kind):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_averaged_over_all_orders_it_is_the_gradient_of_A(objective):  # noqa: N802
-    check_mean_over_orders(CASE, objective)
+    check_mean_over_orders(CASE.options, objective)
 
 
 @pytest.mark.parametrize("normalize", ["none", "direction"])
