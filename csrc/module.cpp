@@ -59,12 +59,11 @@ bool use_tensors(pybind11::type tensor, pybind11::type parameter) {
 }
 
 // The rows of some tuples of tensors, which have to be kept while the rows are used: for each the number of its tensors and a
-// row for each of them, as int64. None where a tensor is to be left to torch. `known`: for each tuple None, or its own rows from before.
-pybind11::object rows(const pybind11::tuple& lists, const pybind11::tuple& known) {
+// row for each of them, as int64. None where a tensor is to be left to torch.
+pybind11::object rows(const pybind11::tuple& lists) {
   using gradalign::Row;
   constexpr size_t kWords = sizeof(Row) / sizeof(int64_t);
   if (!reader) return pybind11::none();
-  if (lists.size() != known.size()) throw pybind11::value_error("rows: expected one of known for each list");
   size_t words = 0;
   for (const pybind11::handle list : lists) {
     if (!PyTuple_Check(list.ptr())) throw pybind11::type_error("rows: expected tuples of tensors");
@@ -75,17 +74,12 @@ pybind11::object rows(const pybind11::tuple& lists, const pybind11::tuple& known
   if (!bytes) throw pybind11::error_already_set();
   auto* next = reinterpret_cast<int64_t*>(PyByteArray_AS_STRING(bytes.ptr()));
   const Row* first = nullptr;
-  for (size_t number = 0; number < lists.size(); ++number) {
-    PyObject* list = lists[number].ptr();
-    PyObject* before = known[number].ptr();
-    const Py_ssize_t size = PyTuple_GET_SIZE(list);
-    const auto num_bytes = static_cast<Py_ssize_t>((1 + static_cast<size_t>(size) * kWords) * sizeof(int64_t));
-    const bool was_read = PyByteArray_CheckExact(before) && PyByteArray_GET_SIZE(before) == num_bytes;
-    const auto* seen = was_read ? reinterpret_cast<const Row*>(PyByteArray_AS_STRING(before) + sizeof(int64_t)) : nullptr;
+  for (const pybind11::handle list : lists) {
+    const Py_ssize_t size = PyTuple_GET_SIZE(list.ptr());
     *next = size;
     auto* row = reinterpret_cast<Row*>(next + 1);
     for (Py_ssize_t i = 0; i < size; ++i, ++row) {
-      if (!reader->read(PyTuple_GET_ITEM(list, i), was_read ? seen + i : nullptr, *row)) return pybind11::none();
+      if (!reader->read(PyTuple_GET_ITEM(list.ptr(), i), *row)) return pybind11::none();
       if (first == nullptr) first = row;
       if (row->memory != first->memory || row->device != first->device) return pybind11::none();
     }

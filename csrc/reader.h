@@ -6,8 +6,6 @@
 
 #include <Python.h>
 
-#include <cstring>
-
 #include "tensor/row.h"
 
 namespace gradalign {
@@ -78,10 +76,7 @@ class Reader {
       : exchange_(exchange), type_(type), derived_(derived), is_neg_(is_neg) {}
 
   // Fills `row`; false where the tensor is to be left to torch.
-  //
-  // `known`: a row of the same object that was filled before, or null. While nothing of it has changed, the tensor is not asked
-  // for its negative bit, which takes as long as all the rest.
-  bool read(PyObject* object, const Row* known, Row& row) const {
+  bool read(PyObject* object, Row& row) const {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     if (type != type_ && type != derived_) return false;  // what other types hold is theirs to say
     dlpack::Tensor found;
@@ -101,8 +96,7 @@ class Reader {
     for (int32_t d = 0; d < found.ndim; ++d) row.numel *= found.shape[d];
     row.flat = is_flat(row);
     if (row.memory == Memory::elsewhere || row.number == Number::other || (found.data == nullptr && row.numel > 0)) return false;
-    const bool same = known != nullptr && std::memcmp(known, &row, sizeof(Row)) == 0;
-    return same || row.numel == 0 || !is_negative(object);
+    return row.numel == 0 || !is_negative(object);
   }
 
  private:

@@ -13,11 +13,8 @@ def plan(numels: list[int], page_elements: int = 32768) -> list[list[tuple[int, 
 def use_tensors(tensor: type[Tensor], parameter: type[Parameter]) -> bool:
     """Read tensors of these two types; False where torch has no interface for it."""
 
-def rows(lists: tuple[tuple[Tensor, ...], ...], known: tuple[bytearray | None, ...]) -> bytearray | None:
-    """Tuples of tensors as rows of int64, see csrc/tensor/row.h; None where a tensor is to be left to torch.
-
-    `known` holds, for each tuple, None or the rows that were read of this very tuple before.
-    """
+def rows(lists: tuple[tuple[Tensor, ...], ...]) -> bytearray | None:
+    """Tuples of tensors as rows of int64, see csrc/tensor/row.h; None where a tensor is to be left to torch."""
 
 def keys(rows: bytearray) -> list[tuple[bytes, bytes]]:
     """Of each list in rows, its addresses as int64, and what tells its dtypes, sizes and strides from others."""

@@ -20,7 +20,6 @@ from benchmarks.steps.kernel_traffic import KernelTraffic
 from benchmarks.steps.task import GradientFiller, Plain, Task
 from benchmarks.steps.workloads import LoadedWorkload
 from gradalign.backends import dispatch
-from gradalign.backends.rows import Prepared
 
 CPU = torch.device("cpu")
 K = 8
@@ -180,18 +179,17 @@ def test_the_host_work_of_a_step_beside_its_passes(
 
 
 @pytest.mark.parametrize("op", ["norm_dot", "perturb_", "restore_", "swap_", "accumulate_", "combine_", "adamw_step_"])
-@pytest.mark.parametrize("made", [list, Prepared], ids=["lists", "prepared"])
-def test_an_op_calls_python_as_often_for_many_tensors_as_for_few(benchmark: Any, op: str, made: Any) -> None:
+def test_an_op_calls_python_as_often_for_many_tensors_as_for_few(benchmark: Any, op: str) -> None:
     native = dispatch.load("native")
 
     def calls(num_tensors: int) -> int:
-        return python_calls(HostLists(num_tensors, CPU).ops(native, made)[op])
+        return python_calls(HostLists(num_tensors, CPU).ops(native)[op])
 
     few, many = calls(native.LEAST_ROWS), calls(400)
     assert many == few
     assert few <= 30
     benchmark.extra_info["calls"] = few
-    benchmark.pedantic(HostLists(400, CPU).ops(native, made)[op], rounds=3)
+    benchmark.pedantic(HostLists(400, CPU).ops(native)[op], rounds=3)
 
 
 def test_reading_lists_takes_less_than_torch_takes_to_hand_them_over(benchmark: Any) -> None:

@@ -23,7 +23,6 @@ from benchmarks import provenance
 from benchmarks.kernels.workloads import bert
 from benchmarks.tables import as_markdown, place
 from gradalign.backends import dispatch, rows, signatures
-from gradalign.backends.rows import Prepared
 
 Call = Callable[[], object]
 
@@ -40,14 +39,9 @@ class HostLists:
         self.steps = [torch.zeros((), device=device) for _ in range(num_tensors)]
         self.tiny, self.one = (torch.full((), value, device=device) for value in (1e-7, 1.0))
 
-    def ops(self, backend: ModuleType, made: Callable[[list[Tensor]], Any] = list) -> dict[str, Call]:
-        """Every op of a backend.
-
-        Args:
-            backend: its module.
-            made: what becomes of the lists that a step has from one call to the next; gradients are new ones.
-        """
-        p, backup, m, v, steps = map(made, (self.p, self.backup, self.m, self.v, self.steps))
+    def ops(self, backend: ModuleType) -> dict[str, Call]:
+        """Every op of a backend."""
+        p, backup, m, v, steps = self.p, self.backup, self.m, self.v, self.steps
         x, g, tiny = self.x, self.g, self.tiny
         scalars = (steps, self.one, tiny, tiny)
         adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -112,22 +106,17 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     backend, device = loaded(chosen.backend)
     lists = HostLists(chosen.tensors, device)
-    plain, prepared = lists.ops(backend), lists.ops(backend, Prepared)
-    calls = {(op, "rows"): call for op, call in plain.items()}
-    calls |= {(op, "prepared"): call for op, call in prepared.items()}
-    calls |= {(op, "without"): through_torch(call) for op, call in plain.items()}
+    ops = lists.ops(backend)
+    calls = {(op, "rows"): call for op, call in ops.items()}
+    calls |= {(op, "without"): through_torch(call) for op, call in ops.items()}
     with torch.no_grad():
         calls["", "foreach"] = lambda: torch._foreach_add_(lists.backup, lists.x, alpha=1e-7)
         seconds = thread_seconds(calls, chosen.rounds)
     print(place({**provenance.provenance(device.type, seed=0), "date": provenance.date()}))
     foreach = seconds["", "foreach"]
-    body = [[op, *(f"{1e6 * seconds[op, way]:.0f}" for way in ("without", "rows", "prepared"))] for op in plain]
-    body.append(["torch._foreach_add_", "", f"{1e6 * foreach:.0f}", ""])
-    print(
-        as_markdown(
-            (f"{chosen.backend}, us of {chosen.tensors} tensors", "without gradalign._C", "with it", "prepared"), body
-        )
-    )
+    body = [[op, *(f"{1e6 * seconds[op, way]:.0f}" for way in ("without", "rows"))] for op in ops]
+    body.append(["torch._foreach_add_", "", f"{1e6 * foreach:.0f}"])
+    print(as_markdown((f"{chosen.backend}, us of {chosen.tensors} tensors", "without gradalign._C", "with it"), body))
     return 0
 
 

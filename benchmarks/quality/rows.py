@@ -76,7 +76,8 @@ def trial(job: Job) -> tuple[float, float]:
 
 def of_cell(found: dict[Job, Row], cell: Cell) -> dict[Job, Row]:
     """The runs of an arm."""
-    return {job: row for job, row in found.items() if (job.arm, job.mixed) == cell}
+    arm, mixed = cell
+    return {job: row for job, row in found.items() if job.arm == arm and job.mixed == mixed}
 
 
 def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[int]) -> dict[tuple[float, float], float]:

@@ -13,7 +13,6 @@ from support.kernel_cases import copies
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradalign.backends import native, rows
-from gradalign.backends.rows import Prepared
 
 pytestmark = pytest.mark.skipif(
     native.why_unavailable() is not None or rows.reader() is None, reason="gradalign._C or the kernels are not there"
@@ -25,12 +24,6 @@ N = native.LEAST_ROWS
 
 def ones(n: int = N, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     return [torch.ones(2, 3, dtype=dtype) for _ in range(n)]
-
-
-@pytest.fixture(params=["list", "prepared"])
-def make(request: pytest.FixtureRequest):
-    """Makes a list, or one that remembers what it was."""
-    return list if request.param == "list" else Prepared
 
 
 @pytest.fixture
@@ -74,13 +67,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_tensor_that_changed_in_place_is_found(make, reads, change):
+def test_a_tensor_that_changed_in_place_is_found(reads, change):
     plain = ones()
-    accs, grads = make(plain), make(ones())
-    native.accumulate_(accs, grads, SCALE)
+    grads = ones()
+    native.accumulate_(plain, grads, SCALE)
     memory = plain[3].data
     CHANGES[change](plain[3])
-    native.accumulate_(accs, grads, SCALE)
+    native.accumulate_(plain, grads, SCALE)
     assert reads.count(False) == 0
     assert plain[3].eq(4.5).all()
     assert all(t.eq(2).all() for t in plain[:3] + plain[4:])
@@ -88,22 +81,20 @@ def test_a_tensor_that_changed_in_place_is_found(make, reads, change):
         assert memory.eq(1.5).all() or memory.numel() == 0 or change == "a storage that grows"
 
 
-def test_a_tensor_that_changed_its_shape_is_refused(make):
-    plain, grads = ones(), make(ones())
-    accs = make(plain)
+def test_a_tensor_that_changed_its_shape_is_refused():
+    plain, grads = ones(), ones()
     plain[3].resize_(7).fill_(1)
     with pytest.raises(ValueError, match=r"expected grads\[3\] to have 7 elements; got 6"):
-        native.accumulate_(accs, grads, SCALE)
+        native.accumulate_(plain, grads, SCALE)
     assert all(t.eq(1).all() for t in plain)
     assert {t._version for t in plain if t is not plain[3]} == {0}
 
 
-def test_a_tensor_turned_in_place_is_read_in_its_new_order(make):
+def test_a_tensor_turned_in_place_is_read_in_its_new_order():
     plain, grads = [torch.ones(2, 2) for _ in range(N)], [torch.tensor([[0.0, 1.0], [2.0, 3.0]]) for _ in range(N)]
-    accs = make(plain)
-    native.accumulate_(accs, make(grads), SCALE)
+    native.accumulate_(plain, grads, SCALE)
     plain[3].t_()
-    native.accumulate_(accs, grads, SCALE)
+    native.accumulate_(plain, grads, SCALE)
     assert plain[3].tolist() == [[1, 2.5], [2.5, 4]]
     assert plain[2].tolist() == [[1, 2], [3, 4]]
 
@@ -119,19 +110,8 @@ def test_a_list_whose_tensors_were_replaced_is_read_anew():
     assert accs[3].eq(1 + 0.5 + 3.5).all()
 
 
-def test_a_prepared_list_keeps_its_tensors():
-    tensors = ones()
-    prepared = Prepared(tensors)
-    address = tensors[3].data_ptr()
-    del tensors[:]
-    gc.collect()
-    assert prepared[3].data_ptr() == address
-    native.accumulate_(prepared, ones(), SCALE)
-    assert all(t.eq(1.5).all() for t in prepared)
-
-
-def test_a_negative_view_is_left_to_torch_wherever_it_comes_from(make, reads):
-    """Contiguous or not, in a list that is read or in one that is written, before or after the list was prepared."""
+def test_a_negative_view_is_left_to_torch_wherever_it_comes_from(reads):
+    """Contiguous or not, in a list that is read or in one that is written, as it came or turned into one in place."""
     views = {
         "contiguous": lambda: torch._neg_view(torch.full((2, 3), -2.0)),
         "of a conjugate": lambda: torch.complex(torch.zeros(2, 3), torch.full((2, 3), -2.0)).conj().imag,
@@ -139,20 +119,20 @@ def test_a_negative_view_is_left_to_torch_wherever_it_comes_from(make, reads):
     for view in views.values():
         accs, plain = ones(), ones()
         plain[5] = view()
-        native.accumulate_(accs, make(plain), SCALE)
+        native.accumulate_(accs, plain, SCALE)
         assert accs[5].eq(2).all()
         grads = ones()
-        prepared = make(grads)
+        native.accumulate_(accs, grads, SCALE)
         grads[5].data = view()
-        native.accumulate_(accs, prepared if make is Prepared else grads, SCALE)
-        assert accs[5].eq(3).all()
+        native.accumulate_(accs, grads, SCALE)
+        assert accs[5].eq(3.5).all()
         before = copies(accs)
         accs[5] = view()
         before[5] = accs[5].clone()
         with pytest.raises(RuntimeError, match="negation input"):
-            native.accumulate_(make(accs), ones(), SCALE)
+            native.accumulate_(accs, ones(), SCALE)
         assert all(map(torch.equal, accs, before))
-    assert make is Prepared or not any(reads)
+    assert reads.count(True) == len(views)  # of the call before there was a view
 
 
 LEFT_TO_TORCH = {

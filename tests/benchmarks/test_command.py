@@ -224,9 +224,11 @@ def test_a_seed_that_torch_cannot_hold_is_refused_in_words(capsys):
     assert "--seed: expected an integer of at most" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["toy.md", "toy-cost.png", "toy.json"])
-def test_results_are_renamed_when_they_are_whole(bench, tmp_path, monkeypatch, name):
-    assert bench("--quick") == 0
+@pytest.mark.parametrize(
+    ("name", "options"), [("toy.md", ["--no-figures"]), ("toy-cost.png", []), ("toy.json", ["--no-figures"])]
+)
+def test_results_are_renamed_when_they_are_whole(bench, tmp_path, monkeypatch, name, options):
+    assert bench("--quick", *options) == 0
     out = tmp_path / "out"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     original = places.os.replace
@@ -237,6 +239,6 @@ def test_results_are_renamed_when_they_are_whole(bench, tmp_path, monkeypatch, n
         original(part, path)
 
     monkeypatch.setattr(places.os, "replace", interrupted)
-    assert bench("--quick") == 130
+    assert bench("--quick", *options) == 130
     assert {path.name for path in out.iterdir()} == set(before)
     assert (out / name).read_bytes() == before[name]

@@ -188,7 +188,9 @@ def test_a_line_says_the_ratio_or_the_reason():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["plain", "split m=k/4", "full Hessian"])
-def test_a_real_process_measures_everything(method):
+def test_a_real_process_measures_everything_from_any_folder_and_on_a_safe_path(method, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     workload = {"model": "mlp", "k": 4, "batch": 2, "size": 1000}
     request = {"workload": workload, "method": method, "device": "cpu", "threads": 1, "seed": 0, "seconds": 0.05}
     row = in_process(request, 120)
@@ -200,14 +202,6 @@ def test_a_real_process_measures_everything(method):
     assert row["passes"] == {"plain": 4, "split m=k/4": 5, "full Hessian": 4 + 4 * 1088}[method]
     assert -1e6 < row["peak_bytes"] < 1e9
     assert bool(row.get("kernels")) == (method == "split m=k/4")
-
-
-@pytest.mark.slow
-def test_a_real_process_is_found_from_any_folder_and_on_a_safe_path(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    request = {"workload": {"model": "mlp", "k": 2, "batch": 2, "size": 1000}, "device": "cpu", "threads": 1, "seed": 0}
-    assert in_process({**request, "method": "plain", "seconds": 0.01}, 120)["status"] == "ok"
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, cap
 def test_seeds_in_several_processes_give_what_they_give_in_one():
     texts = toy_texts()
     kept = toy_features(texts.distinct)
-    parts = {seed: texts.of_seed(kept, seed) for seed in (4, 2, 3)}
+    parts = {seed: texts.of_seed(kept, seed) for seed in (4, 2)}
 
     class Counter(StepCounter):
         def reach(self, steps):
@@ -52,8 +52,8 @@ def test_seeds_in_several_processes_give_what_they_give_in_one():
     counter = Counter()
     found = comparison.side_by_side(SETTINGS, parts, counter, jobs=2)
     expected = comparison.in_turn(SETTINGS, parts, StepCounter())
-    assert list(found) == [4, 2, 3]
-    assert counter.done == 3 * SETTINGS.steps
+    assert list(found) == [4, 2]
+    assert counter.done == 2 * SETTINGS.steps
     for seed, arms in expected.items():
         for name, arm in arms.items():
             if name != "plain, equal time":  # whose steps follow from measured times
