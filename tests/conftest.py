@@ -52,7 +52,11 @@ def scripts(monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """On a machine without a GPU the tests that need one are skipped with this reason."""
+    """The longest tests come first, so that no process has one left when the others are done.
+
+    On a machine without a GPU the tests that need one are skipped with this reason.
+    """
+    items.sort(key=lambda item: item.path.name != "test_suites.py")
     if torch.cuda.is_available():
         return
     for item in items:

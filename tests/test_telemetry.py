@@ -13,7 +13,7 @@ from gradalign.estimators import Split
 from gradalign.telemetry import RunningSum, logs, plot_tasks
 
 # Elements, rows of a micro-batch, micro-batches of a step, steps.
-N, ROWS, K, STEPS = 12, 4, 6, 800
+N, ROWS, K, STEPS = 12, 4, 6, 400
 
 
 @pytest.mark.parametrize("estimator", ["split", "prefix"])
@@ -35,7 +35,7 @@ def test_both_parts_are_unbiased(estimator, weight):
         values = torch.tensor(values)
         standard_error = float(values.std()) / STEPS**0.5
         assert abs(float(values.mean()) - expected) < 3.5 * standard_error
-        assert standard_error < 0.03 * expected
+        assert standard_error < 0.042 * expected
 
 
 CHOICES = [Split(probes="rotate"), "split", "prefix", "leave_one_out", "symmetric", "momentum", "exact"]
