@@ -19,7 +19,7 @@ from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.integrations.binding import LateAligner, Options
 from gradalign.integrations.bookkeeping import taken_back
-from gradalign.integrations.processes import one_process
+from gradalign.integrations.processes import served, several, wrapped
 
 STATE = "gradalign.pt"  # beside the optimizer's, in a checkpoint
 DATA = ("train_dataset", "eval_dataset")
@@ -33,7 +33,8 @@ class GradAlignMixin:
 
     A last accumulation of an epoch with fewer micro-batches is trained plainly. A scheduled weight and `every` count
     `state.global_step`. What a displaced pass notes in the trainer, its metrics, is taken back. Statistics go to the
-    trainer's logs as "align/...", at `logging_steps`.
+    trainer's logs as "align/...", at `logging_steps`. On several processes with one device each, micro-batch i is what all of
+    them have as their i-th.
 
     Args:
         args: those of the Trainer.
@@ -42,7 +43,7 @@ class GradAlignMixin:
 
     Raises:
         ValueError: `gradient_accumulation_steps` below 2.
-        TypeError: options that `GradAlign` does not have; several processes or devices, DeepSpeed.
+        TypeError: options that `GradAlign` does not have; several devices in one process, shards, DeepSpeed.
     """
 
     def __init__(self, *args: Any, aligner: Options, **kwargs: Any) -> None:
@@ -88,7 +89,7 @@ class GradAlignMixin:
             return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         if state.step is None:
             _servable(trainer, state)
-            method = state.late.of(trainer.model, trainer.state.global_step)
+            method = state.late.of(_called(trainer, model), trainer.state.global_step)
             state.open(method.accumulate(num, reduction="sum", backward=trainer.accelerator.backward), num)
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
@@ -237,6 +238,14 @@ class MicroBatch:
         return losses[0], returned
 
 
+def _called(trainer: Any, model: nn.Module) -> nn.Module:
+    """The module that is the aligner's: on several processes the wrapper that the loss calls."""
+    if not several(trainer.accelerator):
+        return trainer.model
+    wrapped([model], "let the Trainer wrap it, and pass it a model that is whole in every process")
+    return model
+
+
 def _servable(trainer: Any, state: _State) -> None:
     """The trainer's configuration is one in which gradients come out right."""
     args = trainer.args
@@ -245,19 +254,15 @@ def _servable(trainer: Any, state: _State) -> None:
             f"gradient_accumulation_steps: expected at least 2, since they are the micro-batches whose gradients are compared; "
             f"got {args.gradient_accumulation_steps}; set it to 8, and per_device_train_batch_size to an eighth"
         )
-    one_process(trainer.accelerator)
+    served(trainer.accelerator)
     if args.n_gpu > 1:
         raise TypeError(
-            f"n_gpu: expected one device; got {args.n_gpu}, on which DataParallel draws random numbers that a displaced pass "
-            "cannot repeat; set CUDA_VISIBLE_DEVICES to one GPU"
+            f"n_gpu: expected one device in a process; got {args.n_gpu}, on which DataParallel draws random numbers that a "
+            f"displaced pass cannot repeat; start a process for each, torchrun --nproc-per-node {args.n_gpu} train.py, or set "
+            "CUDA_VISIBLE_DEVICES to one GPU"
         )
     if getattr(args, "activation_offloading", False):
         raise TypeError(
             "activation_offloading: expected False; got True, which keeps one forward and its backward together; use "
             "gradient_checkpointing=True"
-        )
-    parallelism = getattr(trainer.accelerator, "parallelism_config", None)
-    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise TypeError(
-            "parallelism_config: expected none; got context or sequence parallelism, which splits a micro-batch over processes"
         )
