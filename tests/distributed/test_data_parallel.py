@@ -223,14 +223,14 @@ def held_back(rank):
     for aligned in (False, True):
         model = wrapped(net(Stateful), find_unused_parameters=True)
         model.module.count += 3 * rank
-        aligner = GradAlign(model, 0.0)
+        aligner, loss_fn = GradAlign(model, 0.0), loss_of(model)
         with aligner.accumulate(K) if aligned else contextlib.nullcontext() as step:
             for i, batch in enumerate(batches_of(rank)):
                 with model.no_sync() if i + 1 < K else contextlib.nullcontext():
                     if aligned:
-                        step.backward(lambda batch=batch: loss_of(model)(batch))
+                        step.backward(lambda batch=batch, loss_fn=loss_fn: loss_fn(batch))
                     else:
-                        (loss_of(model)(batch) / K).backward()
+                        (loss_fn(batch) / K).backward()
         results.append((gradients(model)[0], *[b.clone() for b in model.buffers()]))
     assert all(map(torch.equal, *results))
 

@@ -359,9 +359,14 @@ def test_what_cannot_be_served_is_refused(cls, options, arguments, error, messag
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("DEEPSPEED", "without DeepSpeed"), ("MULTI_GPU", "expected one process")]
+    ("kind", "message"),
+    [
+        ("DEEPSPEED", "without DeepSpeed"),
+        ("FSDP", "got FSDP, .* fully_shard in your own loop"),
+        ("MULTI_GPU", "expected that of a module in DistributedDataParallel"),
+    ],
 )
-def test_several_processes_are_refused(kind, message, tmp_path, monkeypatch):
+def test_shards_engines_and_unwrapped_models_are_refused(kind, message, tmp_path, monkeypatch):
     trainer = Aligned(model=gpt2(), args=arguments(tmp_path), train_dataset=tokens(), aligner=OPTIONS)
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", types.SimpleNamespace(value=kind))
     with pytest.raises(TypeError, match=message):
@@ -375,7 +380,7 @@ def test_several_devices_and_offloading_are_refused(tmp_path):
     with pytest.raises(TypeError, match="activation_offloading: expected False"):
         trainer.training_step(trainer.model, {})
     args._n_gpu = 2
-    with pytest.raises(TypeError, match="n_gpu: expected one device; got 2"):
+    with pytest.raises(TypeError, match="n_gpu: expected one device in a process; got 2, .* torchrun --nproc-per-node 2"):
         trainer.training_step(trainer.model, {})
 
 
