@@ -62,9 +62,7 @@ def alone(model, options, loss_of, batches, lr=0.1):
     optimizer, aligner, stats = torch.optim.SGD(model.parameters(), lr=lr), GradAlign(model, **options), []
     for start in range(0, len(batches), K):
         micro_batches = batches[start : start + K]
-        with aligner.accumulate(K, reduction="sum") as step:
-            for micro_batch in micro_batches:
-                step.backward(lambda b=micro_batch, all_=micro_batches: loss_of(b, all_))
+        aligner.backward(lambda b, all_=micro_batches: loss_of(b, all_), micro_batches, reduction="sum")
         stats.append(aligner.stats.as_dict())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -144,8 +142,8 @@ def transformers_on_a_rank(rank, folder):
         assert zero.state.global_step == 3
 
     whole = [{name: torch.stack([row[name] for row in six]) for name in six[0]} for six in blocks(tokens(24), 2 * ROWS)]
-    for objective, unused in (("variance", False), ("dot", None)):
-        options = {**VARIANCE, "objective": objective}
+    together = {**VARIANCE, "estimator": "leave_one_out"}
+    for options, unused in ((VARIANCE, False), ({**VARIANCE, "objective": "dot"}, None), (together, None)):
         trainer = hugging_face(folder, options, ddp_find_unused_parameters=unused)
         model = gpt2(0.0).double()
 
