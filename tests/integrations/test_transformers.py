@@ -55,6 +55,10 @@ def gpt2(**kwargs):
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **config))
 
 
+def gpt2_anew():
+    return gpt2(**STILL)
+
+
 def llama():
     torch.manual_seed(1)
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -361,6 +365,27 @@ def test_metrics_are_not_fed_by_displaced_passes(options, tmp_path):
 class Stop(TrainerCallback):
     def on_substep_end(self, args, state, control, **kwargs):
         control.should_epoch_stop = state.global_step == 1
+
+
+def test_a_search_makes_the_aligner_of_each_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    made = []
+
+    class Noted(gradalign.GradAlign):
+        def __init__(self, model, weight, **kwargs):
+            made.append((model, weight))
+            super().__init__(model, weight, **kwargs)
+
+    monkeypatch.setattr(gradalign, "GradAlign", Noted)
+    search = recipe("Hyper-parameter search")["search"]
+    best = search(gpt2_anew, tokens(32), tokens(8, seed=3), str(tmp_path), n_trials=2)
+    assert len({id(model) for model, _ in made}) == len({weight for _, weight in made}) == 2
+    weight = best.hyperparameters["align_weight"]
+    assert weight in [weight for _, weight in made]
+    given = {"aligner": {**OPTIONS, "weight": weight}, "eval_dataset": tokens(8, seed=3), "model_init": gpt2_anew}
+    sizes = {"gradient_accumulation_steps": 8, "learning_rate": 5e-5}
+    alone = trained(Aligned, None, tmp_path, tokens(32), trainer_options=given, **sizes)
+    assert alone.evaluate()["eval_loss"] == best.objective
 
 
 @pytest.mark.parametrize("estimator", ["split", "leave_one_out"])

@@ -13,5 +13,6 @@ def recipe(title):
     section = re.split(rf"^#+ {re.escape(title)}\n", PAGE.read_text(), flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
     names = {"__name__": "docs.trainers"}
-    exec(compile(re.search(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[1], title, "exec"), names)
+    code = re.search(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[1]
+    exec(compile(code, title, "exec", dont_inherit=True), names)
     return names
