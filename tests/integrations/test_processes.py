@@ -15,6 +15,7 @@ from support.ranks import Group
 from support.recipes import recipe
 from torch import nn
 
+import gradalign
 from gradalign import GradAlign
 from gradalign.integrations.processes import served, wrapped
 
@@ -257,6 +258,29 @@ def test_accelerate(two, tmp_path):
 # Lightning
 
 
+def by_hand(objective):
+    """The recipe that leaves the accumulation to gradalign, on both processes and on one."""
+    import lightning
+
+    data = torch.randn(48, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    module = recipe("Lightning with large batches")["Aligned"](net(0.0).double(), k=K)
+    module.aligner = GradAlign(module.net, **{**VARIANCE, "objective": objective})
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    sizes = {"devices": 2, "max_epochs": 1, "use_distributed_sampler": False}
+    trainer = lightning.Trainer(accelerator="cpu", strategy="ddp", precision="64-true", **quiet, **sizes)
+    sampler = torch.utils.data.DistributedSampler(data, shuffle=False)
+    trainer.fit(module, torch.utils.data.DataLoader(data, 4 * ROWS, sampler=sampler))
+
+    model = net(0.0).double()
+    optimizer = gradalign.optim.AdamW(model.parameters(), lr=1e-3, max_grad_norm=1.0)
+    aligner = GradAlign(model, **{**VARIANCE, "objective": objective})
+    for batch in data.split(8 * ROWS):
+        aligner.backward(lambda x: model(x).square().mean(), gradalign.chunk(batch, K))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert relative_error(parameters(module.net), parameters(model)) < TOLERANCE
+
+
 def of_lightning(options, dropout=0.0, rows=24, resume=None, folder=None, **arguments):
     """A trainer that has trained, plain without options."""
     import lightning
@@ -319,6 +343,8 @@ def lightning_on_a_rank(rank, folder):
         found, model = of_lightning(options), net(0.0).double()
         expected = alone(model, options, lambda x, _, m=model: m(x).square().mean() / K, data.split(2 * ROWS))
         agree(parameters(found.module), found.module.stats, expected)
+
+        by_hand(objective)
 
     trained = of_lightning(RESUMED, folder=folder, max_epochs=2)
     again = of_lightning(RESUMED, folder=folder, max_epochs=2, resume=Path(folder) / "epoch=0.ckpt")
