@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+
 import pytest
 import torch
-from support.recipes import recipe
+from support.recipes import recipe, source
 
 import gradalign
 
@@ -110,3 +113,55 @@ def test_lightning_with_a_loss_scale():
     fit(module, [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0))])
     assert float(module.aligner.stats.grad_norm) == pytest.approx(float(plain.aligner.stats.grad_norm), rel=0.2)
     assert module.aligner.stats.radius == 0.03
+
+
+# The script of a user of the Trainer, before gradalign.
+PLAIN = """
+from transformers import Trainer, TrainingArguments
+
+
+def train(model, train_dataset, output_dir):
+    args = TrainingArguments(
+        output_dir, per_device_train_batch_size=2, gradient_accumulation_steps=8, learning_rate=1e-3, logging_steps=1
+    )
+    trainer = Trainer(model=model, args=args, train_dataset=train_dataset)
+    trainer.train()
+    return trainer
+"""
+
+
+def logical_lines(code):
+    """The statements of a script, one line each, however they are wrapped; `pass` is on the line of its class."""
+
+    def of(body):
+        for statement in body:
+            inner = getattr(statement, "body", None)
+            first, *_ = ast.unparse(statement).splitlines()
+            yield first if inner is None else f"{first} {'pass' if isinstance(inner[0], ast.Pass) else ''}"
+            yield from of([s for s in inner or () if not isinstance(s, ast.Pass)])
+
+    return list(of(ast.parse(code).body))
+
+
+def test_at_most_three_lines_of_a_script_change():
+    before, after = logical_lines(PLAIN), logical_lines(source("Hugging Face Trainer"))
+    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    changed = [after[c:d] or before[a:b] for kind, a, b, c, d in blocks if kind != "equal"]
+    assert [len(lines) for lines in changed] == [2, 1]
+    assert "import GradAlignMixin" in changed[0][0]
+
+
+@pytest.mark.slow
+def test_both_scripts_train(tmp_path, monkeypatch):
+    import transformers
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    plain = {"__name__": "plain"}
+    exec(compile(PLAIN, "plain", "exec"), plain)
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(32, (32, 6))]
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 32, "n_positions": 8}
+    for train in (plain["train"], recipe("Hugging Face Trainer")["train"]):
+        config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+        trainer = train(transformers.GPT2LMHeadModel(config), rows, str(tmp_path))
+        assert trainer.state.global_step == 6
+    assert trainer.aligner.stats.passes == 10

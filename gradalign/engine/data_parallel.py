@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class DataParallel(Ranks):
 
     Until a vector is read its passes add to it locally: where it already holds an average T, which is the same on all ranks,
     mean over ranks of (T + P_r) = T + mean P_r. With `find_unused_parameters` or `static_graph`, where a reduction that is left
-    out would be wrong, every pass is averaged.
+    out would be wrong, every pass of a step with the term is averaged; one without it does what the plain loop would, whose
+    `no_sync` is the user's.
 
     Args:
         wrappers: the wrapped modules.
@@ -41,13 +42,14 @@ class DataParallel(Ranks):
             )
         self.num = torch.distributed.get_world_size(self._group)
         self._param_sync: list[bool] | None = None  # of the wrappers, before the step
+        self._active = True
 
     @property
     def every_pass(self) -> bool:
         """Whether no reduction may be left out."""
         return any(map(torch_internals.cannot_skip_a_reduction, self._wrappers))
 
-    def begin(self) -> None:
+    def begin(self, active: bool) -> None:
         """Buffers are broadcast as the first forward of the plain loop would: once a step, so that replays agree.
 
         Raises:
@@ -58,6 +60,7 @@ class DataParallel(Ranks):
                 "expected the same number of micro-batches on all ranks; got a step inside Join, whose ranks may have no "
                 "input; drop the last, incomplete batches instead"
             )
+        self._active = active
         self._param_sync = list(map(torch_internals.broadcasts_in_forward, self._wrappers))
         if self.every_pass:  # so do they all in the plain loop then
             return
@@ -73,8 +76,10 @@ class DataParallel(Ranks):
                 torch_internals.broadcast_in_forward(wrapper, synced or complete)
 
     def one_pass(self, more: bool, backward: bool = True) -> AbstractContextManager[None]:
-        """Average in this pass or not, whatever a `no_sync` of the user's says."""
+        """Average in this pass or not, whatever a `no_sync` of the user's says, but where that makes the plain loop."""
         every = self.every_pass
+        if every and not self._active and backward and (more or all(map(torch_internals.averages, self._wrappers))):
+            return nullcontext()
         return torch_internals.averaging(self._wrappers, gradients=backward and (every or not more), buffers=every)
 
     def average(self, tensors: Iterable[Tensor], share: float) -> None:

@@ -52,8 +52,8 @@ class Mesh(Ranks):
                 "gradients nobody would average; freeze them, or shard them too"
             )
 
-    def begin(self) -> None:
-        """Nothing is left of an earlier backward.
+    def begin(self, active: bool) -> None:
+        """Nothing is left of an earlier backward, whether or not the step has the term.
 
         Raises:
             ValueError: gradients that `fully_shard` holds back; a module inside the one that it was applied to last.

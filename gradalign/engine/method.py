@@ -24,7 +24,7 @@ from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
 from gradalign.engine.ranks import group_is_up
 from gradalign.engine.replay import Buffers, numpy_random
-from gradalign.engine.schedule import Schedule
+from gradalign.engine.schedule import NeedsAllError, Schedule
 from gradalign.engine.sources import Sources, labels
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
@@ -392,7 +392,7 @@ class Method(ABC):
                 f"{getattr(request.backward, '__qualname__', request.backward)}; use an estimator with finite differences"
             )
         if request.one_by_one and active.needs_all:
-            raise ValueError(
+            raise NeedsAllError(
                 f"accumulate: expected an estimator that sees every micro-batch once; got {self._described()}, "
                 "which evaluates earlier ones again, or in another order; use backward(loss_fn, micro_batches)"
             )

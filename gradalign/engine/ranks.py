@@ -35,8 +35,12 @@ class Ranks(ABC):
         raise AssertionError("only where every rank has whole parameters")
 
     @abstractmethod
-    def begin(self) -> None:
-        """A step begins: what all its passes share is made the same."""
+    def begin(self, active: bool) -> None:
+        """A step begins: what all its passes share is made the same.
+
+        Args:
+            active: whether it has the term.
+        """
 
     @abstractmethod
     def end(self, complete: bool) -> None:

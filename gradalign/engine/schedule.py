@@ -11,6 +11,10 @@ from gradalign.engine.passes import Closure
 from gradalign.engine.step import Step
 
 
+class NeedsAllError(ValueError):
+    """A step that is given one micro-batch at a time, with a schedule that needs all; nothing was touched."""
+
+
 class Schedule(ABC):
     """Visits the micro-batches in order and leaves the step's gradient in `.grad`.
 

@@ -57,6 +57,11 @@ def broadcasts_in_forward(wrapper: DistributedDataParallel) -> bool:
     return wrapper.require_forward_param_sync
 
 
+def averages(wrapper: DistributedDataParallel) -> bool:
+    """Whether the next backward averages the gradients; not inside `no_sync`."""
+    return wrapper.require_backward_grad_sync
+
+
 def broadcast_in_forward(wrapper: DistributedDataParallel, flag: bool) -> None:
     """Whether the next forward is to do it."""
     wrapper.require_forward_param_sync = flag

@@ -81,7 +81,7 @@ class OpenStep:
         if ranks is not None:
             if self.to_compare:
                 ranks.same_request(self.to_compare, self.step.space.home)
-            ranks.begin()
+            ranks.begin(self.step.active)
 
     def complete(self, losses: Sequence[Tensor]) -> Outcome:
         """Fill `.grad`.

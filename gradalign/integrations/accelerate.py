@@ -12,7 +12,7 @@ from torch import Tensor
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.engine.validation import callable_
-from gradalign.integrations.processes import one_process
+from gradalign.integrations.processes import served, several, wrapped
 
 
 @contextmanager
@@ -26,18 +26,22 @@ def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
             optimizer.zero_grad()
 
     k is the Accelerator's `gradient_accumulation_steps`, and the loss is divided by it. A last accumulation with fewer
-    micro-batches, where the data loader ends, is trained plainly.
+    micro-batches, where the data loader ends, is trained plainly. On several processes with one device each, micro-batch i is
+    what all of them have as their i-th.
 
     Args:
         accelerator: the Accelerator.
-        aligner: a `GradAlign` or a baseline.
+        aligner: a `GradAlign` or a baseline; on several processes that of the model that `accelerator.prepare` returned.
 
     Raises:
         ValueError: `gradient_accumulation_steps` below 2.
-        TypeError: DeepSpeed, or several processes.
+        TypeError: DeepSpeed or shards; on several processes an aligner of a model that is not prepared.
         RuntimeError: a block without a call of `step.backward`; a data loader of unknown length that ends in between.
     """
-    one_process(accelerator)
+    served(accelerator)
+    modules = aligner._models.modules
+    if several(accelerator):
+        wrapped(modules, "make the aligner after model = accelerator.prepare(model)")
     if accelerator.gradient_accumulation_steps < 2:
         raise ValueError(
             "gradient_accumulation_steps: expected at least 2, since they are the micro-batches whose gradients are compared; "
@@ -45,7 +49,7 @@ def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
             "and call aligner.backward(loss_fn, gradalign.chunk(batch, 8), backward=accelerator.backward)"
         )
     window = _WINDOWS.setdefault(aligner, Window(aligner))
-    with accelerator.accumulate():
+    with accelerator.accumulate(*modules):
         try:
             window.enter(accelerator)
             yield window

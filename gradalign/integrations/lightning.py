@@ -10,16 +10,18 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.integrations.binding import LateAligner, Options
 from gradalign.integrations.bookkeeping import taken_back
+from gradalign.integrations.processes import OWN_LOOP
 
-REPLACED = ("training_step", "backward", "optimizer_zero_grad", "log")
+OF_THE_STRATEGY = ("training_step",)  # where it opens autocast and, on several processes, calls the wrapper
+OF_THE_MODULE = ("backward", "optimizer_zero_grad", "log")
 
 
 class GradAlignCallback(Callback):
@@ -27,21 +29,23 @@ class GradAlignCallback(Callback):
 
         Trainer(..., accumulate_grad_batches=8, callbacks=[GradAlignCallback(dict(weight=0.03, objective="variance"))])
 
-    All passes run in `training_step`, whose loss Lightning's own backward then leaves alone: each closure is the module's
-    `training_step` over k, as Lightning divides it. A last accumulation of an epoch with fewer micro-batches is trained
-    plainly. A scheduled weight and `every` count `trainer.global_step`. What a displaced pass logs, or notes in the module and
-    in metrics of torchmetrics, is taken back. Statistics go to the trainer's loggers, every `log_every_n_steps`.
+    All passes run where the strategy calls `training_step`, whose loss Lightning's own backward then leaves alone: each closure
+    is the module's `training_step` over k, as Lightning divides it. A last accumulation of an epoch with fewer micro-batches is
+    trained plainly. A scheduled weight and `every` count `trainer.global_step`. What a displaced pass logs, or notes in the
+    module and in metrics of torchmetrics, is taken back. Statistics go to the trainer's loggers, every `log_every_n_steps`.
+    With `strategy="ddp"`, micro-batch i is what all processes have as their i-th.
 
     Args:
         aligner: options of `GradAlign` other than the model; or a function of the model that returns an aligner or a baseline.
 
     Raises:
-        TypeError: options that `GradAlign` does not have; at the start of the training: manual optimization, several processes.
+        TypeError: options that `GradAlign` does not have; at the start of the training: manual optimization, shards, DeepSpeed.
         ValueError: at the start of the training: `accumulate_grad_batches` below 2.
     """
 
     def __init__(self, aligner: Options) -> None:
         self._late = LateAligner(aligner)
+        self._owners: dict[str, LightningModule | Strategy] = {}  # of what is replaced meanwhile
         self._originals: dict[str, Callable] = {}
         self._step: Accumulation | None = None
         self._batch_idx = 0
@@ -63,13 +67,14 @@ class GradAlignCallback(Callback):
         self._late.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put our methods in the places of the module's."""
+        """Put our methods in the places of the module's and the strategy's."""
         _servable(trainer, pl_module, self._late.off)
         self._logged = trainer.global_step
-        self._originals = {name: getattr(pl_module, name) for name in REPLACED}
+        self._owners = dict.fromkeys(OF_THE_STRATEGY, trainer.strategy) | dict.fromkeys(OF_THE_MODULE, pl_module)
+        self._originals = {name: getattr(owner, name) for name, owner in self._owners.items()}
         for name, original in self._originals.items():
             ours = functools.partial(getattr(self, f"_{name}"), pl_module)
-            setattr(pl_module, name, functools.wraps(original)(_function(ours)))
+            setattr(self._owners[name], name, functools.wraps(original)(_function(ours)))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember which batch it is."""
@@ -89,17 +94,17 @@ class GradAlignCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take our methods out."""
-        self._leave(pl_module)
+        self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Everything as before the step."""
-        self._leave(pl_module)
+        self._leave()
 
-    def _leave(self, module: LightningModule) -> None:
+    def _leave(self) -> None:
         self._abandon()
         for name in self._originals:
-            delattr(module, name)
-        self._originals = {}
+            delattr(self._owners[name], name)
+        self._originals, self._owners = {}, {}
 
     def _abandon(self) -> None:
         step, self._step = self._step, None
@@ -108,7 +113,7 @@ class GradAlignCallback(Callback):
             step.__exit__(InterruptedError, interrupted, None)
 
     def _training_step(self, module: LightningModule, *args: Any, **kwargs: Any) -> Any:
-        """All passes of one micro-batch; returns what the module's own returns, the loss detached."""
+        """All passes of one micro-batch; returns what the strategy's own returns, the loss detached."""
         trainer, k = module.trainer, module.trainer.accumulate_grad_batches
         if trainer.fit_loop._skip_backward:  # StochasticWeightAveraging renews BatchNorm's statistics
             return self._originals["training_step"](*args, **kwargs)
@@ -143,7 +148,7 @@ class GradAlignCallback(Callback):
         trainer = module.trainer
         _servable(trainer, module, self._late.off)
         self._originals["optimizer_zero_grad"](trainer.current_epoch, self._batch_idx, trainer.optimizers[0])
-        method = self._late.of(module, trainer.global_step)
+        method = self._late.of(trainer.strategy.model, trainer.global_step)
         self._step = method.accumulate(k, reduction="sum", backward=Differentiation(self, module).backward).__enter__()
 
     def _backward(self, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -175,12 +180,11 @@ class Differentiation:
         self.scaler = getattr(self._plugin, "scaler", None)
 
     def backward(self, loss: Tensor) -> None:
-        """Differentiate a loss, outside the autocast that is open around `training_step`."""
+        """Differentiate a loss."""
         self._callback._differentiating = True
         try:
-            with torch.autocast(self._module.device.type, enabled=False):
-                scaled = loss if self.scaler is None else self.scaler.scale(loss)
-                self._plugin.backward(scaled, self._module, None)
+            scaled = loss if self.scaler is None else self.scaler.scale(loss)
+            self._plugin.backward(scaled, self._module, None)
         finally:
             self._callback._differentiating = False
 
@@ -192,7 +196,7 @@ class _MicroBatch:
         callback: the callback.
         module: the module.
         k: the number of micro-batches.
-        training_step: calls the module's own.
+        training_step: calls the strategy's own.
 
     Attributes:
         output: what the base pass returned, the loss detached.
@@ -234,16 +238,17 @@ def _function(partial: functools.partial) -> Callable:
 
 def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
     """The trainer's configuration is one in which gradients come out right."""
-    strategy = type(trainer.strategy).__name__
-    if "DeepSpeed" in strategy:
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if "DeepSpeed" in name:
         raise TypeError(
-            f"strategy: expected training without DeepSpeed; got {strategy}, whose engine scales, reduces and partitions "
-            "gradients inside its own backward, so that no step can be put together from several; train on one device"
+            f"strategy: expected training without DeepSpeed; got {name}, whose engine scales, reduces and partitions "
+            'gradients inside its own backward, so that no step can be put together from several; use strategy="ddp"'
         )
-    if trainer.world_size > 1 or strategy != "SingleDeviceStrategy":
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or "XLA" in name:
         raise TypeError(
-            f"strategy: expected one process on one device; got {strategy} with {trainer.world_size} processes, which would "
-            "average or shard the scaled gradients of single passes; use Trainer(devices=1)"
+            f'strategy: expected one device, or strategy="ddp" for several; got {name}, whose gradients of single passes '
+            f'cannot be kept apart here; use strategy="ddp", or {OWN_LOOP}'
         )
     if not module.automatic_optimization:
         raise TypeError(

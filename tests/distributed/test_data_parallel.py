@@ -217,6 +217,28 @@ def test_weight_zero_is_bit_identical_to_the_plain_loop(two_ranks, options):
     two_ranks.run(weightless_and_plain, options)
 
 
+def held_back(rank):
+    """The same where the loop holds reductions back although some parameters may be unused."""
+    results = []
+    for aligned in (False, True):
+        model = wrapped(net(Stateful), find_unused_parameters=True)
+        model.module.count += 3 * rank
+        aligner, loss_fn = GradAlign(model, 0.0), loss_of(model)
+        with aligner.accumulate(K) if aligned else contextlib.nullcontext() as step:
+            for i, batch in enumerate(batches_of(rank)):
+                with model.no_sync() if i + 1 < K else contextlib.nullcontext():
+                    if aligned:
+                        step.backward(lambda batch=batch, loss_fn=loss_fn: loss_fn(batch))
+                    else:
+                        (loss_fn(batch) / K).backward()
+        results.append((gradients(model)[0], *[b.clone() for b in model.buffers()]))
+    assert all(map(torch.equal, *results))
+
+
+def test_weight_zero_leaves_a_no_sync_to_the_loop(two_ranks):
+    two_ranks.run(held_back)
+
+
 def buffers_compared(rank, options, objective):
     alone = net(Stateful)
     model = wrapped(copy.deepcopy(alone), **options)

@@ -203,10 +203,11 @@ def test_blocks_with_another_number_of_calls_are_refused():
     ("kind", "num", "message"),
     [
         ("DEEPSPEED", 1, "expected training without DeepSpeed; got DeepSpeed"),
-        ("MULTI_CPU", 2, "expected one process on one device; got MULTI_CPU with 2 processes"),
+        ("FSDP", 2, "got FSDP, .* fully_shard in your own loop"),
+        ("MULTI_CPU", 2, "expected that of a module in DistributedDataParallel, .* after model = accelerator.prepare"),
     ],
 )
-def test_several_processes_are_refused(kind, num, message):
+def test_shards_engines_and_unwrapped_models_are_refused(kind, num, message):
     accelerator = types.SimpleNamespace(distributed_type=types.SimpleNamespace(value=kind), num_processes=num)
     run = Run({"weight": 0.1})
     with pytest.raises(TypeError, match=message), accumulate(accelerator, run.aligner):

@@ -212,9 +212,10 @@ def test_what_cannot_be_served_is_refused(cls, kwargs, error, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("DeepSpeedStrategy", "without DeepSpeed"), ("DDPStrategy", "one process")]
+    ("name", "message"),
+    [("DeepSpeedStrategy", "without DeepSpeed"), ("FSDPStrategy", "got FSDPStrategy, .* fully_shard in your own loop")],
 )
-def test_several_processes_are_refused(name, message):
+def test_shards_and_engines_are_refused(name, message):
     trainer = types.SimpleNamespace(strategy=type(name, (), {})(), world_size=2, global_step=0)
     with pytest.raises(TypeError, match=message):
         GradAlignCallback(OPTIONS).on_train_start(trainer, Module())

@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is fetched
 import transformers
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
 
+from gradalign.estimators import Split
 from gradalign.integrations.transformers import GradAlignMixin
 
 K, VOCAB, LENGTH = 4, 32, 6
@@ -33,11 +34,15 @@ class Aligned(GradAlignMixin, Trainer):
     pass
 
 
-class InOrder(Aligned):
+class InOrderPlain(Trainer):
     """Rows in the order of the data set, whatever the version calls that."""
 
     def _get_train_sampler(self, *args):
         return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class InOrder(GradAlignMixin, InOrderPlain):
+    pass
 
 
 class AlignedSeq2Seq(GradAlignMixin, Seq2SeqTrainer):
@@ -48,6 +53,10 @@ def gpt2(**kwargs):
     torch.manual_seed(1)
     config = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": VOCAB, "n_positions": 16, **kwargs}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **config))
+
+
+def gpt2_anew():
+    return gpt2(**STILL)
 
 
 def llama():
@@ -175,13 +184,72 @@ def own_loop(model, rows, options, trainer, num_steps=3):
 @pytest.mark.parametrize("objective", ["variance", "dot"])
 def test_a_step_is_that_of_an_own_loop(objective, tmp_path):
     options = {"weight": lambda step: 0.1 * (step + 1), "objective": objective, "every": 2}
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model, rows = gpt2(**still), tokens(24)
+    model, rows = gpt2(**STILL), tokens(24)
     same_steps = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    aligned = trained(InOrder, gpt2(**still), tmp_path, rows, trainer_options={"aligner": options}, **same_steps)
+    aligned = trained(InOrder, gpt2(**STILL), tmp_path, rows, trainer_options={"aligner": options}, **same_steps)
     aligner = own_loop(model, rows, options, aligned)
     assert same(model, aligned.model)
     assert float(aligned.aligner.stats.grad_norm) == float(aligner.stats.grad_norm)
+
+
+STILL = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+SITES = [0, 1, 1, 0, 1, 0]  # in turn, of the micro-batches of two rows
+
+
+def rows_of_sites(rows):
+    return [{**row, "site": torch.tensor(SITES[i // 2 % len(SITES)])} for i, row in enumerate(tokens(rows))]
+
+
+def site_of(inputs):
+    (site,) = set(inputs.pop("site").tolist())
+    return f"site {site}"
+
+
+@pytest.mark.parametrize(
+    ("options", "by_source"),
+    [
+        ({"estimator": "leave_one_out"}, False),
+        ({"estimator": Split(probes="rotate")}, False),
+        ({"estimator": "leave_one_out", "objective": "cosine"}, True),
+        ({"estimator": "split", "objective": "dot", "every": 2}, True),
+    ],
+    ids=["leave_one_out", "rotated", "leave_one_out by source", "split by source"],
+)
+def test_micro_batches_that_are_needed_together(options, by_source, tmp_path):
+    options = {**OPTIONS, **options}
+    rows, model = tokens(26), gpt2(**STILL)
+    same_steps = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    given, data = {"aligner": options}, rows
+    if by_source:
+        given, data = {**given, "source_of": site_of}, rows_of_sites(26)
+        same_steps["remove_unused_columns"] = False
+    aligned = trained(InOrder, gpt2(**STILL), tmp_path, data, trainer_options=given, max_steps=3, **same_steps)
+
+    optimizer, aligner = torch.optim.SGD(model.parameters(), lr=1e-2), gradalign.GradAlign(model, **options)
+    pairs = zip(rows[::2], rows[1::2], strict=True)
+    batches = [{name: torch.stack([row[name] for row in pair]) for name in pair[0]} for pair in pairs]
+    sites = [f"site {SITES[i % len(SITES)]}" for i in range(len(batches))]
+    for start in (0, K, 2 * K):
+        window = batches[start : start + K]
+        items = aligned.get_batch_samples(iter([dict(b, site=torch.zeros(1)) for b in window]), K, "cpu")[1]
+        sources = sites[start : start + K] if by_source else None
+        aligner.backward(
+            lambda b, items=items: model(**b, num_items_in_batch=items).loss, window, reduction="sum", sources=sources
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+    assert same(model, aligned.model)
+    assert aligned.aligner.stats.passes == aligner.stats.passes
+    assert float(aligned.aligner.stats.grad_norm) == float(aligner.stats.grad_norm)
+
+
+def test_weight_0_with_sources_is_the_parent_bit_for_bit(tmp_path):
+    plain = trained(InOrderPlain, gpt2(), tmp_path)
+    given = {"aligner": {"weight": 0.0, "estimator": "leave_one_out"}, "source_of": site_of}
+    aligned = trained(InOrder, gpt2(), tmp_path, rows_of_sites(26), trainer_options=given, remove_unused_columns=False)
+    assert same(plain.model, aligned.model)
+    histories = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (plain, aligned)]
+    assert histories[0] == histories[1]
 
 
 def test_sequence_to_sequence(tmp_path):
@@ -281,13 +349,13 @@ class AlignedNoting(GradAlignMixin, Noting):
     pass
 
 
-@pytest.mark.parametrize("objective", ["variance", "dot"])
-def test_metrics_are_not_fed_by_displaced_passes(objective, tmp_path):
+@pytest.mark.parametrize(
+    "options", [OPTIONS, {**OPTIONS, "objective": "dot"}, {**OPTIONS, "estimator": "leave_one_out"}]
+)
+def test_metrics_are_not_fed_by_displaced_passes(options, tmp_path):
     plain = trained(Noting, gpt2(), tmp_path)
-    aligned = trained(
-        AlignedNoting, gpt2(), tmp_path, trainer_options={"aligner": {"weight": 0.1, "objective": objective}}
-    )
-    assert aligned.aligner.stats.passes == K + 1
+    aligned = trained(AlignedNoting, gpt2(), tmp_path, trainer_options={"aligner": options})
+    assert aligned.aligner.stats.passes == (2 * K if "estimator" in options else K + 1)
     assert aligned.calls == plain.calls == 13
     assert aligned.seen == plain.seen
     assert aligned.per_mode == plain.per_mode
@@ -299,10 +367,31 @@ class Stop(TrainerCallback):
         control.should_epoch_stop = state.global_step == 1
 
 
-def test_a_step_that_a_callback_ends_early_leaves_nothing(tmp_path):
-    trainer = trained(
-        Aligned, gpt2(), tmp_path, trainer_options={"aligner": OPTIONS, "callbacks": [Stop()]}, num_train_epochs=2
-    )
+def test_a_search_makes_the_aligner_of_each_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    made = []
+
+    class Noted(gradalign.GradAlign):
+        def __init__(self, model, weight, **kwargs):
+            made.append((model, weight))
+            super().__init__(model, weight, **kwargs)
+
+    monkeypatch.setattr(gradalign, "GradAlign", Noted)
+    search = recipe("Hyper-parameter search")["search"]
+    best = search(gpt2_anew, tokens(32), tokens(8, seed=3), str(tmp_path), n_trials=2)
+    assert len({id(model) for model, _ in made}) == len({weight for _, weight in made}) == 2
+    weight = best.hyperparameters["align_weight"]
+    assert weight in [weight for _, weight in made]
+    given = {"aligner": {**OPTIONS, "weight": weight}, "eval_dataset": tokens(8, seed=3), "model_init": gpt2_anew}
+    sizes = {"gradient_accumulation_steps": 8, "learning_rate": 5e-5}
+    alone = trained(Aligned, None, tmp_path, tokens(32), trainer_options=given, **sizes)
+    assert alone.evaluate()["eval_loss"] == best.objective
+
+
+@pytest.mark.parametrize("estimator", ["split", "leave_one_out"])
+def test_a_step_that_a_callback_ends_early_leaves_nothing(estimator, tmp_path):
+    given = {"aligner": {**OPTIONS, "estimator": estimator}, "callbacks": [Stop()]}
+    trainer = trained(Aligned, gpt2(), tmp_path, trainer_options=given, num_train_epochs=2)
     assert trainer.aligner.num_steps >= 1
     assert all(p.grad is None for p in trainer.model.parameters())
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
@@ -346,10 +435,10 @@ class LossInFront(GradAlignMixin, Trainer):
         (AlignedOwnStep, OPTIONS, {}, TypeError, "AlignedOwnStep has a training_step of its own"),
         (
             Aligned,
-            {**OPTIONS, "estimator": "leave_one_out"},
+            {"weight": 0.1, "estimator": "exact"},
             {},
             ValueError,
-            "an estimator that sees every micro-batch once",
+            "which differentiates twice by itself",
         ),
     ],
 )
@@ -359,9 +448,14 @@ def test_what_cannot_be_served_is_refused(cls, options, arguments, error, messag
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("DEEPSPEED", "without DeepSpeed"), ("MULTI_GPU", "expected one process")]
+    ("kind", "message"),
+    [
+        ("DEEPSPEED", "without DeepSpeed"),
+        ("FSDP", "got FSDP, .* fully_shard in your own loop"),
+        ("MULTI_GPU", "expected that of a module in DistributedDataParallel"),
+    ],
 )
-def test_several_processes_are_refused(kind, message, tmp_path, monkeypatch):
+def test_shards_engines_and_unwrapped_models_are_refused(kind, message, tmp_path, monkeypatch):
     trainer = Aligned(model=gpt2(), args=arguments(tmp_path), train_dataset=tokens(), aligner=OPTIONS)
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", types.SimpleNamespace(value=kind))
     with pytest.raises(TypeError, match=message):
@@ -375,7 +469,9 @@ def test_several_devices_and_offloading_are_refused(tmp_path):
     with pytest.raises(TypeError, match="activation_offloading: expected False"):
         trainer.training_step(trainer.model, {})
     args._n_gpu = 2
-    with pytest.raises(TypeError, match="n_gpu: expected one device; got 2"):
+    with pytest.raises(
+        TypeError, match="n_gpu: expected one device in a process; got 2, .* torchrun --nproc-per-node 2"
+    ):
         trainer.training_step(trainer.model, {})
 
 

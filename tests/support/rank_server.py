@@ -1,7 +1,11 @@
-"""What a process of `support.ranks` runs: a script that finds its rank, the pipe and the rest among its globals."""
+"""What a process of `support.ranks` runs: a script that finds its rank, the pipe and the rest among its globals.
+
+Given several pipes it imports modules, and forks a process for each but the first: the imports are what costs.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import runpy
@@ -15,7 +19,7 @@ import torch.distributed as dist
 
 def serve(rank: int, num: int, store: str, pipe, timeout, joined: bool) -> None:
     """Run what comes through the pipe until it is closed."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num), LOCAL_RANK=str(rank))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(num))
     torch.set_num_threads(1)
     runpy.run_path(str(Path(__file__).parents[1] / "import_path.py"))
     if joined:
@@ -43,6 +47,24 @@ def _module(file: str):
     return sys.modules[name]
 
 
+def lead(first: int, pipes: list, num: int, store: str, timeout, joined: bool, imports) -> None:
+    """Serve as rank `first`, and fork the ranks after it, one for each pipe."""
+    os.setpgid(0, 0)
+    for name in imports:
+        importlib.import_module(name)
+    own = 0
+    for place in range(1, len(pipes)):
+        if os.fork() == 0:
+            own = place
+            break
+    for place, pipe in enumerate(pipes):
+        if place != own:
+            pipe.close()
+    serve(first + own, num, store, pipes[own], timeout, joined)
+    if own:
+        os._exit(0)  # what comes after it is for the first one to do
+
+
 if __name__ == "server":
     given = globals()
-    serve(*(given[name] for name in ("rank", "num", "store", "pipe", "timeout", "joined")))
+    lead(*(given[name] for name in ("first", "pipes", "num", "store", "timeout", "joined", "imports")))

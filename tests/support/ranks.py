@@ -6,9 +6,12 @@ imported torch already, and killed when one of them hangs.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
+import os
 import runpy
+import signal
 import tempfile
 from pathlib import Path
 
@@ -35,11 +38,13 @@ class Group:
     Args:
         num: how many.
         joined: whether they form a process group already.
+        imports: modules that take seconds to import, which one process does for all.
     """
 
-    def __init__(self, num: int, joined: bool = True) -> None:
+    def __init__(self, num: int, joined: bool = True, imports: tuple[str, ...] = ()) -> None:
         self.num = num
         self._joined = joined
+        self._imports = imports
         self._processes: list = []
         self._pipes: list = []
 
@@ -73,19 +78,24 @@ class Group:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         store = Path(tempfile.mkdtemp()) / "store"
-        for rank in range(self.num):
-            ours, theirs = context.Pipe()
-            values = {"rank": rank, "num": self.num, "store": str(store), "pipe": theirs, "timeout": TIMEOUT}
-            values["joined"] = self._joined
-            process = context.Process(target=runpy.run_path, args=(SERVER, values, "server"), daemon=True)
+        pipes = [context.Pipe() for _ in range(self.num)]
+        values = {"num": self.num, "store": str(store), "timeout": TIMEOUT, "joined": self._joined}
+        values |= {"imports": self._imports}
+        for first in [0] if self._imports else range(self.num):
+            theirs = [pipe for _, pipe in (pipes if self._imports else pipes[first : first + 1])]
+            given = values | {"first": first, "pipes": theirs}
+            process = context.Process(target=runpy.run_path, args=(SERVER, given, "server"), daemon=True)
             process.start()
-            theirs.close()
             self._processes.append(process)
+        for ours, theirs in pipes:
+            theirs.close()
             self._pipes.append(ours)
 
     def stop(self) -> None:
         """End the processes."""
         for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it leads a group, of those that it forked
             process.kill()
             process.join()
         for pipe in self._pipes:
