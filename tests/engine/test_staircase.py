@@ -1,0 +1,249 @@
+"""The warning that a loss moves in steps which its gradient does not see, and that it does not come where none are."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+
+import pytest
+import torch
+from support.networks import Awkward, Counting, Spectral, make
+from support.oracle import split_pairs, term
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import gradalign
+
+K = 8
+WARNING = "expected a loss that follows its gradient"
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds in the forward; to the backward the rounding is the identity."""
+
+    @staticmethod
+    def forward(ctx, x, rounded):
+        return rounded(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+def int8(x):
+    scale = x.abs().max() / 127
+    return (x / scale).round() * scale
+
+
+def float8(x):
+    scale = 448 / x.abs().max()
+    return (x * scale).to(torch.float8_e4m3fn).to(x.dtype) / scale
+
+
+class Rounded(nn.Linear):
+    """A layer whose weight, and input where `both`, are rounded in the forward."""
+
+    rounded, both = None, False
+
+    def forward(self, x):
+        if self.rounded is None:
+            return super().forward(x)
+        weight = StraightThrough.apply(self.weight, self.rounded)
+        return F.linear(StraightThrough.apply(x, self.rounded) if self.both else x, weight, self.bias)
+
+
+def network(rounded=None, both=False, activation=nn.Tanh, width=256, seed=0):
+    """A classifier with `Rounded` layers, its micro-batches and its loss."""
+    torch.manual_seed(seed)
+    layers = Rounded(64, width), activation(), Rounded(width, width), activation(), Rounded(width, 10)
+    model = nn.Sequential(*layers)
+    for layer in layers[::2]:
+        layer.rounded, layer.both = rounded, both
+    right = torch.randn(64, 10)
+    batches = [(x, (x @ right).argmax(1)) for x in torch.randn(K, 8, 64)]
+    return model, batches, lambda b: F.cross_entropy(model(b[0]), b[1])
+
+
+def without_rounding(model):
+    """The same parameters, in a model that computes exactly."""
+    exact = copy.deepcopy(model)
+    for layer in exact[::2]:
+        layer.rounded = None
+    return exact
+
+
+def cosine_of_term(model, batches, radius):
+    """Between the term of the model and the true one of the model that computes exactly."""
+    exact = without_rounding(model)
+    _, true, _, _ = term(
+        exact, lambda b: F.cross_entropy(exact(b[0]), b[1]), batches, "dot", "direction", split_pairs(K, 2)
+    )
+    grads = []
+    for weight in (0.0, 1.0):
+        model.zero_grad()
+        gradalign.GradAlign(model, weight, radius=radius, check_replay=False).backward(
+            lambda b: F.cross_entropy(model(b[0]), b[1]), batches
+        )
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.zero_grad()
+    return float(F.cosine_similarity(grads[0] - grads[1], true, dim=0))
+
+
+def warned(model, loss_fn, batches, how="backward", weight=0.01, **options):
+    """The warnings of two steps about a loss that moves in steps."""
+    aligner = gradalign.GradAlign(model, weight, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            if how == "backward":
+                aligner.backward(loss_fn, batches)
+            else:
+                with aligner.accumulate(len(batches)) as step:
+                    for b in batches:
+                        step.backward(lambda b=b: loss_fn(b))
+            model.zero_grad()
+    return [w for w in caught if WARNING in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"how": "accumulate"},
+        {"objective": "norm", "difference": "central"},
+        {"objective": "variance"},
+        {"objective": "cosine"},
+        {"estimator": "prefix"},
+        {"estimator": "symmetric"},
+        {"estimator": "leave_one_out", "telemetry": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("rounded", "both"), [(int8, False), (float8, True)], ids=["int8", "float8"])
+def test_steps_that_spoil_the_term_are_warned_of_once_at_the_call(rounded, both, options):
+    model, batches, loss_fn = network(rounded, both)
+    before = [p.detach().clone() for p in model.parameters()]
+    (warning,) = warned(model, loss_fn, batches, **options)
+    assert warning.filename == __file__
+    text = str(warning.message)
+    assert "low-precision compute" in text
+    assert "gradalign.tune" in text
+    assert float(re.search(r"try radius=([\d.]+)", text).group(1)) == 0.1
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rounded", "both", "poor", "fair"), [(int8, False, 0.7, 0.97), (float8, True, 0.3, 0.6)], ids=["int8", "float8"]
+)
+def test_the_term_is_poor_where_it_warns_and_better_at_the_radius_it_names(rounded, both, poor, fair):
+    model, batches, _ = network(rounded, both)
+    assert cosine_of_term(model, batches, 0.01) < poor
+    assert cosine_of_term(model, batches, 0.1) > fair
+    assert cosine_of_term(without_rounding(model), batches, 0.01) > 0.99
+
+
+def test_steps_that_the_radius_averages_out_are_not_warned_of():
+    model, batches, loss_fn = network(int8)
+    assert not warned(model, loss_fn, batches, radius=0.1)
+    model, batches, loss_fn = network(float8, True)
+    assert not warned(model, loss_fn, batches, radius=0.3)
+
+
+def test_a_warning_that_is_made_an_error_leaves_the_step_undone():
+    model, batches, loss_fn = network(float8, True)
+    aligner = gradalign.GradAlign(model, 0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=WARNING):
+            aligner.backward(loss_fn, batches)
+    assert aligner.num_steps == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_neither_without_a_term_nor_with_check_replay_off():
+    model, batches, loss_fn = network(float8, True)
+    assert not warned(model, loss_fn, batches, weight=0.0)
+    assert not warned(model, loss_fn, batches, check_replay=False)
+
+
+@pytest.mark.parametrize("objective", ["dot", "variance"])
+@pytest.mark.parametrize("radius", [0.001, None, 0.1])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.ReLU, nn.Hardtanh], ids=lambda a: a.__name__)
+def test_honest_networks_are_not_warned_of(activation, radius, objective):
+    for seed in range(2):
+        model, batches, loss_fn = network(activation=activation, width=32, seed=seed)
+        assert not warned(model, loss_fn, batches, objective=objective, radius=radius)
+
+
+@pytest.mark.parametrize("estimator", ["split", "prefix", "symmetric", "leave_one_out", "momentum", "exact"])
+@pytest.mark.parametrize("kind", [Awkward, Spectral, Counting])
+def test_dropout_batchnorm_and_moving_buffers_are_not_warned_of(kind, estimator):
+    for dtype in (torch.float32, torch.float64):
+        model, loss_fn, batches = make(kind, k=4, dtype=dtype)
+        assert not warned(model, loss_fn, batches, estimator=estimator)
+
+
+class Bent(nn.Module):
+    """A loss whose curvature along its gradient is hundreds of times as long as the gradient."""
+
+    def __init__(self, curvature):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 50))
+        self.curvature = curvature
+
+    def forward(self, x):
+        return (x @ self.w).mean() + self.curvature / 2 * (self.w - self.w.detach().mul(0.99)).square().sum()
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("curvature", [10.0, 1e3, 1e5])
+def test_strong_curvature_is_not_warned_of(curvature, radius):
+    torch.manual_seed(0)
+    model = Bent(curvature)
+    batches = list(torch.randn(4, 8, 50))
+    assert not warned(model, model, batches, radius=radius)
+
+
+def test_waves_much_shorter_than_the_radius_are_not_taken_for_steps():
+    """A smooth loss of period 0.06 along every parameter, at a radius where its curvature has changed its sign."""
+    torch.manual_seed(0)
+    model = nn.Linear(30, 1)
+
+    def loss_fn(x):
+        return torch.sin(100 * model.weight).mul(x).mean() + model(x).mean()
+
+    for radius in (0.001, 0.01, 0.1):
+        assert not warned(model, loss_fn, list(torch.randn(4, 8, 30)), radius=radius)
+
+
+@pytest.mark.parametrize("cast", ["parameters", "autocast"])
+def test_in_16_bits_the_loss_is_too_coarse_to_tell(cast):
+    for dtype in (torch.bfloat16, torch.float16):
+        model, batches, loss_fn = network()
+        if cast == "parameters":
+            model, batches = model.to(dtype), [(x.to(dtype), y) for x, y in batches]
+            assert not warned(model, lambda b, m=model: F.cross_entropy(m(b[0]).float(), b[1]), batches)
+        else:
+            with torch.autocast("cpu", dtype):
+                assert not warned(model, loss_fn, batches)
+
+
+def test_a_large_loss_with_a_small_gradient_is_too_coarse_to_tell():
+    """The loss of a staircase under a constant that hides its steps in rounding."""
+    model, batches, loss_fn = network(float8, True)
+    assert not warned(model, lambda b: loss_fn(b) + 1e5, batches)
+
+
+def test_gradients_of_others_and_auxiliaries_are_left_alone():
+    model, batches, _ = network()
+    foreign = torch.ones(3, requires_grad=True)
+    first = batches[0][0]
+
+    def loss_fn(b):
+        loss = F.cross_entropy(model(b[0]), b[1])
+        return (loss + 0.1 * foreign.sum() if b[0] is first else loss), len(b)
+
+    _, aux = gradalign.GradAlign(model, 0.01).backward(loss_fn, batches, has_aux=True)
+    assert aux == [2] * K
+    torch.testing.assert_close(foreign.grad, torch.full((3,), 0.1 / K))
