@@ -21,9 +21,8 @@ SHORT = 1 / 30  # of the radius: where the loss is looked at, so short that curv
 LONGEST_SHORT = 1 / 3  # of the radius
 RESOLUTION = 5e-4  # of the change of the loss: the rounding of the loss may be no more than that
 DISPLACED_ULPS = 8  # a displacement is at least so many epsilons of the parameters long, to survive their rounding
-LEAST_STEPS = (
-    0.01  # a loss that is further off its derivative moves in steps; smooth ones and those with kinks were below
-)
+# A loss that is further off its derivative moves in steps; those that are smooth, or have kinks, were below.
+LEAST_STEPS = 0.01
 LEAST_AGREEMENT = 0.7  # of the differences on both sides; the term's cosine with the true one is about as large
 LEAST_GAIN = 0.1  # of agreement at a larger radius, else the steps are not what is wrong
 LARGER = (3.0, 10.0)  # radii to try

@@ -122,7 +122,7 @@ def warned(model, loss_fn, batches, how="backward", weight=0.01, **options):
 )
 @pytest.mark.parametrize(("rounded", "both"), [(int8, False), (float8, True)], ids=["int8", "float8"])
 def test_steps_that_spoil_the_term_are_warned_of_once_at_the_call(rounded, both, options):
-    model, batches, loss_fn = network(rounded, both)
+    model, batches, loss_fn = network(rounded, both, width=192)
     before = [p.detach().clone() for p in model.parameters()]
     (warning,) = warned(model, loss_fn, batches, **options)
     assert warning.filename == __file__
@@ -185,15 +185,16 @@ def test_dropout_batchnorm_and_moving_buffers_are_not_warned_of(kind, estimator)
 
 
 class Bent(nn.Module):
-    """A loss whose curvature along its gradient is hundreds of times as long as the gradient."""
+    """A loss whose curvature changes its gradient by many times its length over a radius."""
 
     def __init__(self, curvature):
         super().__init__()
         self.w = nn.Parameter(torch.linspace(-1, 1, 50))
+        self.register_buffer("centre", self.w.detach().mul(0.999))
         self.curvature = curvature
 
     def forward(self, x):
-        return (x @ self.w).mean() + self.curvature / 2 * (self.w - self.w.detach().mul(0.99)).square().sum()
+        return (x @ self.w).mean() + self.curvature / 2 * (self.w - self.centre).square().sum()
 
 
 @pytest.mark.parametrize("radius", [0.01, 0.1, 0.3])
@@ -217,16 +218,49 @@ def test_waves_much_shorter_than_the_radius_are_not_taken_for_steps():
         assert not warned(model, loss_fn, list(torch.randn(4, 8, 30)), radius=radius)
 
 
+class Reversed(torch.autograd.Function):
+    """Turns gradients round, as domain-adversarial training does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+
+
+@pytest.mark.parametrize("how", ["reversed", "stopped"])
+def test_gradients_that_are_not_the_losss_own_are_not_taken_for_steps(how):
+    """The loss is far off its derivative, and yet the gradient is smooth."""
+    model, batches, _ = network(width=32)
+    first, rest = model[:2], model[2:]
+
+    def loss_fn(b):
+        hidden = first(b[0])
+        if how == "reversed":
+            return F.cross_entropy(rest(Reversed.apply(hidden)), b[1])
+        return F.mse_loss(rest(hidden), rest(-hidden).detach())
+
+    assert not warned(model, loss_fn, batches)
+
+
 @pytest.mark.parametrize("cast", ["parameters", "autocast"])
 def test_in_16_bits_the_loss_is_too_coarse_to_tell(cast):
     for dtype in (torch.bfloat16, torch.float16):
-        model, batches, loss_fn = network()
+        model, batches, _ = network(float8, True, width=32)
         if cast == "parameters":
             model, batches = model.to(dtype), [(x.to(dtype), y) for x, y in batches]
-            assert not warned(model, lambda b, m=model: F.cross_entropy(m(b[0]).float(), b[1]), batches)
-        else:
-            with torch.autocast("cpu", dtype):
-                assert not warned(model, loss_fn, batches)
+        losses, gradients = [], []
+
+        def loss_fn(b, model=model, losses=losses, gradients=gradients):
+            losses.append(F.cross_entropy(model(b[0]).float(), b[1]))
+            losses[-1].register_hook(gradients.append)
+            return losses[-1]
+
+        with torch.autocast("cpu", dtype, enabled=cast == "autocast"):
+            assert not warned(model, loss_fn, batches)
+        assert (len(losses), len(gradients)) == (2 * (K + 2) + 1, 2 * (K + 2))  # no more than the replay check
 
 
 def test_a_large_loss_with_a_small_gradient_is_too_coarse_to_tell():
