@@ -25,7 +25,7 @@ DISPLACED_ULPS = 8  # a displacement is at least so many epsilons of the paramet
 LEAST_STEPS = 0.01
 LEAST_AGREEMENT = 0.7  # of the differences on both sides; the term's cosine with the true one is about as large
 LEAST_GAIN = 0.1  # of agreement at a larger radius, else the steps are not what is wrong
-LARGER = (3.0, 10.0)  # radii to try
+LARGER = (3.0, 10.0, 30.0)  # radii to try, as multiples
 
 
 def can_be_seen(step: Step) -> bool:
@@ -45,8 +45,8 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
         |(L(theta + h g^) - L(theta - h g^)) / (2 h ||g||) - 1|,      h = radius / 30
 
     is below `LEAST_STEPS` for smooth losses, and for those with kinks. Two evaluations and no memory beside the gradient's.
-    Above it, the agreement of the differences on both sides is measured at the radius itself and at larger ones, for a
-    gradient more.
+    Above it, the agreement of the differences on both sides is measured at the radius itself and, where that is poor, at
+    larger ones: 7 passes of the micro-batch for each, and memory for one gradient more.
 
     Args:
         step: the step in progress, its parameters at theta.

@@ -106,40 +106,45 @@ def warned(model, loss_fn, batches, how="backward", weight=0.01, **options):
     return [w for w in caught if WARNING in str(w.message)]
 
 
+FLOAT8, INT8 = (float8, True, 0.3), (int8, False, 0.1)  # the rounding, whether of both, and the radius that is named
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {},
-        {"how": "accumulate"},
-        {"objective": "norm", "difference": "central"},
-        {"objective": "variance"},
-        {"objective": "cosine"},
-        {"estimator": "prefix"},
-        {"estimator": "symmetric"},
-        {"estimator": "leave_one_out", "telemetry": True},
+        (INT8, {}),
+        (FLOAT8, {}),
+        (INT8, {"how": "accumulate", "objective": "variance"}),
+        (FLOAT8, {"how": "accumulate"}),
+        (FLOAT8, {"objective": "norm", "difference": "central"}),
+        (INT8, {"objective": "cosine", "estimator": "prefix"}),
+        (FLOAT8, {"estimator": "symmetric"}),
+        (INT8, {"estimator": "leave_one_out", "telemetry": True}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("rounded", "both"), [(int8, False), (float8, True)], ids=["int8", "float8"])
-def test_steps_that_spoil_the_term_are_warned_of_once_at_the_call(rounded, both, options):
-    model, batches, loss_fn = network(rounded, both, width=192)
+def test_steps_that_spoil_the_term_are_warned_of_once_at_the_call(kind, options):
+    rounded, both, radius = kind
+    model, batches, loss_fn = network(rounded, both, width=128)
     before = [p.detach().clone() for p in model.parameters()]
     (warning,) = warned(model, loss_fn, batches, **options)
     assert warning.filename == __file__
     text = str(warning.message)
     assert "low-precision compute" in text
     assert "gradalign.tune" in text
-    assert float(re.search(r"try radius=([\d.]+)", text).group(1)) == 0.1
+    assert float(re.search(r"try radius=([\d.]+)", text).group(1)) == radius
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("rounded", "both", "poor", "fair"), [(int8, False, 0.7, 0.97), (float8, True, 0.3, 0.6)], ids=["int8", "float8"]
+    ("rounded", "both", "poor", "radius", "fair"),
+    [(int8, False, 0.7, 0.1, 0.97), (float8, True, 0.3, 0.3, 0.88)],
+    ids=["int8", "float8"],
 )
-def test_the_term_is_poor_where_it_warns_and_better_at_the_radius_it_names(rounded, both, poor, fair):
+def test_the_term_is_poor_where_it_warns_and_better_at_the_radius_it_names(rounded, both, poor, radius, fair):
     model, batches, _ = network(rounded, both)
     assert cosine_of_term(model, batches, 0.01) < poor
-    assert cosine_of_term(model, batches, 0.1) > fair
+    assert cosine_of_term(model, batches, radius) > fair
     assert cosine_of_term(without_rounding(model), batches, 0.01) > 0.99
 
 
@@ -167,16 +172,15 @@ def test_neither_without_a_term_nor_with_check_replay_off():
     assert not warned(model, loss_fn, batches, check_replay=False)
 
 
-@pytest.mark.parametrize("objective", ["dot", "variance"])
 @pytest.mark.parametrize("radius", [0.001, None, 0.1])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.ReLU, nn.Hardtanh], ids=lambda a: a.__name__)
-def test_honest_networks_are_not_warned_of(activation, radius, objective):
-    for seed in range(2):
+def test_honest_networks_are_not_warned_of(activation, radius):
+    for seed, objective in enumerate(("dot", "variance", "cosine")):
         model, batches, loss_fn = network(activation=activation, width=32, seed=seed)
         assert not warned(model, loss_fn, batches, objective=objective, radius=radius)
 
 
-@pytest.mark.parametrize("estimator", ["split", "prefix", "symmetric", "leave_one_out", "momentum", "exact"])
+@pytest.mark.parametrize("estimator", ["split", "prefix", "symmetric", "leave_one_out", "momentum"])
 @pytest.mark.parametrize("kind", [Awkward, Spectral, Counting])
 def test_dropout_batchnorm_and_moving_buffers_are_not_warned_of(kind, estimator):
     for dtype in (torch.float32, torch.float64):
