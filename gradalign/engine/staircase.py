@@ -20,6 +20,7 @@ from gradalign.engine.step import Step
 SHORT = 1 / 30  # of the radius: where the loss is looked at, so short that curvature and kinks do not show
 LONGEST_SHORT = 1 / 3  # of the radius
 RESOLUTION = 5e-4  # of the change of the loss: the rounding of the loss may be no more than that
+TERMS = 1.0  # a small loss is what is left of terms of this size, as cross-entropy's logits, and is rounded as they are
 DISPLACED_ULPS = 8  # a displacement is at least so many epsilons of the parameters long, to survive their rounding
 # A loss that is further off its derivative moves in steps; those that are smooth, or have kinks, were below.
 LEAST_STEPS = 0.01
@@ -44,9 +45,10 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
 
         |(L(theta + h g^) - L(theta - h g^)) / (2 h ||g||) - 1|,      h = radius / 30
 
-    is below `LEAST_STEPS` for smooth losses, and for those with kinks. Two evaluations and no memory beside the gradient's.
-    Above it, the agreement of the differences on both sides is measured at the radius itself and, where that is poor, at
-    larger ones: 7 passes of the micro-batch for each, and memory for one gradient more.
+    is below `LEAST_STEPS` for smooth losses. Two evaluations and no memory beside the gradient's. Above it, two things are
+    measured, with memory for one gradient more. A loss that follows its gradient, kinks and all, is off by no more than the
+    gradient itself changes over that length (3 passes of the micro-batch). Where it is, the agreement of the differences on
+    both sides, at the radius and, where that is poor, at larger ones (7 passes for each).
 
     Args:
         step: the step in progress, its parameters at theta.
@@ -60,11 +62,12 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     if not (math.isfinite(norm) and math.isfinite(loss) and norm > 0):
         return None
     length = _norm(step, [p.detach() for p in space.tensors])
-    short = max(SHORT * radius, epsilon * loss / (norm * RESOLUTION), DISPLACED_ULPS * epsilon * length)
+    rounding = epsilon * max(loss, TERMS)
+    short = max(SHORT * radius, rounding / (norm * RESOLUTION), DISPLACED_ULPS * epsilon * length)
     if short > LONGEST_SHORT * radius:
         return None
     off = _off_its_derivative(step, recorded, gradient, norm, short)
-    if not off > LEAST_STEPS:
+    if not off > LEAST_STEPS or off <= _combined(step, recorded, short, (1.0, -1.0, 0.0)) / norm:
         return None
     here = _agreement(step, recorded, radius)
     if not here < LEAST_AGREEMENT:
@@ -97,26 +100,27 @@ def _agreement(step: Step, recorded: Recorded, radius: float) -> float:
 
     Their cosine where they are as long as each other: 1 where the gradient changes linearly, 0 where it is noise.
     """
-    space, displacement, passes = step.space, step.displacement, step.passes
-
-    def combination(ratios: tuple[float, float, float]) -> float:
-        """Square of the norm of a combination of the gradients ahead, behind and here."""
-        direction, total = space.zeros(), space.zeros()
-        passes.differentiate_recorded(recorded, direction)
-        norm = _norm(step, direction)
-        try:
-            displacement.displace_into(direction, space.scalar(radius / norm))
-            passes.differentiate_recorded(recorded, total, ratios[0])
-            displacement.reflect()
-            passes.differentiate_recorded(recorded, total, ratios[1])
-        finally:
-            displacement.restore()
-        if ratios[2]:
-            passes.differentiate_recorded(recorded, total, ratios[2])
-        return float(space.norm_dot(total, over=space.measured)[0])
-
-    both, apart = combination((1.0, -1.0, 0.0)), combination((1.0, 1.0, -2.0))
+    both = _combined(step, recorded, radius, (1.0, -1.0, 0.0)) ** 2
+    apart = _combined(step, recorded, radius, (1.0, 1.0, -2.0)) ** 2
     return (both - apart) / (both + apart) if both + apart > 0 else 1.0
+
+
+def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[float, float, float]) -> float:
+    """Norm of a combination of the gradients at this length ahead along the gradient, as far behind, and here."""
+    space, displacement, passes = step.space, step.displacement, step.passes
+    direction, total = space.zeros(), space.zeros()
+    passes.differentiate_recorded(recorded, direction)
+    norm = _norm(step, direction)
+    try:
+        displacement.displace_into(direction, space.scalar(length / norm))
+        passes.differentiate_recorded(recorded, total, ratios[0])
+        displacement.reflect()
+        passes.differentiate_recorded(recorded, total, ratios[1])
+    finally:
+        displacement.restore()
+    if ratios[2]:
+        passes.differentiate_recorded(recorded, total, ratios[2])
+    return _norm(step, total)
 
 
 def message(radius: float, off: float, here: float, larger: float, best: float) -> str:

@@ -12,6 +12,7 @@ from support.networks import Awkward, Counting, Spectral, make
 from support.oracle import split_pairs, term
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 import gradalign
 
@@ -188,6 +189,25 @@ def test_dropout_batchnorm_and_moving_buffers_are_not_warned_of(kind, estimator)
         assert not warned(model, loss_fn, batches, estimator=estimator)
 
 
+class Kinked(nn.Module):
+    """A loss with a kink across every gradient, a hundredth of the radius away: its slope doubles there."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(20))
+
+    def forward(self, x):
+        along = self.w.sum() / 20**0.5
+        return along + (along - 1e-4).relu() + 0.01 * self.w.mul(x).square().sum()
+
+
+def test_a_kink_close_by_is_not_taken_for_steps():
+    """The loss is far off its derivative, and the differences on both sides disagree, less so at larger radii."""
+    torch.manual_seed(0)
+    model = Kinked()
+    assert not warned(model, model, list(torch.randn(4, 20)), radius=0.01)
+
+
 class Bent(nn.Module):
     """A loss whose curvature changes its gradient by many times its length over a radius."""
 
@@ -285,3 +305,29 @@ def test_gradients_of_others_and_auxiliaries_are_left_alone():
     _, aux = gradalign.GradAlign(model, 0.01).backward(loss_fn, batches, has_aux=True)
     assert aux == [2] * K
     torch.testing.assert_close(foreign.grad, torch.full((3,), 0.1 / K))
+
+
+def test_a_reentrant_checkpoint_is_left_alone():
+    """It has no gradient by some inputs alone; the step is that without the check."""
+    model, batches, _ = network(float8, True, width=32)
+
+    def loss_fn(b):
+        hidden = checkpoint(model[2:4], model[:2](b[0]), use_reentrant=True)
+        return F.cross_entropy(model[4](hidden), b[1])
+
+    grads = []
+    for check in (True, False):
+        assert not warned(model, loss_fn, batches, check_replay=check)
+        gradalign.GradAlign(model, 0.01, check_replay=check).backward(loss_fn, batches)
+        grads.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_hooks_on_gradients_see_passes_only():
+    model, batches, loss_fn = network(float8, True, width=32)
+    seen = []
+    model[0].weight.register_hook(seen.append)
+    aligner = gradalign.GradAlign(model, 0.01)
+    aligner.backward(loss_fn, batches)
+    assert len(seen) == aligner.stats.passes
