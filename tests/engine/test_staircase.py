@@ -198,7 +198,7 @@ class Kinked(nn.Module):
 
     def forward(self, x):
         along = self.w.sum() / 20**0.5
-        return along + (along - 1e-4).relu() + 0.01 * self.w.mul(x).square().sum()
+        return along + (along - 1e-4).relu() + 7.5 * along.square() + 0 * x.sum()
 
 
 def test_a_kink_close_by_is_not_taken_for_steps():
@@ -291,6 +291,18 @@ def test_a_large_loss_with_a_small_gradient_is_too_coarse_to_tell():
     """The loss of a staircase under a constant that hides its steps in rounding."""
     model, batches, loss_fn = network(float8, True)
     assert not warned(model, lambda b: loss_fn(b) + 1e5, batches)
+
+
+def test_a_small_loss_that_is_left_of_larger_terms_is_too_coarse_to_tell():
+    model, batches, loss_fn = network(width=32)
+    calls = []
+
+    def left(b):
+        calls.append(1)
+        return 1 + 1e-4 * loss_fn(b) - 1
+
+    gradalign.GradAlign(model, 0.01).backward(left, batches)
+    assert len(calls) == K + 2 + 1  # nothing is evaluated beside theta
 
 
 def test_gradients_of_others_and_auxiliaries_are_left_alone():
