@@ -48,7 +48,7 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     is below `LEAST_STEPS` for smooth losses. Two evaluations and no memory beside the gradient's. Above it, two things are
     measured, with memory for one gradient more. A loss that follows its gradient, kinks and all, is off by no more than the
     gradient itself changes over that length (3 passes of the micro-batch). Where it is, the agreement of the differences on
-    both sides, at the radius and, where that is poor, at larger ones (7 passes for each).
+    both sides, at the radius and, where that is poor, at larger ones (8 passes for each).
 
     Args:
         step: the step in progress, its parameters at theta.
@@ -56,7 +56,7 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
         gradient: its own, as `Passes.differentiate_recorded` gives it; used up.
     """
     space, radius = step.space, step.radius
-    norm = _norm(step, gradient)
+    norm = _norm(step, gradient) / step.passes.factor
     loss = abs(float(recorded.loss))
     epsilon = max(torch.finfo(dtype).eps for dtype in (step.passes.forward_dtype, recorded.loss.dtype))
     if not (math.isfinite(norm) and math.isfinite(loss) and norm > 0):
@@ -67,7 +67,7 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     if short > LONGEST_SHORT * radius:
         return None
     off = _off_its_derivative(step, recorded, gradient, norm, short)
-    if not off > LEAST_STEPS or off <= _combined(step, recorded, short, (1.0, -1.0, 0.0)) / norm:
+    if not off > LEAST_STEPS or off <= _combined(step, recorded, short, (1, -1, 0)) / norm:
         return None
     here = _agreement(step, recorded, radius)
     if not here < LEAST_AGREEMENT:
@@ -84,7 +84,7 @@ def _off_its_derivative(step: Step, recorded: Recorded, gradient: Vector, norm: 
     """How far the change of the loss along its gradient, over 2 length, is from what the gradient says, relatively."""
     displacement, losses = step.displacement, []
     try:
-        displacement.displace_into(gradient, step.space.scalar(length / norm))
+        displacement.displace_into(gradient, step.space.scalar(length / (norm * step.passes.factor)))
         losses.append(float(step.passes.evaluate_again(recorded)))
         displacement.reflect()
         losses.append(float(step.passes.evaluate_again(recorded)))
@@ -100,13 +100,16 @@ def _agreement(step: Step, recorded: Recorded, radius: float) -> float:
 
     Their cosine where they are as long as each other: 1 where the gradient changes linearly, 0 where it is noise.
     """
-    both = _combined(step, recorded, radius, (1.0, -1.0, 0.0)) ** 2
-    apart = _combined(step, recorded, radius, (1.0, 1.0, -2.0)) ** 2
+    both = _combined(step, recorded, radius, (1, -1, 0)) ** 2
+    apart = _combined(step, recorded, radius, (1, 1, -2)) ** 2
     return (both - apart) / (both + apart) if both + apart > 0 else 1.0
 
 
-def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[float, float, float]) -> float:
-    """Norm of a combination of the gradients at this length ahead along the gradient, as far behind, and here."""
+def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[int, int, int]) -> float:
+    """Norm of a combination of the gradients at this length ahead along the gradient, as far behind, and here.
+
+    Every backward is one at ratio 1 or -1, for those that are not linear.
+    """
     space, displacement, passes = step.space, step.displacement, step.passes
     direction, total = space.zeros(), space.zeros()
     passes.differentiate_recorded(recorded, direction)
@@ -118,9 +121,9 @@ def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[float
         passes.differentiate_recorded(recorded, total, ratios[1])
     finally:
         displacement.restore()
-    if ratios[2]:
-        passes.differentiate_recorded(recorded, total, ratios[2])
-    return _norm(step, total)
+    for _ in range(-ratios[2]):
+        passes.differentiate_recorded(recorded, total, -1)
+    return _norm(step, total) / passes.factor
 
 
 def message(radius: float, off: float, here: float, larger: float, best: float) -> str:

@@ -107,25 +107,26 @@ def warned(model, loss_fn, batches, how="backward", weight=0.01, **options):
     return [w for w in caught if WARNING in str(w.message)]
 
 
-FLOAT8, INT8 = (float8, True, 0.3), (int8, False, 0.1)  # the rounding, whether of both, and the radius that is named
+# The rounding, whether of inputs too, and the radius that is named.
+KINDS = {"float8": (float8, True, 0.3), "int8": (int8, False, 0.1)}
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (INT8, {}),
-        (FLOAT8, {}),
-        (INT8, {"how": "accumulate", "objective": "variance"}),
-        (FLOAT8, {"how": "accumulate"}),
-        (FLOAT8, {"objective": "norm", "difference": "central"}),
-        (INT8, {"objective": "cosine", "estimator": "prefix"}),
-        (FLOAT8, {"estimator": "symmetric"}),
-        (INT8, {"estimator": "leave_one_out", "telemetry": True}),
+        ("int8", {}),
+        ("float8", {}),
+        ("int8", {"how": "accumulate", "objective": "variance"}),
+        ("float8", {"how": "accumulate"}),
+        ("float8", {"objective": "norm", "difference": "central"}),
+        ("int8", {"objective": "cosine", "estimator": "prefix"}),
+        ("float8", {"estimator": "symmetric"}),
+        ("int8", {"estimator": "leave_one_out", "telemetry": True}),
     ],
     ids=str,
 )
 def test_steps_that_spoil_the_term_are_warned_of_once_at_the_call(kind, options):
-    rounded, both, radius = kind
+    rounded, both, radius = KINDS[kind]
     model, batches, loss_fn = network(rounded, both, width=128)
     before = [p.detach().clone() for p in model.parameters()]
     (warning,) = warned(model, loss_fn, batches, **options)
@@ -252,6 +253,28 @@ class Reversed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return -g
+
+
+class Clamped(torch.autograd.Function):
+    """Clamps gradients just above the largest of plain training, with its 1/k."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        assert float(g.abs().max()) < 0.02
+        return g.clamp(-0.02, 0.02)
+
+
+def test_gradients_are_as_large_as_in_plain_training():
+    model, batches, _ = network(float8, True)
+
+    def loss_fn(b):
+        return F.cross_entropy(model[1:](Clamped.apply(model[:1](b[0]))), b[1])
+
+    assert warned(model, loss_fn, batches, telemetry=True)
 
 
 @pytest.mark.parametrize("how", ["reversed", "stopped"])
