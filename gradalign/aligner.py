@@ -61,6 +61,7 @@ class GradAlign(Method):
         zeroed_grads: accept `.grad` that is zeros instead of None on entry, and add to it.
         check_replay: in the first step with the term, evaluate one loss again from the same parameters, random numbers and
             buffers, and refuse a loss_fn that returns another one: its displaced passes would be wrong without a word.
+            Also look at the loss beside the parameters, and warn where it moves in steps too high for the radius.
         scope: under DistributedDataParallel, "all": micro-batch i is what all ranks have as their i-th; or "rank": those of
             every rank count by themselves, so that variance and cosine are those of small batches, and all gradients are
             averaged twice a step ("split" and "leave_one_out", without telemetry).

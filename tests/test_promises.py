@@ -136,7 +136,7 @@ def run_failing(model, loss_fn, batches, options, how, place, error=KeyboardInte
 @pytest.mark.parametrize("where", ["loss_fn", "backward", "hook"])
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(1, InjectedError), (4, KeyboardInterrupt), (7, KeyboardInterrupt), (8, InjectedError), (10, KeyboardInterrupt)],
+    [(1, InjectedError), (5, KeyboardInterrupt), (7, KeyboardInterrupt), (8, InjectedError), (10, KeyboardInterrupt)],
 )
 def test_2_after_any_exception_all_is_as_before_the_call(number, where, objective, how, error):
     for kind in (Awkward, Counting):

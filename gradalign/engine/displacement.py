@@ -100,6 +100,27 @@ class Displacement:
         self._after_move()
         return sums
 
+    def displace_into(self, direction: Vector, scale: Tensor) -> None:
+        """theta -> theta + scale direction, without masters; theta goes into the memory of the direction, which is used up.
+
+        Args:
+            direction: tensors that nobody else holds; emptied.
+            scale: 0-dim tensor on the home device.
+        """
+        space, tensors = self._space, self._space.tensors
+        self._with_master = []
+        self._with_backup = [i for i in space.measured if direction[i] is not None]
+        displaced, theta, steps = space.zeros(), space.zeros(), space.zeros()
+        for i in self._with_backup:
+            theta[i], step = tensors[i], direction[i]
+            assert step is not None
+            steps[i], alike = step, step.stride() == tensors[i].stride() and step.dtype == tensors[i].dtype
+            displaced[i] = step if alike else torch.empty_like(tensors[i], requires_grad=False)
+        space.combine(displaced, theta, steps, space.scalar(1.0), scale)
+        self._backups = displaced
+        direction.clear()
+        self.step_in()
+
     def reflect(self) -> None:
         """theta + delta -> theta - delta."""
         self._space.reflect(self._backups, self._with_backup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -406,6 +407,8 @@ class Method(ABC):
         if self._optimizer is not None:
             self._optimizer.masters_match(outcome.rounded)
         self._watch.note(outcome.stats.displacement_cosine, outcome.displacement, stacklevel=STACK)
+        if outcome.doubt is not None:
+            warnings.warn(outcome.doubt, UserWarning, stacklevel=STACK)
         self._progress = outcome.progress
         return step.step.memory.commit() or result  # type: ignore[func-returns-value]
 

@@ -217,6 +217,32 @@ class Passes:
             self._on_displaced(False)
             end.put_back()
 
+    def differentiate_recorded(self, recorded: Recorded, into: Vector, ratio: float = 1.0) -> Tensor:
+        """The loss of a recorded base pass, evaluated once more; ratio times its own gradient is added to `into`.
+
+        The gradient is as large as in plain training, where backward need not be linear: times `factor`, without loss scale. It
+        comes from autograd whoever else differentiates, and nothing but the parameters gets one. `.grad`, random numbers and
+        buffers are put back.
+        """
+        end, grads = self.replay_state(), self._space.grads()
+        recorded.start.put_back()
+        self._on_displaced(True)
+        try:
+            loss, _ = self._result(recorded.closure)
+            self._space.set_grads(into)
+            (loss * (ratio * self._factor)).sum().backward(inputs=self._space.params)
+            into[:] = self._space.grads()
+            return loss.detach()
+        finally:
+            self._on_displaced(False)
+            self._space.set_grads(grads)
+            end.put_back()
+
+    @property
+    def factor(self) -> float:
+        """What losses are multiplied with before they are differentiated, beside ratio and loss scale."""
+        return self._factor
+
     @property
     def autocast(self) -> bool:
         """Whether the forward runs under autocast, as far as the passes so far have shown."""

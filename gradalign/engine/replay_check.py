@@ -18,12 +18,15 @@ def _epsilon(passes: Passes, recorded: Recorded) -> float:
     return max(torch.finfo(dtype).eps for dtype in (passes.forward_dtype, recorded.loss.dtype))
 
 
-def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_norm: Tensor | None, share: int) -> None:
-    """Evaluate a recorded base pass once more, from its random numbers and buffers, and put both back.
+def check_replay(
+    passes: Passes, recorded: Recorded, again: Tensor, radius: float, gradient_norm: Tensor | None, share: int
+) -> None:
+    """A recorded base pass that was evaluated once more, from its random numbers and buffers, gave the same loss.
 
     Args:
         passes: those of the step; parameters are at theta.
         recorded: the first base pass. State that it left behind has moved on with every pass since.
+        again: the loss, evaluated again.
         radius: length of the displacements.
         gradient_norm: of the mean gradient known by now; None: not known.
         share: turns a returned loss into L_i.
@@ -32,15 +35,15 @@ def check_replay(passes: Passes, recorded: Recorded, radius: float, gradient_nor
         RuntimeError: the loss is another one.
         ValueError: it is NaN because the micro-batch has no label.
     """
-    first, again = float(recorded.loss), float(passes.evaluate_again(recorded))
+    first, second = float(recorded.loss), float(again)
     slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
     allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * _epsilon(passes, recorded) * abs(first))
     usable = math.isfinite(first) and math.isfinite(allowed)
-    differs = usable and not abs(again - first) <= allowed
+    differs = usable and not abs(second - first) <= allowed
     if not passes.anywhere(differs):
         no_mean_over_nothing(first, getattr(recorded.closure, "micro_batch", None))
         return
-    found = f"{first:.8g}, then {again:.8g}" if differs else "another one on another rank"
+    found = f"{first:.8g}, then {second:.8g}" if differs else "another one on another rank"
     raise RuntimeError(
         f"loss_fn: expected the same loss when a micro-batch is evaluated again with the same parameters, random numbers and "
         f"buffers, which the displaced passes rely on; got {found}. Usual causes: a module with state "

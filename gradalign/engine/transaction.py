@@ -18,6 +18,7 @@ from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_replay
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
+from gradalign.engine.staircase import can_be_seen, staircase
 from gradalign.engine.step import Step
 from gradalign.engine.validation import callable_
 from gradalign.telemetry import AlignmentStats
@@ -47,12 +48,14 @@ class Outcome(NamedTuple):
         progress: the method's, this step included.
         displacement: what it displaced.
         rounded: the parameters that are the rounding of their optimizer's masters again.
+        doubt: what the user is warned of.
     """
 
     stats: AlignmentStats
     progress: Progress
     displacement: DisplacementInfo
     rounded: Sequence[Parameter]
+    doubt: str | None = None
 
 
 class OpenStep:
@@ -73,6 +76,7 @@ class OpenStep:
         self.progress = progress
         self.rolled_back = False
         self.looks_at_ranks = False
+        self.doubt: str | None = None
         self.to_compare: Mapping[str, object] = {}
 
     def begin(self) -> None:
@@ -104,10 +108,10 @@ class OpenStep:
             step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
-        return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded())
+        return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:
-        """Where a base pass was recorded and not looked at yet: evaluate it again.
+        """Where a base pass was recorded and not looked at yet: evaluate it again, there and beside theta.
 
         Args:
             gradient_norm: of the mean gradient known by now.
@@ -115,9 +119,21 @@ class OpenStep:
         Raises:
             RuntimeError: the loss is another one.
         """
-        recorded = self.passes.take_recorded()
-        if recorded is not None:
-            check_replay(self.passes, recorded, self.step.radius, gradient_norm, self.step.loss_share)
+        step, passes, recorded = self.step, self.passes, self.passes.take_recorded()
+        if recorded is None:
+            return
+        gradient: Vector | None = None
+        if can_be_seen(step):
+            gradient = step.space.zeros()
+            try:
+                again = passes.differentiate_recorded(recorded, gradient)
+            except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
+                gradient = None
+        if gradient is None:
+            again = passes.evaluate_again(recorded)
+        check_replay(passes, recorded, again, step.radius, gradient_norm, step.loss_share)
+        if gradient is not None:
+            self.doubt = staircase(step, recorded, gradient)
 
     def check_replay_now(self) -> None:
         """The same while control is about to go to the caller, whose closure may mean another micro-batch afterwards."""
