@@ -14,7 +14,7 @@ SHORT = ["--task", "reviews", "--steps", "3", "--train-size", "100", "--test-siz
 def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, capsys):
     asset("bert-tiny")
     asset("rotten-tomatoes")
-    assert cli.main(["demo", *SHORT, "--seeds", "2", "--out", str(tmp_path / "new")]) == 0
+    assert cli.main(["demo", *SHORT, "--seeds", "3", "--out", str(tmp_path / "new")]) == 0
     text = capsys.readouterr().out
     for words in (
         "test accuracy",
@@ -22,12 +22,12 @@ def test_the_demo_prints_a_table_and_writes_plot_and_record(asset, tmp_path, cap
         "alignment cosine",
         "cost factor",
         "peak memory",
-        "over 2 paired seeds",
+        "over 3 paired seeds",
     ):
         assert words in text
     record = json.loads((tmp_path / "new" / "demo.json").read_text())
     assert record["settings"]["model"] == "bert-tiny"
-    assert [s["seed"] for s in record["seeds"]] == [0, 1]
+    assert [s["seed"] for s in record["seeds"]] == [0, 1, 2]
     for s in record["seeds"]:
         assert len(s["gradalign"]["losses"]) == 3
         assert len(s["adamw"]["losses"]) == 3 + s["further_adamw_steps"]
