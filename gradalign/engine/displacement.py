@@ -103,6 +103,8 @@ class Displacement:
     def displace_into(self, direction: Vector, scale: Tensor) -> None:
         """theta -> theta + scale direction, without masters; theta goes into the memory of the direction, which is used up.
 
+        Tensors of the direction whose memory is not their own alone, or not their value, are only read.
+
         Args:
             direction: tensors that nobody else holds; emptied.
             scale: 0-dim tensor on the home device.
@@ -111,11 +113,14 @@ class Displacement:
         self._with_master = []
         self._with_backup = [i for i in space.measured if direction[i] is not None]
         displaced, theta, steps = space.zeros(), space.zeros(), space.zeros()
+        taken: set[int] = set()
         for i in self._with_backup:
             theta[i], step = tensors[i], direction[i]
             assert step is not None
             steps[i], alike = step, step.stride() == tensors[i].stride() and step.dtype == tensors[i].dtype
-            displaced[i] = step if alike else torch.empty_like(tensors[i], requires_grad=False)
+            usable = alike and _has_memory_of_its_own(step) and step.data_ptr() not in taken
+            displaced[i] = step if usable else torch.empty_like(tensors[i], requires_grad=False)
+            taken.add(step.data_ptr())
         space.combine(displaced, theta, steps, space.scalar(1.0), scale)
         self._backups = displaced
         direction.clear()
@@ -192,3 +197,8 @@ class Displacement:
 
     def _after_move(self) -> None:
         self._space.after_move()
+
+
+def _has_memory_of_its_own(t: Tensor) -> bool:
+    """Whether its values are all that its memory holds, once and with their sign: a backward may return views of one buffer."""
+    return not t.is_neg() and t.untyped_storage().nbytes() == t.numel() * t.element_size()

@@ -366,3 +366,37 @@ def test_hooks_on_gradients_see_passes_only():
     aligner = gradalign.GradAlign(model, 0.01)
     aligner.backward(loss_fn, batches)
     assert len(seen) == aligner.stats.passes
+
+
+class Handed(torch.autograd.Function):
+    """x + y whose backward hands out gradients in memory that they share, or that is not their value."""
+
+    @staticmethod
+    def forward(ctx, x, y, how):
+        ctx.how = how
+        return x + y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.how == "the same memory":
+            buffer = gradient.clone()
+            return buffer.view_as(buffer), buffer.view_as(buffer), None
+        if ctx.how == "halves of a buffer":
+            return *torch.stack((gradient, gradient)).unbind(), None
+        return torch._neg_view(-gradient), gradient.clone(), None
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("how", ["the same memory", "halves of a buffer", "a negative view"])
+def test_gradients_whose_memory_is_not_their_own_are_only_read(how, backend):
+    if gradalign.backends.dispatch.load(backend).why_unavailable() is not None:
+        pytest.skip("the native backend is not there")
+    model = nn.ParameterList([torch.arange(4.0), torch.arange(4.0) / 3])
+    before = [p.detach().clone() for p in model]
+
+    def loss_fn(x):
+        return (Handed.apply(*model, how) * x).tanh().square().sum()
+
+    gradalign.GradAlign(model, 0.1, backend=backend).backward(loss_fn, list(torch.randn(4, 4)))
+    assert all(map(torch.equal, model, before))
+    assert torch.equal(model[0].grad, model[1].grad)
