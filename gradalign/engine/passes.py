@@ -206,16 +206,8 @@ class Passes:
 
     def evaluate_again(self, recorded: Recorded) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; random numbers and buffers are put back."""
-        end = self.replay_state()
-        recorded.start.put_back()
-        self._on_displaced(True)
-        try:
-            with self._among_ranks(more=True, backward=False):
-                loss, _ = self._result(recorded.closure)
-            return loss.detach()
-        finally:
-            self._on_displaced(False)
-            end.put_back()
+        with self._once_more(recorded), self._among_ranks(more=True, backward=False):
+            return self._result(recorded.closure)[0].detach()
 
     def differentiate_recorded(self, recorded: Recorded, into: Vector, ratio: float = 1.0) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; ratio times its own gradient is added to `into`.
@@ -224,19 +216,32 @@ class Passes:
         comes from autograd whoever else differentiates, and nothing but the parameters gets one. `.grad`, random numbers and
         buffers are put back.
         """
-        end, grads = self.replay_state(), self._space.grads()
+        grads = self._space.grads()
+        with self._once_more(recorded):
+            try:
+                loss, _ = self._result(recorded.closure)
+                self._space.set_grads(into)
+                (loss * (ratio * self._factor)).sum().backward(inputs=self._space.params)
+                into[:] = self._space.grads()
+                return loss.detach()
+            finally:
+                self._space.set_grads(grads)
+
+    @contextmanager
+    def _once_more(self, recorded: Recorded) -> Iterator[None]:
+        """Random numbers and buffers are those that a recorded pass began with, and put back afterwards."""
+        end = self.replay_state()
         recorded.start.put_back()
         self._on_displaced(True)
         try:
-            loss, _ = self._result(recorded.closure)
-            self._space.set_grads(into)
-            (loss * (ratio * self._factor)).sum().backward(inputs=self._space.params)
-            into[:] = self._space.grads()
-            return loss.detach()
+            yield
         finally:
             self._on_displaced(False)
-            self._space.set_grads(grads)
             end.put_back()
+
+    def epsilon(self, recorded: Recorded) -> float:
+        """The relative rounding of a recorded loss: of its dtype or of that of the forward, whichever is coarser."""
+        return max(torch.finfo(dtype).eps for dtype in (self.forward_dtype, recorded.loss.dtype))
 
     @property
     def factor(self) -> float:

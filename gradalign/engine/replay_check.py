@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from gradalign.engine.ignored_labels import no_mean_over_nothing
@@ -12,10 +11,6 @@ from gradalign.engine.passes import Passes, Recorded
 
 ULPS = 64  # of the loss, in the dtype of the forward: what nondeterministic kernels may differ by
 SHARE_OF_CHANGE = 0.1  # of what the displacement changes the loss by, about radius ||g||
-
-
-def _epsilon(passes: Passes, recorded: Recorded) -> float:
-    return max(torch.finfo(dtype).eps for dtype in (passes.forward_dtype, recorded.loss.dtype))
 
 
 def check_replay(
@@ -37,7 +32,7 @@ def check_replay(
     """
     first, second = float(recorded.loss), float(again)
     slope = 0.0 if gradient_norm is None else float(gradient_norm) / share
-    allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * _epsilon(passes, recorded) * abs(first))
+    allowed = max(SHARE_OF_CHANGE * radius * slope, ULPS * passes.epsilon(recorded) * abs(first))
     usable = math.isfinite(first) and math.isfinite(allowed)
     differs = usable and not abs(second - first) <= allowed
     if not passes.anywhere(differs):

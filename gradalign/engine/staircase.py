@@ -58,7 +58,7 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     space, radius = step.space, step.radius
     norm = _norm(step, gradient) / step.passes.factor
     loss = abs(float(recorded.loss))
-    epsilon = max(torch.finfo(dtype).eps for dtype in (step.passes.forward_dtype, recorded.loss.dtype))
+    epsilon = step.passes.epsilon(recorded)
     if not (math.isfinite(norm) and math.isfinite(loss) and norm > 0):
         return None
     length = _norm(step, [p.detach() for p in space.tensors])

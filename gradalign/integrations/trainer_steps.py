@@ -108,9 +108,8 @@ class Steps:
                 "are needed together; got others; use an estimator that sees every micro-batch once, and no sources"
             )
         ones = [MicroBatch(trainer, trainer._prepare_inputs(batch), training_step) for batch in self._batches]
-        pairs = [
-            (place, one.micro_batch) for place, one in enumerate(ones)
-        ]  # what a pass must not write into is seen in them
+        # With their inputs, which tell whether a pass has written into them.
+        pairs = [(place, one.micro_batch) for place, one in enumerate(ones)]
         method.backward(lambda pair: ones[pair[0]](), pairs, reduction="sum", backward=backward, sources=self._sources)
         self.late.complete()
         self._returned, self._complete = [one.returned for one in ones], method

@@ -79,6 +79,21 @@ def agree(found, stats, expected):
         assert [s[name] for s in stats] == pytest.approx([s[name] for s in expected_stats], rel=1e-3)
 
 
+def went_on(num_steps, trained, again):
+    """A resumed run is the one that was not stopped, model and state; returns what has to be the same on both processes.
+
+    Args:
+        num_steps: of both.
+        trained: model, and aligner or callback, of the run that was not stopped.
+        again: of the resumed one.
+    """
+    assert same(*(parameters(model) for model, _ in (trained, again)))
+    states = [holder.state_dict() for _, holder in (trained, again)]
+    assert [s["num_steps"] for s in states] == [num_steps, num_steps]
+    assert same(*(s["mean"] for s in states))
+    return [*parameters(trained[0]), *states[0]["mean"]]
+
+
 def blocks(rows, num):
     return [rows[i : i + num] for i in range(0, len(rows), num)]
 
@@ -161,12 +176,8 @@ def transformers_on_a_rank(rank, folder):
     trained = hugging_face(Path(folder) / "whole", RESUMED, **saving)
     checkpoint = Path(folder) / "whole" / "checkpoint-1"
     again = hugging_face(Path(folder) / "again", RESUMED, resume=str(checkpoint), **saving)
-    assert same(parameters(trained.model), parameters(again.model))
     assert str(trained.optimizer.state_dict()) == str(again.optimizer.state_dict())
-    states = [t.aligner.state_dict() for t in (trained, again)]
-    assert [s["num_steps"] for s in states] == [3, 3]
-    assert same(*(s["mean"] for s in states))
-    return [*parameters(trained.model), *states[0]["mean"]]
+    return went_on(3, *((t.model, t.aligner) for t in (trained, again)))
 
 
 def test_transformers(two, tmp_path):
@@ -237,10 +248,7 @@ def accelerate_on_a_rank(rank, folder):
         agree(parameters(found.model), found.stats, expected)
 
     trained, again = of_accelerate(RESUMED, folder), of_accelerate(RESUMED, folder, resume=True)
-    assert same(parameters(trained.model), parameters(again.model))
-    states = [run.aligner.state_dict() for run in (trained, again)]
-    assert [s["num_steps"] for s in states] == [2, 2]
-    assert same(*(s["mean"] for s in states))
+    found = went_on(2, *((run.model, run.aligner) for run in (trained, again)))
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     for title in ("Accelerate", "Accelerate with large batches"):
@@ -248,7 +256,7 @@ def accelerate_on_a_rank(rank, folder):
         _, aligner = recipe(title)["train"](model, lambda m, x: m(x).square().mean(), loader)
         assert aligner.num_steps == 1
         assert aligner.stats.passes == 10
-    return [*parameters(trained.model), *states[0]["mean"]]
+    return found
 
 
 def test_accelerate(two, tmp_path):
@@ -348,11 +356,7 @@ def lightning_on_a_rank(rank, folder):
 
     trained = of_lightning(RESUMED, folder=folder, max_epochs=2)
     again = of_lightning(RESUMED, folder=folder, max_epochs=2, resume=Path(folder) / "epoch=0.ckpt")
-    assert same(parameters(trained.module), parameters(again.module))
-    states = [run.callback.state_dict() for run in (trained, again)]
-    assert [s["num_steps"] for s in states] == [4, 4]
-    assert same(*(s["mean"] for s in states))
-    return [*parameters(trained.module), *states[0]["mean"]]
+    return went_on(4, *((run.module, run.callback) for run in (trained, again)))
 
 
 def test_lightning(two, tmp_path):
