@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -113,14 +114,13 @@ class Displacement:
         self._with_master = []
         self._with_backup = [i for i in space.measured if direction[i] is not None]
         displaced, theta, steps = space.zeros(), space.zeros(), space.zeros()
-        taken: set[int] = set()
+        held = Counter(t.data_ptr() for t in direction if t is not None)
         for i in self._with_backup:
             theta[i], step = tensors[i], direction[i]
             assert step is not None
             steps[i], alike = step, step.stride() == tensors[i].stride() and step.dtype == tensors[i].dtype
-            usable = alike and _has_memory_of_its_own(step) and step.data_ptr() not in taken
+            usable = alike and _has_memory_of_its_own(step) and held[step.data_ptr()] == 1
             displaced[i] = step if usable else torch.empty_like(tensors[i], requires_grad=False)
-            taken.add(step.data_ptr())
         space.combine(displaced, theta, steps, space.scalar(1.0), scale)
         self._backups = displaced
         direction.clear()
