@@ -55,7 +55,10 @@ inline Stretch stretch_of(const Row& row, int64_t place, bool written) {
 
 // Nothing that is written shares memory with anything, but for a tensor that is read in the same place of another list.
 inline bool disjoint(std::vector<Stretch>& stretches) {
-  std::sort(stretches.begin(), stretches.end(), [](const Stretch& a, const Stretch& b) { return a.begin < b.begin; });
+  // Of those with one begin what is written comes first: each of the others is then compared with it.
+  std::sort(stretches.begin(), stretches.end(), [](const Stretch& a, const Stretch& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.written && !b.written;
+  });
   const auto apart = [](const Stretch& here, const Stretch* other) {
     if (other == nullptr || here.begin >= other->end) return true;
     return here.place == other->place && !(here.written && other->written) && same_memory(*here.row, *other->row);

@@ -8,7 +8,7 @@ import triton.language as tl
 from gradalign.backends.signatures import AdamWOptions, StepScalars, StepTensors
 from gradalign.kernels.advance import Coefficients, advance_steps, double, power
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.step import clear, first_moment, second_moment, step_lists, unscaled, write_params
+from gradalign.kernels.step import clear, decaying, first_moment, second_moment, step_lists, unscaled, write_params
 from gradalign.kernels.sweep import read_wide, write
 
 
@@ -36,7 +36,7 @@ def adamw_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
         g = unscaled(ptrs[1], at, grad_scale, MAXIMIZE)
         if not DECOUPLED:
             p = read_wide(ptrs[2 if MASTER else 0], at)
-            g = tl.fma(p, weight_decay.to(tl.float32), g)
+            g = tl.fma(decaying(p, weight_decay), weight_decay.to(tl.float32), g)
         # The order in which every version of the compilers keeps all of it in 64 registers.
         v = second_moment(read_wide(ptrs[STATE + 1], at), g, beta2, w2)
         write(ptrs[STATE + 1], at, v)

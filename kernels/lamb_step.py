@@ -9,7 +9,7 @@ from gradalign.backends.signatures import LAMBOptions, StepScalars, StepTensors
 from gradalign.kernels.advance import Coefficients, advance_steps, double, power
 from gradalign.kernels.rounding import narrow, widen
 from gradalign.kernels.run import Sweep, run, run_each
-from gradalign.kernels.step import clear, first_moment, second_moment, unscaled, write_params
+from gradalign.kernels.step import clear, decaying, first_moment, second_moment, unscaled, write_params
 from gradalign.kernels.sweep import masked, read_wide, row_sums, write
 
 
@@ -43,7 +43,7 @@ def lamb_moments_block(ptrs, at, scalars, sums, options: tl.constexpr):
         write(ptrs[2], at, v)
         adam = direction(widen(m), widen(v), inverse1, inverse2, eps)
         p = read_wide(ptrs[3], at)
-        u = masked(adam + p * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
+        u = masked(adam + decaying(p, weight_decay) * weight_decay.to(tl.float32), at)  # 0 / 0 where eps is 0
         pp += row_sums(p * p)
         uu += row_sums(u * u)
     if ZERO:
@@ -67,7 +67,7 @@ def lamb_update_block(ptrs, at, scalars, sums, options: tl.constexpr):
         v = read_wide(ptrs[3 if MASTER else 2], at)
         adam = direction(m, v, inverse1, inverse2, eps)
         p = read_wide(ptrs[2 if MASTER else 0], at)
-        u = adam + p * weight_decay.to(tl.float32)
+        u = adam + decaying(p, weight_decay) * weight_decay.to(tl.float32)
         write_params(ptrs, at, p - rate.to(tl.float32) * u, key, MASTER, STOCHASTIC)
     return sums
 

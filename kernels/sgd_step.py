@@ -8,7 +8,7 @@ import triton.language as tl
 from gradalign.backends.signatures import SGDOptions, StepScalars, StepTensors
 from gradalign.kernels.advance import Coefficients, advance_steps
 from gradalign.kernels.run import Sweep, run
-from gradalign.kernels.step import clear, step_lists, unscaled, write_params
+from gradalign.kernels.step import clear, decaying, step_lists, unscaled, write_params
 from gradalign.kernels.sweep import read_wide, write
 
 
@@ -30,7 +30,7 @@ def sgd_step_block(ptrs, at, scalars, sums, options: tl.constexpr):
     grad_scale, lr, weight_decay, kept, key, first, momentum, undamped = scalars
     if kept != 0:
         p = read_wide(ptrs[2 if MASTER else 0], at)
-        g = tl.fma(p, weight_decay.to(tl.float32), unscaled(ptrs[1], at, grad_scale, MAXIMIZE))
+        g = tl.fma(decaying(p, weight_decay), weight_decay.to(tl.float32), unscaled(ptrs[1], at, grad_scale, MAXIMIZE))
         if len(ptrs) > STATE:
             later = tl.fma(g, undamped, read_wide(ptrs[STATE], at) * momentum)
             buffer = tl.where(first != 0, g, later)

@@ -23,6 +23,12 @@ def unscaled(ptr, at, grad_scale, MAXIMIZE: tl.constexpr):
 
 
 @triton.jit
+def decaying(p, weight_decay):
+    """p, but 0 without decay. Selects instead of multiplying: 0 x inf is NaN, and no decay must leave the gradient alone."""
+    return tl.where(weight_decay == 0, 0.0, p)
+
+
+@triton.jit
 def first_moment(m, g, w):
     """lerp(m, g, w) in torch's two forms, w = 1 - beta1."""
     return tl.where(w < 0.5, tl.fma(g - m, w, m), tl.fma(m - g, 1 - w, g))

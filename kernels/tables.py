@@ -18,6 +18,8 @@ from triton.runtime import driver
 
 Value = TypeVar("Value")
 
+RESERVED = 1 << 17  # integers: 1 MiB, a dozen lists of 10,000 tensors
+
 _kept_for_graphs: list[Any] = []
 
 
@@ -28,6 +30,32 @@ def current_stream(device: torch.device) -> int | None:
     if torch.cuda.is_current_stream_capturing():
         return None
     return driver.active.get_current_stream(device.index)
+
+
+class Reserve:
+    """Pinned memory for what has to be staged during a capture: some versions of torch cannot pin any then."""
+
+    def __init__(self) -> None:
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    def fill(self) -> None:
+        """Have at least half of it; not during a capture."""
+        if self._left.numel() < RESERVED // 2:
+            self._left = _pinned(RESERVED)
+
+    def take(self, values: Tensor) -> Tensor:
+        """A pinned copy of the values, which nobody else will be given."""
+        if values.numel() > self._left.numel():
+            return values.pin_memory()
+        part, self._left = self._left[: values.numel()], self._left[values.numel() :]
+        return part.view_as(values).copy_(values)
+
+
+_reserve = Reserve()
+
+
+def _pinned(num: int) -> Tensor:
+    return torch.empty(num, dtype=torch.int64, pin_memory=True)
 
 
 class Table:
@@ -42,7 +70,7 @@ class Table:
         """The copy that work on the stream may read."""
         if stream is None:
             copy = next(iter(self._copies.values()), None)
-            staged, copy = self._copy() if copy is None else (None, copy)
+            staged, copy = self._copy(capturing=True) if copy is None else (None, copy)
             _kept_for_graphs.append((staged, copy))
             return copy
         copy = self._copies.get(stream)
@@ -51,10 +79,12 @@ class Table:
             self._copies[stream] = copy
         return copy
 
-    def _copy(self) -> tuple[Tensor, Tensor]:
+    def _copy(self, capturing: bool = False) -> tuple[Tensor, Tensor]:
         if self._device.type == "cpu":
             return self._values, self._values
-        staged = self._values.pin_memory()
+        if not capturing:
+            _reserve.fill()
+        staged = _reserve.take(self._values) if capturing else self._values.pin_memory()
         return staged, staged.to(self._device, non_blocking=True)
 
 

@@ -40,8 +40,8 @@ struct Combine : VectorOp {
 
 void combine(const Lists& lists, const Scales& scales, const Place& place, double* result) {
   const Partials partials =
-      run<Combine, Storages<float, float, float>, Storages<bf16, bf16, bf16>, Storages<fp16, fp16, fp16>>(lists, scales,
-                                                                                                          place);
+      run<Combine, Storages<float, float, float>, Storages<bf16, bf16, bf16>, Storages<fp16, fp16, fp16>,
+          Storages<bf16, float, bf16>, Storages<fp16, float, fp16>>(lists, scales, place);
   finish_sums(partials, 1, place, result);
 }
 

@@ -57,9 +57,11 @@ using LeaveMaster = Perturb<T, true>;
 void perturb(const Lists& lists, bool from_backups, const Scales& scales, const Place& place, double* result) {
   const Partials partials =
       from_backups ? run<LeaveMaster, Storages<bf16, float, bf16, None>, Storages<fp16, float, fp16, None>,
-                         Storages<bf16, float, float, None>, Storages<fp16, float, float, None>>(lists, scales, place)
+                         Storages<bf16, float, float, None>, Storages<fp16, float, float, None>,
+                         Storages<bf16, float, bf16, bf16>, Storages<fp16, float, fp16, fp16>>(lists, scales, place)
                    : run<Leave, Storages<float, float, float, None>, Storages<bf16, bf16, bf16, None>,
-                         Storages<fp16, fp16, fp16, None>, Storages<float, float, float, float>,
+                         Storages<fp16, fp16, fp16, None>, Storages<bf16, bf16, float, None>,
+                         Storages<float, float, float, float>,
                          Storages<bf16, bf16, bf16, bf16>, Storages<fp16, fp16, fp16, fp16>>(lists, scales, place);
   finish_sums(partials, 3, place, result);
 }

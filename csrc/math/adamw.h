@@ -32,7 +32,7 @@ GRADALIGN_HD T maximum_or_nan(T a, T b) {
 template <bool kAmsgrad, class T>
 GRADALIGN_HD AdamWResult<T> adamw(T p, T g, T m, T v, T largest, const AdamW<T>& c) {
   const T decayed = c.decoupled ? p * c.kept : p;
-  const T grad = c.decoupled ? g : multiply_add(p, c.decay, g);
+  const T grad = c.decoupled ? g : multiply_add(decaying(p, c.decay), c.decay, g);
   const Moments<T> moments = update_moments(m, v, grad, c.decays);
   const T top = kAmsgrad ? maximum_or_nan(largest, moments.v) : moments.v;
   const T denominator = square_root(top) / c.correction + c.eps;

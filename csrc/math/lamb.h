@@ -16,7 +16,7 @@ struct Lamb {
 
 template <class T>
 GRADALIGN_HD T lamb_direction(T p, T m, T v, const Lamb<T>& c) {
-  return (m * c.inverse1) / (square_root(v) * c.inverse2 + c.eps) + p * c.decay;
+  return (m * c.inverse1) / (square_root(v) * c.inverse2 + c.eps) + decaying(p, c.decay) * c.decay;
 }
 
 GRADALIGN_HD double trust_ratio(double p_square, double direction_square) {

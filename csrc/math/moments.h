@@ -24,6 +24,13 @@ struct Decays {
 GRADALIGN_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 GRADALIGN_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
+// The parameter as a decay of the gradient reads it. Selects instead of multiplying: 0 x inf is NaN, and a decay of 0 must leave
+// the gradient alone.
+template <class T>
+GRADALIGN_HD T decaying(T p, T decay) {
+  return decay == T(0) ? T(0) : p;
+}
+
 // m <- lerp(m, g, 1 - beta1), from whichever end is nearer, so that it is exact for beta1 = 0; v <- beta2 v + (1 - beta2) g^2.
 template <class T>
 GRADALIGN_HD Moments<T> update_moments(T m, T v, T g, const Decays<T>& decays) {

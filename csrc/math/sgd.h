@@ -23,7 +23,7 @@ struct SgdResult {
 
 template <class T>
 GRADALIGN_HD SgdResult<T> sgd(T p, T g, T buffer, const Sgd<T>& c) {
-  const T grad = multiply_add(p, c.decay, g);
+  const T grad = multiply_add(decaying(p, c.decay), c.decay, g);
   const T velocity = c.first ? grad : multiply_add(grad, c.take, buffer * c.momentum);
   const T direction = c.nesterov ? multiply_add(velocity, c.momentum, grad) : velocity;
   return {multiply_add(-c.lr, direction, p), velocity};
@@ -31,7 +31,7 @@ GRADALIGN_HD SgdResult<T> sgd(T p, T g, T buffer, const Sgd<T>& c) {
 
 template <class T>
 GRADALIGN_HD T sgd_plain(T p, T g, const Sgd<T>& c) {
-  return multiply_add(-c.lr, multiply_add(p, c.decay, g), p);
+  return multiply_add(-c.lr, multiply_add(decaying(p, c.decay), c.decay, g), p);
 }
 
 GRADALIGN_NAMESPACE_END

@@ -129,12 +129,13 @@ def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, S
                 raise ValueError(
                     f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
                 )
-    spans = sorted(
+    spans = [
         (*span(t), name in mutated, i, name, _layout(t))
         for name, tensors in {**mutated, **read}.items()
         for i, t in enumerate(tensors)
         if t.numel() and t.device.type != "meta"
-    )
+    ]
+    spans.sort(key=lambda s: (s[0], not s[2]))  # what is written first: each of the others is then compared with it
     reach: tuple | None = None  # of those so far, the one that reaches furthest
     written: tuple | None = None  # the same, of those that are written
     for here in spans:
@@ -176,6 +177,11 @@ def step(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> No
     device = params[0].device if params else None
     if set(map(DIM, steps)) != {0} or set(map(DEVICE, steps)) != {device}:
         zero_dim(op, device, {f"steps[{i}]": count for i, count in enumerate(steps)})
+    if len(set(map(Tensor.data_ptr, steps))) < len(steps) and (device is None or device.type != "meta"):
+        raise ValueError(
+            f"{op}: expected a step tensor of its own for each of params; got one tensor in several places; make them with "
+            "[torch.zeros((), device=p.device) for p in params]"
+        )
     zero_dim(op, device, scalars._asdict())
     if scalars.seed is not None:
         stochastic_rounding(op, params, tensors.masters)

@@ -62,7 +62,7 @@ def adamw_step_(tensors: StepTensors, scalars: StepScalars, options: AdamWOption
             if options.decoupled:
                 p = p * kept
             else:
-                g = torch.addcmul(g, p, decay)
+                g = torch.addcmul(g, _decaying(p, decay), decay)
             m, v = _moments(m, v, g, beta1, beta2)
             top = tuple(torch.maximum(a, v) for a in largest)
             denom = _root(top[0] if top else v) / correction + eps
@@ -81,7 +81,7 @@ def sgd_step_(tensors: StepTensors, scalars: StepScalars, options: SGDOptions) -
         rate, decay = scalars.lr.to(dtype), scalars.weight_decay.to(dtype)
 
         def update(p: Tensor, g: Tensor, *buffers: Tensor) -> tuple[Tensor, ...]:
-            g = torch.addcmul(g, p, decay)
+            g = torch.addcmul(g, _decaying(p, decay), decay)
             if not buffers:
                 return (torch.addcmul(p, g, rate, value=-1),)
             later = torch.add(buffers[0] * momentum, g, alpha=1 - dampening)
@@ -157,6 +157,11 @@ def _moments(m: Tensor, v: Tensor, g: Tensor, beta1: float, beta2: float) -> tup
     return torch.lerp(m, g, 1 - beta1), torch.addcmul(v * beta2, g * (1 - beta2), g)
 
 
+def _decaying(p: Tensor, decay: Tensor) -> Tensor:
+    # Selects instead of multiplying: 0 x inf is NaN, and a decay of 0 must leave the gradient alone.
+    return torch.where(decay == 0, 0.0, p)
+
+
 def _root(v: Tensor) -> Tensor:
     # Rounded correctly: torch's float32 root on the CPU is a vector library's, which may be an ulp off.
     return v.double().sqrt().to(v.dtype)
@@ -165,7 +170,7 @@ def _root(v: Tensor) -> Tensor:
 def _lamb_direction(t: Tensor, dtype: torch.dtype, weight_decay: Tensor, options: LAMBOptions) -> Direction:
     correction1, correction2 = (1 - options.beta1**t).to(dtype), (1 - options.beta2**t).sqrt().to(dtype)
     decay = weight_decay.to(dtype)
-    return lambda p, m, v: (m / correction1) / (_root(v) / correction2 + options.eps) + p * decay
+    return lambda p, m, v: (m / correction1) / (_root(v) / correction2 + options.eps) + _decaying(p, decay) * decay
 
 
 def _trust_ratio(theta: Tensor, m: Tensor, v: Tensor, direction: Direction, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gradalign.baselines.inner import InnerMethod
 from gradalign.baselines.stand_ins import StandIns
+from gradalign.engine.devices import to_device
 from gradalign.engine.double_backward import twice_differentiable
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
@@ -76,7 +77,7 @@ class MAMLSchedule(Schedule):
             lambda: self.stand_ins.call(closure, point), step.loss_scale, point, name="MAML"
         )
         self.point = [
-            p if g is None or not moves else p + (g * self.scale.to(p.device, non_blocking=True)).to(p.dtype)
+            p if g is None or not moves else p + (g * to_device(self.scale, p.device)).to(p.dtype)
             for p, g, moves in zip(point, graph, self.moves(), strict=True)
         ]
         return loss

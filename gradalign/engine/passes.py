@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
+from gradalign.engine.devices import to_device
 from gradalign.engine.graph import GraphWatch, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.ranks import no_other_wrappers
@@ -158,7 +159,7 @@ class Passes:
             loss = self._loss(closure, self._space.zeros(), keep_aux=True)
             with double_backward.twice_differentiable(name):
                 double_backward.no_once_only(loss)
-            factor = (scale * self._factor).to(loss.device, non_blocking=True)
+            factor = to_device(scale * self._factor, loss.device)
             graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
         return loss.detach(), list(graph)
@@ -285,7 +286,7 @@ class Passes:
         loss = self._loss(closure, into, keep_aux)
         factor = ratio * self._factor
         if isinstance(factor, Tensor) and factor.device != loss.device:
-            factor = factor.to(loss.device, non_blocking=True)
+            factor = to_device(factor, loss.device)
         try:
             self._differentiate(loss * factor)
         except RuntimeError as error:

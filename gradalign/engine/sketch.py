@@ -17,6 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
+from gradalign.engine.devices import to_device
 from gradalign.engine.space import ParamSpace, Vector
 
 WIDTH = 4096
@@ -41,7 +42,7 @@ class Sketch:
         first = 0
         for run in self._runs():
             if any(g[i] is not None for i in run):
-                total += _folded(self._flat(g, run), first).to(total.device, non_blocking=True)
+                total += to_device(_folded(self._flat(g, run), first), total.device)
             first += -(-sum(self._space.params[i].numel() for i in run) // CHUNK)
         return total
 

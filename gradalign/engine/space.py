@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.backends import dispatch
+from gradalign.engine.devices import to_device
 from gradalign.engine.ranks import Ranks
 
 Vector = list[Tensor | None]
@@ -256,7 +257,7 @@ class ParamSpace:
             backend.combine_(params, self._take(backups, group), params, two, minus)
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
-        return scalar if self._one_device else scalar.to(self.params[group[0]].device, non_blocking=True)
+        return scalar if self._one_device else to_device(scalar, self.params[group[0]].device)
 
     def _take(self, vector: Sequence, group: list[int]) -> list[Tensor]:
         """Entries of a vector, as the tensors that this process holds."""
@@ -288,7 +289,7 @@ class ParamSpace:
             ]
         if not parts:
             return torch.zeros(num, dtype=torch.float64, device=self.home)
-        return _added(parts if self._one_device else [part.to(self.home, non_blocking=True) for part in parts])
+        return _added(parts if self._one_device else [to_device(part, self.home) for part in parts])
 
 
 def _added(parts: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends.reference_scalars import cosine, inverse_length
+from gradalign.engine.devices import to_device
 from gradalign.engine.displacement import Displacement
 from gradalign.engine.loss_scaling import LossScaling
 from gradalign.engine.low_precision import LOW_PRECISION
@@ -360,5 +361,5 @@ def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tenso
 def stacked(losses: Sequence[Tensor], home: torch.device) -> Tensor:
     """Some losses as one float64 tensor."""
     if len({(loss.dtype, loss.device) for loss in losses}) > 1:
-        losses = [loss.to(home, torch.float64, non_blocking=True) for loss in losses]
-    return torch.stack(list(losses)).to(home, torch.float64, non_blocking=True)
+        losses = [to_device(loss, home, torch.float64) for loss in losses]
+    return to_device(torch.stack(list(losses)), home, torch.float64)

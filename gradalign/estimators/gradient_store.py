@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradalign.engine.devices import to_device
 from gradalign.engine.space import ParamSpace, Vector
 
 GradientStore = Literal["device", "host", "recompute"]
@@ -25,7 +26,7 @@ def stored(g: Vector, total: Vector, where: GradientStore) -> Vector:
 def fetched(g: Vector, space: ParamSpace) -> Vector:
     """A kept gradient, where its parameters are."""
     devices = [p.device for p in space.params]
-    return [None if t is None else t.to(d, non_blocking=True) for t, d in zip(g, devices, strict=True)]
+    return [None if t is None else to_device(t, d) for t, d in zip(g, devices, strict=True)]
 
 
 def _to_host(t: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradalign.engine.devices import to_device
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -80,8 +82,3 @@ class DeviceScalars:
         if key not in self._made:
             self._made[key] = torch.full((), value, dtype=dtype, device=device)
         return self._made[key]
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`, without waiting for it unless the host is to read it."""
-    return x.to(device, non_blocking=device.type != "cpu")

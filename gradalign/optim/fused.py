@@ -13,8 +13,9 @@ from torch import Tensor
 from gradalign.backends import dispatch
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors
 from gradalign.engine import validation
+from gradalign.engine.devices import to_device
 from gradalign.optim import arguments, gradients
-from gradalign.optim.batch import Batch, DeviceScalars, group_by, to_device
+from gradalign.optim.batch import Batch, DeviceScalars, group_by
 from gradalign.optim.gradients import ClearedGradients, GradientScale
 from gradalign.optim.state import StatefulOptimizer
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gradalign.backends import dispatch
 from gradalign.engine.addresses import ParamMemory, span
+from gradalign.engine.devices import to_device
 from gradalign.engine.mesh import Mesh
-from gradalign.optim.batch import Batch, to_device
+from gradalign.optim.batch import Batch
 
 
 @dataclass(frozen=True)

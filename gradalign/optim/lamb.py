@@ -11,8 +11,9 @@ from torch import Tensor
 from gradalign.backends import dispatch
 from gradalign.backends.chunks import compute_dtype
 from gradalign.backends.signatures import LAMBOptions
+from gradalign.engine.devices import to_device
 from gradalign.optim import arguments, trust_ratio
-from gradalign.optim.batch import Batch, DeviceScalars, to_device
+from gradalign.optim.batch import Batch, DeviceScalars
 from gradalign.optim.fused import FusedOptimizer
 from gradalign.optim.gradients import GradientScale
 

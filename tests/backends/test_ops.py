@@ -84,6 +84,15 @@ def test_overlapping_tensors_are_refused():
     assert base.eq(0).all()
 
 
+@pytest.mark.parametrize("num", [2, 40])
+def test_a_read_in_place_does_not_hide_another_one(num):
+    """The first of two reads of one tensor is in its own place, the second is not."""
+    xs = [torch.ones(3) for _ in range(num)]
+    with pytest.raises(ValueError, match="share memory"):
+        ops.combine_(xs, [xs[0], xs[0], *xs[2:]], [torch.zeros(3) for _ in xs], SCALE, SCALE)
+    assert all(x.eq(1).all() for x in xs)
+
+
 ONES = [torch.ones(3), torch.ones(3)]
 NO_LISTS = {
     "an iterator": (lambda: ops.norm_dot(iter(ONES)), r"expected xs to be a list.*got list_iterator; pass list\(xs\)"),

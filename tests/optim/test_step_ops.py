@@ -132,3 +132,14 @@ def test_shared_memory_is_refused(name):
     named["params"][0], named["grads"][0] = shared[:15].view(3, 5), shared[5:].view(3, 5)
     with pytest.raises(ValueError, match="share memory"):
         getattr(ops, name)(*args, **keywords)
+
+
+@each_op
+def test_a_step_tensor_of_two_parameters_is_refused(name):
+    args, keywords, named = arguments(name)
+    before = [p.clone() for p in named["params"]]
+    shared = torch.zeros(2)
+    for steps in ([shared[0], shared[0]], [named["steps"][0]] * 2):
+        with pytest.raises(ValueError, match="a step tensor of its own for each of params"):
+            getattr(ops, name)(*[steps if a is named["steps"] else a for a in args], **keywords)
+    assert all(torch.equal(p, b) for p, b in zip(named["params"], before, strict=True))

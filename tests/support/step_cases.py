@@ -43,8 +43,8 @@ class Inputs:
         return self
 
 
-def run(backend, op, inputs, flag=False, scale=0.5, **options):
-    scalars = (torch.tensor(scale), torch.tensor(0.01, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64))
+def run(backend, op, inputs, flag=False, scale=0.5, decay=0.1, **options):
+    scalars = (torch.tensor(scale), torch.tensor(0.01, dtype=torch.float64), torch.tensor(decay, dtype=torch.float64))
     options = {"maximize": flag, "zero_grads": flag, **options}
     i = inputs
     adam = {"beta1": 0.9, "beta2": 0.99}
@@ -115,6 +115,18 @@ def test_a_step_that_is_not_skipped_is_a_step(backend, op):
     run(backend, op, plain)
     assert all(map(torch.equal, inputs.params, plain.params))
     assert not torch.equal(inputs.params[-1], Inputs(torch.float32, False).params[-1])
+
+
+@each_op
+def test_no_decay_leaves_an_infinite_parameter_alone(backend, op):
+    """As torch does: a decay of 0 times infinity would be NaN."""
+    inputs, expected = Inputs(torch.float32, False), Inputs(torch.float32, False)
+    for i in (inputs, expected):
+        i.params[-1].view(-1)[1] = -torch.inf
+    run(backend, op, inputs, flag=True, decay=0.0)
+    run(reference, op, expected.to(torch.float64), flag=True, decay=0.0)
+    assert inputs.params[-1].view(-1)[1] == -torch.inf
+    assert_near(inputs.params, expected.params, PARAM[torch.float32])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided"])

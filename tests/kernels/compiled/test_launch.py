@@ -12,7 +12,7 @@ import torch
 from support.triton import no_gpu
 
 from gradalign.backends import rows, signatures, triton
-from gradalign.kernels import launch
+from gradalign.kernels import launch, tables
 from gradalign.kernels.sweep import CHUNK
 from gradalign.kernels.tensor_lists import entry_of
 
@@ -196,3 +196,32 @@ def interrupted_call(at: int, call: Any) -> bool:
     finally:
         sys.settrace(None)
     return True
+
+
+def test_an_int_among_the_numbers_is_not_compiled_in(launches: list[tuple]) -> None:
+    """Triton compiles the value of an int 1 in, and the next optimizer's number would not be looked at."""
+    for dampening in (0, 0.5):
+        params, grads, buffers = ones(5), ones(5), ones(5)
+        step = [torch.zeros(())]
+        scalars = (torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.0))
+        signatures.call(
+            triton, "sgd_step_", params, grads, buffers, [], step, *scalars, momentum=0.9, dampening=dampening
+        )
+        floats = launches[-1][9]
+        assert floats == (0.9, 1 - dampening)
+        assert set(map(type, floats)) == {float}
+
+
+def test_what_is_staged_during_a_capture_was_pinned_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(tables, "_pinned", lambda num: made.append(num) or torch.zeros(num, dtype=torch.int64))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pytest.fail("pinned during a capture"))
+    reserve = tables.Reserve()
+    reserve.fill()
+    parts = [reserve.take(torch.arange(6).view(2, 3) + i) for i in range(3)]
+    assert [part.tolist() for part in parts] == [[[i, i + 1, i + 2], [i + 3, i + 4, i + 5]] for i in range(3)]
+    reserve.fill()
+    assert made == [tables.RESERVED]
+    reserve.take(torch.zeros(tables.RESERVED // 2 + 1, dtype=torch.int64))
+    reserve.fill()
+    assert made == [tables.RESERVED] * 2
