@@ -96,7 +96,8 @@ def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
     plan = plan_of(entries, device, work.row_major)
     partials = torch.empty(work.num_sums * plan.num_chunks, dtype=torch.float32, device=device)
     scalars = tuple([to_device(s, device) for s in work.scalars])
-    floats = tuple(map(float, work.floats))  # Triton would compile the value of an int in, and the key does not tell them apart
+    # Floats: Triton would compile the value of an int in, and the key does not tell its values apart.
+    floats = tuple(map(float, work.floats))
     given = (tuple([c.table.on(stream) for c in entries]), scalars, work.per_tensor, floats, partials)
     types = tuple([v.dtype for v in (*scalars, *work.per_tensor)])
     for group in plan.groups:
