@@ -1,4 +1,4 @@
-"""Real text with shortcuts and an encoder that is fine-tuned: the reviews of `reviews`, BERT-tiny in place of frozen features."""
+"""Real text with shortcuts and an encoder that is fine-tuned: BERT-tiny on the film reviews of `reviews`."""
 
 from __future__ import annotations
 
