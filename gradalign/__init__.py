@@ -1,7 +1,8 @@
 """Train so that the gradients of different micro-batches agree.
 
 One step of large-batch training sees k micro-batches with losses L_i and gradients g_i. gradalign fills `.grad` with the
-gradient of `mean_i L_i - weight * A`, where A measures how well the g_i agree. By the chain rule grad A is a sum of
+mean gradient minus `weight` times a term that makes the g_i agree; with `normalize="none"` that is the gradient of
+`mean_i L_i - weight * A`, where A measures how well they do. By the chain rule grad A is a sum of
 Hessian-vector products; each is the difference of two gradients of the same micro-batch, at theta and a small displacement
 away, so that memory stays O(n) and any model and optimizer will do.
 

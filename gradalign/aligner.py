@@ -30,11 +30,12 @@ PROBE_FRACTION = Split.probe_fraction
 
 
 class GradAlign(Method):
-    """Fills `.grad` with the gradient of `mean_i L_i - weight * A`, A the agreement of the micro-batches' gradients.
+    """Fills `.grad` with the mean gradient minus `weight` times a term that makes the micro-batches' gradients agree.
 
         .grad = gbar - weight * term,      term = s sum_i omega_i H_i w_i
 
-    with Hessian-vector products from finite differences: parameters are displaced in place, one more backward pass runs, the
+    which with `normalize="none"` is the gradient of `mean_i L_i - weight * A`, A the agreement. The Hessian-vector products
+    come from finite differences: parameters are displaced in place, one more backward pass runs, the
     parameters come back bit for bit. It never wraps, owns or steps the optimizer.
 
     Args:

@@ -38,7 +38,7 @@ class Arm:
         control: whether it also runs with sources mixed.
         needs_sources: whether it is defined by labelled sources.
         decay: whether `value` is the weight decay of the optimizer.
-        longer: None, or the budget that its steps are stretched to: "passes" or "seconds" of the dearest aligned arm.
+        longer: None, or the budget that its steps are stretched to: "passes" or "seconds" of the most expensive aligned arm.
     """
 
     name: str

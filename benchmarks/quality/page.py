@@ -1,6 +1,6 @@
-"""Writes the tables of docs/evidence.md from the rows in benchmarks/results/quality.
+"""Writes the tables of docs/evidence.md and docs/evidence-arms.md from the rows in benchmarks/results/quality.
 
-`python -m benchmarks.quality.page [--check]`. With --check nothing is written; the exit code is 1 where the page differs.
+`python -m benchmarks.quality.page [--check]`. With --check nothing is written; the exit code is 1 where a page differs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.quality.task import Task
 from benchmarks.quality.tasks import TASKS
 from benchmarks.tables import as_markdown
 
-PAGE = ROOT / "docs" / "evidence.md"
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 OURS = ("cosine", "variance", "dot", "norm", "cosine, split")
 
@@ -112,26 +112,24 @@ def tables(found: Results) -> str:
     sections = []
     for task, read in found.items():
         title, *rest = comparison.text(task, read).split("\n\n")
-        sections.append("\n\n".join([f"### {task.name}", title.partition(": ")[2] + ".", *rest]))
+        sections.append("\n\n".join([f"## {task.name}", title.partition(": ")[2] + ".", *rest]))
     return "\n\n".join(sections)
 
 
-BLOCKS: dict[str, Callable[[Results], str]] = {"summary": summary, "tables": tables}
+PAGES: dict[str, Callable[[Results], str]] = {"evidence.md": summary, "evidence-arms.md": tables}
+BEGIN, END = "<!-- rows:start -->", "<!-- rows:end -->"
 
 
-def written(page: str, found: Results) -> str:
-    """The page with its blocks from these results.
+def written(name: str, page: str, found: Results) -> str:
+    """The page of this name with its block from these results.
 
     Raises:
-        ValueError: a block is not there exactly once.
+        ValueError: the block is not there exactly once.
     """
-    for name, text_of in BLOCKS.items():
-        begin, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-        if page.count(begin) != 1 or page.count(end) != 1:
-            raise ValueError(f"evidence.md: expected {begin} and {end}, once each; put them where the block belongs")
-        block = f"{begin}\n{text_of(found)}\n{end}"
-        page = re.sub(f"{begin}.*?{end}", lambda _, block=block: block, page, flags=re.DOTALL)  # type: ignore[misc]
-    return page
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{name}: expected {BEGIN} and {END}, once each; put them where the block belongs")
+    block = f"{BEGIN}\n{PAGES[name](found)}\n{END}"
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: block, page, flags=re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,12 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the page differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page differs")
     check = parser.parse_args(argv).check
-    before = PAGE.read_text()
-    after = written(before, results(RESULTS))
+    found = results(RESULTS)
+    before = {name: (DOCS / name).read_text() for name in PAGES}
+    after = {name: written(name, text, found) for name, text in before.items()}
     if not check:
-        PAGE.write_text(after)
+        for name, text in after.items():
+            (DOCS / name).write_text(text)
     return int(check and after != before)
 
 

@@ -44,7 +44,7 @@ def check_by_library(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
 
 
 def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row]) -> int:
-    """The task's steps, or as many as take as long as the dearest arm that has been measured.
+    """The task's steps, or as many as take as long as the most expensive arm that has been measured.
 
     By seconds it is what was measured when the arm was begun: later runs of the arm keep to it.
     """
@@ -55,12 +55,12 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row
         return begun[0]
     measured = library if arm.longer == "seconds" and task.replicas else found
     costs = {name: cost(of_cell(measured, Cell(name)), arm.longer) for name in ARMS if _counts(ARMS[name])}
-    dearest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
-    if costs["plain"] is None or dearest is None:
+    largest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
+    if costs["plain"] is None or largest is None:
         raise ValueError(
             f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
         )
-    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * dearest / costs["plain"])))
+    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest / costs["plain"])))
 
 
 def _counts(arm: Arm) -> bool:

@@ -70,4 +70,4 @@ def _write(result: Row, out: Path, with_figures: bool, written: list[str]) -> No
 
 def _check_figures(wanted: bool) -> None:
     if wanted and importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("expected matplotlib for the figures; pip install 'gradalign[bench]', or give --no-figures")
+        raise CommandError("expected matplotlib for the figures; pip install matplotlib, or give --no-figures")

@@ -20,7 +20,7 @@ def _installed() -> Any:
     try:
         return importlib.import_module("pytorch_optimizer")
     except ImportError as error:
-        raise CommandError(f"expected pytorch_optimizer; got {error}; pip install 'gradalign[bench]'") from error
+        raise CommandError(f"expected pytorch_optimizer; got {error}; pip install pytorch_optimizer") from error
 
 
 class TwoSteps:

@@ -28,7 +28,7 @@ DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install 'gradalign[triton]'"
+        return "Triton is not installed; pip install triton"
     if _interpreted():
         return None
     if not torch.cuda.is_available():

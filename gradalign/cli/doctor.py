@@ -81,13 +81,13 @@ def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
     if name == "triton":
         if not gpu:
             return "needs a CUDA or ROCm GPU that PyTorch can use; on the CPU, native and reference are the choices"
-        return "pip install 'gradalign[triton]'"
+        return "pip install triton"
     if name == "native":
         if platform.system() == "Windows":
             return "Linux, macOS or WSL; elsewhere reference is the choice"
         missing = [] if any(compilers.get(cxx) for cxx in ("g++", "clang++")) else ["a C++ compiler (g++ or clang++)"]
         if not compilers.get("ninja"):
-            missing.append("ninja (pip install 'gradalign[native]')")
+            missing.append("ninja (pip install ninja)")
         if gpu and not (compilers.get("nvcc") or compilers.get("hipcc")):
             missing.append("for GPU kernels: nvcc")
         if missing:

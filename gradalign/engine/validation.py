@@ -120,7 +120,5 @@ def figure_class(name: str) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            f"{name}: expected matplotlib; got none; pip install matplotlib, or gradalign[demo]"
-        ) from error
+        raise ImportError(f"{name}: expected matplotlib; got none; pip install matplotlib") from error
     return Figure

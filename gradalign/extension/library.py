@@ -112,7 +112,7 @@ def module() -> Library:
     """`gradalign._C`: build information, the launch planner, the reader of lists of tensors; no torch header in it."""
     pybind11 = importlib.util.find_spec("pybind11")
     if pybind11 is None or pybind11.origin is None:
-        raise ModuleNotFoundError("pybind11 is missing; pip install 'gradalign[native]'")
+        raise ModuleNotFoundError("pybind11 is missing; pip install pybind11")
     python = sysconfig.get_paths()["include"]
     if not (Path(python) / "Python.h").is_file():
         raise ModuleNotFoundError(f"Python.h is missing from {python}; install the headers of Python (python3-dev)")

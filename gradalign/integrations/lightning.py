@@ -25,7 +25,7 @@ OF_THE_MODULE = ("backward", "optimizer_zero_grad", "log")
 
 
 class GradAlignCallback(Callback):
-    """Makes a `lightning.Trainer` fill `.grad` with the gradient of `mean_i L_i - weight * A`.
+    """Makes a `lightning.Trainer` fill `.grad` with the mean gradient minus `weight` times the term of `GradAlign`.
 
         Trainer(..., accumulate_grad_batches=8, callbacks=[GradAlignCallback(dict(weight=0.03, objective="variance"))])
 

@@ -22,7 +22,7 @@ STATE = "gradalign.pt"  # beside the optimizer's, in a checkpoint
 
 
 class GradAlignMixin:
-    """Makes a Trainer fill `.grad` with the gradient of `mean_i L_i - weight * A`.
+    """Makes a Trainer fill `.grad` with the mean gradient minus `weight` times the term of `GradAlign`.
 
         class AlignedTrainer(GradAlignMixin, Trainer): ...
         trainer = AlignedTrainer(..., aligner=dict(weight=0.03, objective="variance"))

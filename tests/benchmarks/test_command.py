@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_said(bench, tmp_path, capsys):
 def test_without_matplotlib_the_message_comes_before_any_time_is_spent(bench, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert bench("--quick") == 2
-    assert "expected matplotlib for the figures; pip install 'gradalign[bench]'" in capsys.readouterr().err
+    assert "expected matplotlib for the figures; pip install matplotlib" in capsys.readouterr().err
 
 
 def test_outside_of_a_checkout_there_is_no_commit(monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert triton.why_unavailable() == "Triton is not installed; pip install 'gradalign[triton]'"
+    assert triton.why_unavailable() == "Triton is not installed; pip install triton"
 
 
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def require_extras() -> None:
         python = shlex.quote(_shorter_path(sys.executable))
         raise CommandError(
             f"expected the packages of the extra 'demo'; got none named {', '.join(missing)}. Install them with\n"
-            f"    {python} -m pip install 'gradalign[demo]'"
+            f"    {python} -m pip install {' '.join(missing)}"
         )
 
 

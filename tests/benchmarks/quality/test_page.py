@@ -1,4 +1,4 @@
-"""docs/evidence.md is what the committed rows give, and a summary takes no account of the test in what it recommends."""
+"""The pages of evidence are what the committed rows give, and what a summary recommends takes no account of the test."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def read():
     ]
 
 
-def test_the_page_is_what_the_rows_give():
-    text = page.PAGE.read_text()
-    assert page.written(text, page.results(page.RESULTS)) == text, "run python -m benchmarks.quality.page"
+def test_the_pages_are_what_the_rows_give():
+    found = page.results(page.RESULTS)
+    for name in page.PAGES:
+        text = (page.DOCS / name).read_text()
+        assert page.written(name, text, found) == text, "run python -m benchmarks.quality.page"
 
 
 def test_the_objective_is_chosen_on_validation_data_and_among_sources_apart(read):
@@ -58,16 +60,15 @@ def test_a_line_of_the_summary(read):
     )  # as good in 3 passes of 4
 
 
-def test_all_blocks_are_replaced_and_found_again(read):
-    empty = "a\n<!-- summary:start -->\nold\n<!-- summary:end -->\nb\n<!-- tables:start --><!-- tables:end -->"
-    once = page.written(empty, {TASK: read})
+def test_the_block_of_a_page_is_replaced_and_found_again(read):
+    empty = "a\n<!-- rows:start -->\nold\n<!-- rows:end -->\nb"
+    once = page.written("evidence-arms.md", empty, {TASK: read})
     assert "old" not in once
-    assert "### toy\n\na toy; 10 seeds." in once
-    assert page.written(once, {TASK: read}) == once
-    with pytest.raises(
-        ValueError, match="expected <!-- summary:start --> and <!-- summary:end -->, once each; put them"
-    ):
-        page.written("nothing", {TASK: read})
+    assert "## toy\n\na toy; 10 seeds." in once
+    assert page.written("evidence-arms.md", once, {TASK: read}) == once
+    assert "| a toy (`toy`) |" in page.written("evidence.md", empty, {TASK: read})
+    with pytest.raises(ValueError, match=r"evidence.md: expected <!-- rows:start --> and <!-- rows:end -->, once each"):
+        page.written("evidence.md", "nothing", {TASK: read})
 
 
 def test_the_figure_shows_means_over_seeds(read, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -14,7 +16,8 @@ from gradalign.cli.workload.data import Snippet
 def few_texts(monkeypatch):
     """600 made-up snippets of a few words; their labels are in no word of theirs."""
     words = ["a film", "quite long", "of old men", "and the sea", "once more"]
-    made = [Snippet(f"{words[i % 5]} {words[i // 5 % 5]} number {i}", i % 2, f"film {i // 10}") for i in range(600)]
+    label = random.Random(0).randrange
+    made = [Snippet(f"{words[i % 5]} {words[i // 5 % 5]} number {i}", label(2), f"film {i // 10}") for i in range(600)]
     monkeypatch.setattr(reviews, "snippets", lambda sites: made)
     monkeypatch.setattr(reviews, "PER_SITE", 150)
     monkeypatch.setattr(reviews, "HELD_OUT", 80)
@@ -53,6 +56,6 @@ def test_a_site_s_own_sentence_tells_the_label_and_a_step_has_a_micro_batch_of_e
 def test_a_run_learns_the_sentences_and_evaluates_without_them_too(few_texts):
     (task,) = reviews_bert.TASKS
     row = run(task, Job("plain", False, 1e-3, 0.0, 0, 60), False)
-    assert row["final"]["source_validation"] > 0.75
+    assert row["final"]["source_validation"] > 0.6  # 0.75 where both sentences are used alike
     assert set(row["final"]) == {"validation", "source_validation", "test", "clean_test"}
-    assert 0.3 < row["final"]["clean_test"] < 0.7
+    assert 0.35 < row["final"]["clean_test"] < 0.65
