@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.quality import replicas
 from benchmarks.quality.tasks import reviews, shortcut
+from benchmarks.quality.training import Job
 from gradalign.cli.workload.data import Snippet
 from gradalign.cli.workload.features import Features
 from gradalign.cli.workload.sites import Sites
@@ -102,3 +104,12 @@ def test_names_of_tasks_say_what_they_are():
     ]
     assert "reviews-2x99-papers" in {task.name for task in reviews.TASKS}
     assert "reviews-2x99-mlp" in {task.name for task in reviews.TASKS}
+
+
+def test_agreement_of_the_first_layer_keeps_a_hidden_layer_from_the_shortcuts():
+    (task,) = (task for task in shortcut.TASKS if task.name == "shortcut-2-mlp")
+    test = {}
+    for arm, lr, value in (("plain", 0.05, 0.0), ("cosine, first layer", 0.3, 0.475)):
+        rows = replicas.run_all(task, [Job(arm, False, lr, value, seed, task.steps) for seed in range(4)], False)
+        test[arm] = sum(row["final"]["test"] for row in rows) / len(rows)
+    assert test["cosine, first layer"] > test["plain"] + 0.05
