@@ -308,9 +308,9 @@ class Method(ABC):
             passes.allow_reused_graphs()
         if weight and schedule.replays:
             may_record = self._check_replay and not _capturing(space.home)
-            inspection.observe(
-                passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
-            )
+            trained = space.params if space.ranks is None else ()
+            modules, one_by_one = self._models.modules, request.one_by_one
+            inspection.observe(passes, modules, frozen, trained, may_record=may_record, one_by_one=one_by_one)
         opened = OpenStep(step, schedule, buffers.state(), self._progress)
         if group_is_up() and not _capturing(space.home):
             self._have_ranks_compared(opened, inspection, request)

@@ -186,6 +186,11 @@ class Passes:
         """Neither refuse side effects, nor record, nor watch random numbers from now on."""
         self._side_effects, self._recording, self._random = None, False, None
 
+    def no_trained_written(self, grads: Vector) -> None:
+        """Refuse writes of base passes into parameters that have no gradient after all passes."""
+        if self._side_effects is not None:
+            self._side_effects.check_trained(self._space.params, grads)
+
     def take_recorded(self) -> Recorded | None:
         """The recorded base pass, once."""
         recorded, self.recorded = self.recorded, None

@@ -32,12 +32,14 @@ class Progress(NamedTuple):
         stats: of the last one.
         casts_to_16_bit: what the graph of a loss showed of autocast; None: none was looked at.
         inspected: whether a step with the term was looked at closely.
+        unreached: positions of the trainable parameters that had no gradient in the last step.
     """
 
     num_steps: int = 0
     stats: AlignmentStats | None = None
     casts_to_16_bit: bool | None = None
     inspected: bool = False
+    unreached: tuple[int, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -102,12 +104,14 @@ class OpenStep:
                 "loss_fn: expected a loss of the model's parameters; got one that reaches none of them; call the module that "
                 "was given, and pass all modules that are trained"
             )
+        self.passes.no_trained_written(grads)
         if step.space.ranks is not None:
             if self.looks_at_ranks:
                 step.space.ranks.same_everywhere(step.space.params, grads, step.space.home)
             step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
-        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
+        unreached = tuple(i for i, g in enumerate(grads) if g is None)
+        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected, unreached)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:
