@@ -15,10 +15,11 @@ from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
 from gradalign.engine.graph import GraphWatch, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
 from gradalign.engine.replay import Buffers, RandomWatch, ReplayState
 from gradalign.engine.side_effects import SideEffects
-from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.space import ParamSpace, Vector, there
 
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
@@ -302,6 +303,9 @@ class Passes:
         grads = self._space.grads()
         if not all(map(operator.is_, grads, into)):
             losses.dense_gradients(grads)
+            if self._side_effects is not None and self._side_effects.inspects and not any(map(there, into)):
+                ranks = self._space.ranks
+                gradients_apart(self._models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
         return loss.detach()
 

@@ -60,7 +60,7 @@ class SideEffects:
             [p for p in params if not p.is_inference() and id(p) not in renormalised] for params in (frozen, trained)
         )
         self._watched = [*self._frozen, *self._trained]
-        self._look_into_batches = look_into_batches
+        self.inspects = self._look_into_batches = look_into_batches
         self._compare_values = compare_values
         self._first = True
         self._written: list[Tensor] = []
