@@ -27,11 +27,16 @@ SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
 
 
 class Recorded(NamedTuple):
-    """A base pass that can be evaluated again: its closure, what it started from, and its loss."""
+    """A base pass that can be evaluated again: its closure, what it started from, its loss, and what is known of its gradient.
+
+    The gradient is described where it is as large as in plain training and stands by itself: one that autograd differentiates,
+    without loss scale or another ratio, into an empty vector.
+    """
 
     closure: Closure
     start: ReplayState
     loss: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Passes:
         self._looks_for_wrappers = False
         self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
+        self.describe: Callable[[Vector], Tensor] | None = None  # a gradient, in a few numbers
         self.count = 0
         self.aux: list[Any] = []
 
@@ -106,6 +112,8 @@ class Passes:
             more: another pass into the same vector follows before anything reads it: its mean over ranks may wait until then.
         """
         start = self.replay_state() if self._recording and self.recorded is None else None
+        plain = isinstance(ratio, float) and ratio == 1 and self._differentiate is Tensor.backward
+        alone = plain and start is not None and not any(map(there, into))
         if self._random is not None:
             self._random.check()
         effects = self._side_effects
@@ -118,7 +126,7 @@ class Passes:
         if self._random is not None:
             self._random.note()
         if start is not None:
-            self.recorded = Recorded(closure, start, loss)
+            self.recorded = Recorded(closure, start, loss, self.describe(into) if alone and self.describe else None)
         return loss
 
     def isolated_pass(self, closure: Closure) -> tuple[Tensor, Vector]:
@@ -191,6 +199,11 @@ class Passes:
         """Refuse writes of base passes into parameters that have no gradient after all passes."""
         if self._side_effects is not None:
             self._side_effects.check_trained(self._space.params, grads)
+
+    @property
+    def records(self) -> bool:
+        """Whether a base pass is to be recorded."""
+        return self._recording
 
     def take_recorded(self) -> Recorded | None:
         """The recorded base pass, once."""

@@ -15,8 +15,9 @@ from torch.nn import Parameter
 from gradalign.engine.low_precision import DisplacementInfo
 from gradalign.engine.passes import Closure
 from gradalign.engine.replay import BufferState
-from gradalign.engine.replay_check import check_replay
+from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
+from gradalign.engine.sketch import Sketch
 from gradalign.engine.space import Vector
 from gradalign.engine.staircase import can_be_seen, staircase
 from gradalign.engine.step import Step
@@ -82,8 +83,10 @@ class OpenStep:
         self.to_compare: Mapping[str, object] = {}
 
     def begin(self) -> None:
-        """What comes before the first pass on several ranks."""
+        """What comes before the first pass."""
         ranks = self.step.space.ranks
+        if self.passes.records and can_be_seen(self.step):
+            self.passes.describe = Sketch(self.step.space).of
         if ranks is not None:
             if self.to_compare:
                 ranks.same_request(self.to_compare, self.step.space.home)
@@ -137,6 +140,8 @@ class OpenStep:
             again = passes.evaluate_again(recorded)
         check_replay(passes, recorded, again, step.radius, gradient_norm, step.loss_share)
         if gradient is not None:
+            if recorded.gradient is not None and passes.describe is not None:
+                check_gradient(recorded.gradient, passes.describe(gradient), passes.epsilon(recorded))
             self.doubt = staircase(step, recorded, gradient)
 
     def check_replay_now(self) -> None:
