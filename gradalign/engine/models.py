@@ -176,6 +176,15 @@ def no_grads(params: Iterable[Tensor]) -> None:
         )
 
 
+def grads_are_zeros(grads: Iterable[Tensor | None]) -> None:
+    """Every `.grad` is None or zeros."""
+    if any(bool(g.count_nonzero()) for g in grads if g is not None and g.device.type != "meta"):
+        raise ValueError(
+            "zeroed_grads: expected every .grad to be None or zeros on entry; got other values, which would count as gradients "
+            "of this step; call optimizer.zero_grad() before aligner.backward, and add what else has a gradient to the loss"
+        )
+
+
 def gradients_apart(modules: Iterable[nn.Module], params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     """The gradients of one backward share no element: a second backward would add to it once for each of them."""
     there = [i for i, g in enumerate(grads) if g is not None]

@@ -143,6 +143,24 @@ class SideEffects:
         return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def no_tensor_filled_again(micro_batches: Sequence[Any]) -> None:
+    """No two micro-batches that an iterator gave consist of the same tensors, which it then filled with the last one.
+
+    Raises:
+        ValueError: says which two.
+    """
+    seen: dict[tuple[int, ...], int] = {}
+    for number, micro_batch in enumerate(micro_batches, 1):
+        ids = tuple(map(id, tensors_of(micro_batch, set())))
+        if ids and ids in seen:
+            raise ValueError(
+                f"micro_batches: expected tensors of their own for every micro-batch of an iterator; got the same in "
+                f"{seen[ids]} and {number}, which all hold the last micro-batch where they are filled again; yield clones, or "
+                "pass a list where the same micro-batch is meant"
+            )
+        seen[ids] = number
+
+
 def tensors_of(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """The tensors of a micro-batch: in nested dicts, lists and tuples, and in the attributes of an object.
 
