@@ -29,6 +29,7 @@ class Inspection:
         self._first = active and not progress.inspected
         self._sampled = active and _power_of_two(index)
         self._chosen = (index.bit_length() - 1) % num  # another loss each time
+        self._unreached = progress.unreached
         self._casts_unknown = progress.casts_to_16_bit is None
 
     def looks_at(self, number: int, suspicious: bool) -> bool:
@@ -58,6 +59,7 @@ class Inspection:
         passes: Passes,
         modules: Iterable[nn.Module],
         frozen: Sequence[Tensor],
+        trained: Sequence[Tensor],
         *,
         may_record: bool,
         one_by_one: bool,
@@ -68,11 +70,16 @@ class Inspection:
             passes: those of the step, before the first.
             modules: the models.
             frozen: their parameters that do not require grad.
-            may_record: whether a base pass may be recorded, to be evaluated again.
+            trained: those that do, as far as they can be read. After the first step only those are looked at that had no
+                gradient in the last one, so that a step without such a parameter waits for no device.
+            may_record: whether a base pass may be recorded, to be evaluated again, and values may be read.
             one_by_one: whether control goes to the caller between micro-batches, who may draw random numbers there.
         """
-        side_effects = SideEffects(modules, frozen, look_into_batches=self._first or self._sampled)
-        random = RandomWatch() if (self._first or self._sampled) and not one_by_one else None
+        looks = self._first or self._sampled
+        if not self._first:
+            trained = [trained[i] for i in self._unreached if i < len(trained)] if self._sampled else ()
+        side_effects = SideEffects(modules, frozen, looks, trained, compare_values=looks and may_record)
+        random = RandomWatch() if looks and not one_by_one else None
         passes.observe(side_effects if side_effects.looks else None, may_record and self._first, random)
 
 

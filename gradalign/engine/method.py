@@ -20,12 +20,13 @@ from gradalign.engine.graph import GraphWatch
 from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
-from gradalign.engine.models import Models, no_consuming_hooks, no_grads, still_there, subset
+from gradalign.engine.models import Models, grads_are_zeros, no_consuming_hooks, no_grads, still_there, subset
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
 from gradalign.engine.ranks import group_is_up
 from gradalign.engine.replay import Buffers, numpy_random
 from gradalign.engine.schedule import NeedsAllError, Schedule
+from gradalign.engine.side_effects import no_tensor_filled_again
 from gradalign.engine.sources import Sources, labels
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Carried, MicroBatches, Settings, Step, StepWeight
@@ -199,6 +200,8 @@ class Method(ABC):
         """
         callable_("loss_fn", loss_fn, "a function of a micro-batch")
         batches = validated_micro_batches(micro_batches, self._least_micro_batches())
+        if not isinstance(micro_batches, Sequence):
+            no_tensor_filled_again(batches)
 
         closures = [BatchClosure(loss_fn, batch) for batch in batches]
         grad_enabled, step = torch.is_grad_enabled(), None
@@ -308,9 +311,9 @@ class Method(ABC):
             passes.allow_reused_graphs()
         if weight and schedule.replays:
             may_record = self._check_replay and not _capturing(space.home)
-            inspection.observe(
-                passes, self._models.modules, frozen, may_record=may_record, one_by_one=request.one_by_one
-            )
+            trained = space.params if space.ranks is None else ()
+            modules, one_by_one = self._models.modules, request.one_by_one
+            inspection.observe(passes, modules, frozen, trained, may_record=may_record, one_by_one=one_by_one)
         opened = OpenStep(step, schedule, buffers.state(), self._progress)
         if group_is_up() and not _capturing(space.home):
             self._have_ranks_compared(opened, inspection, request)
@@ -340,6 +343,8 @@ class Method(ABC):
         no_consuming_hooks(space.params)
         if not self._zeroed_grads:
             no_grads(space.params)
+        elif self._progress.stats is None:  # once: it waits for the device
+            grads_are_zeros(space.grads() if space.ranks is None else space.ranks.local(space.grads()))
         if not self._memory.is_of(space.tensors):
             self._memory = self._models.memory(space.params)
         return space, frozen

@@ -176,6 +176,30 @@ def no_grads(params: Iterable[Tensor]) -> None:
         )
 
 
+def grads_are_zeros(grads: Iterable[Tensor | None]) -> None:
+    """Every `.grad` is None or zeros."""
+    if any(bool(g.count_nonzero()) for g in grads if g is not None and g.device.type != "meta"):
+        raise ValueError(
+            "zeroed_grads: expected every .grad to be None or zeros on entry; got other values, which would count as gradients "
+            "of this step; call optimizer.zero_grad() before aligner.backward, and add what else has a gradient to the loss"
+        )
+
+
+def gradients_apart(modules: Iterable[nn.Module], params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """The gradients of one backward share no element: a second backward would add to it once for each of them."""
+    there = [i for i, g in enumerate(grads) if g is not None]
+    shared = ParamMemory([g for g in grads if g is not None]).shared
+    if shared is not None:
+        names = {id(p): name for module in modules for name, p in module.named_parameters()}
+        first, second = (names.get(id(params[there[i]]), f"parameter {there[i]}") for i in sorted(shared))
+        raise RuntimeError(
+            f"expected gradients with memory of their own; got those of {first} and {second} in the same memory, where torch "
+            "adds the gradients of later micro-batches twice, in plain training too; both are views of one gradient, as in "
+            "a.view(1, -1) + b.view(1, -1): add first, (a + b).view(1, -1), or give one a gradient of its own, "
+            "(b * 1).view(1, -1)"
+        )
+
+
 def no_consuming_hooks(params: Iterable[Tensor]) -> None:
     """No parameter hands its gradient on as soon as it is accumulated."""
     if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):

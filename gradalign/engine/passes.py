@@ -15,10 +15,11 @@ from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
 from gradalign.engine.graph import GraphWatch, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
+from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
 from gradalign.engine.replay import Buffers, RandomWatch, ReplayState
 from gradalign.engine.side_effects import SideEffects
-from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.space import ParamSpace, Vector, there
 
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
@@ -26,11 +27,16 @@ SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
 
 
 class Recorded(NamedTuple):
-    """A base pass that can be evaluated again: its closure, what it started from, and its loss."""
+    """A base pass that can be evaluated again: its closure, what it started from, its loss, and what is known of its gradient.
+
+    The gradient is described where it is as large as in plain training and stands by itself: one that autograd differentiates,
+    without loss scale or another ratio, into an empty vector.
+    """
 
     closure: Closure
     start: ReplayState
     loss: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Passes:
         self._looks_for_wrappers = False
         self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
+        self.describe: Callable[[Vector], Tensor] | None = None  # a gradient, in a few numbers
         self.count = 0
         self.aux: list[Any] = []
 
@@ -105,6 +112,8 @@ class Passes:
             more: another pass into the same vector follows before anything reads it: its mean over ranks may wait until then.
         """
         start = self.replay_state() if self._recording and self.recorded is None else None
+        plain = isinstance(ratio, float) and ratio == 1 and self._differentiate is Tensor.backward
+        alone = plain and start is not None and not any(map(there, into))
         if self._random is not None:
             self._random.check()
         effects = self._side_effects
@@ -117,7 +126,7 @@ class Passes:
         if self._random is not None:
             self._random.note()
         if start is not None:
-            self.recorded = Recorded(closure, start, loss)
+            self.recorded = Recorded(closure, start, loss, self.describe(into) if alone and self.describe else None)
         return loss
 
     def isolated_pass(self, closure: Closure) -> tuple[Tensor, Vector]:
@@ -185,6 +194,16 @@ class Passes:
     def stop_observing(self) -> None:
         """Neither refuse side effects, nor record, nor watch random numbers from now on."""
         self._side_effects, self._recording, self._random = None, False, None
+
+    def no_trained_written(self, grads: Vector) -> None:
+        """Refuse writes of base passes into parameters that have no gradient after all passes."""
+        if self._side_effects is not None:
+            self._side_effects.check_trained(self._space.params, grads)
+
+    @property
+    def records(self) -> bool:
+        """Whether a base pass is to be recorded."""
+        return self._recording
 
     def take_recorded(self) -> Recorded | None:
         """The recorded base pass, once."""
@@ -297,6 +316,9 @@ class Passes:
         grads = self._space.grads()
         if not all(map(operator.is_, grads, into)):
             losses.dense_gradients(grads)
+            if self._side_effects is not None and self._side_effects.inspects and not any(map(there, into)):
+                ranks = self._space.ranks
+                gradients_apart(self._models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
         return loss.detach()
 

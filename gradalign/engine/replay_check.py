@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from gradalign.engine.ignored_labels import no_mean_over_nothing
@@ -11,6 +12,9 @@ from gradalign.engine.passes import Passes, Recorded
 
 ULPS = 64  # of the loss, in the dtype of the forward: what nondeterministic kernels may differ by
 SHARE_OF_CHANGE = 0.1  # of what the displacement changes the loss by, about radius ||g||
+
+GRADIENT_ULPS = 8192  # of the gradient: what nondeterministic kernels may differ by in the backward, 1e-3 in float32
+LEAST_OF_GRADIENT = 1e-7
 
 
 def check_replay(
@@ -44,5 +48,29 @@ def check_replay(
         f"buffers, which the displaced passes rely on; got {found}. Usual causes: a module with state "
         "that is not among the models (give all: model=[net, criterion]), hidden state or an iterator outside loss_fn, a "
         "torch.Generator of your own, writes through .data, a counter in Python. docs/troubleshooting.md has remedies; "
+        "check_replay=False turns this check off"
+    )
+
+
+def check_gradient(first: Tensor, again: Tensor, epsilon: float) -> None:
+    """The same pass gave the same gradient: state that only the backward uses does not show in the loss.
+
+    Args:
+        first: sketch of the gradient of the base pass.
+        again: that of its repetition.
+        epsilon: relative rounding of the forward.
+
+    Raises:
+        RuntimeError: it is another one.
+    """
+    norm, off = torch.stack((first.norm(), (again - first).norm())).tolist()
+    if not (math.isfinite(norm) and off > max(GRADIENT_ULPS * epsilon, LEAST_OF_GRADIENT) * norm):
+        return
+    found = f"{off / norm:.2g} times its length" if norm else "any length, where there was none"
+    raise RuntimeError(
+        "loss_fn: expected the same gradient when a micro-batch is evaluated again with the same parameters, random numbers "
+        "and buffers, which the displaced passes rely on; got the same loss, and a gradient that is off by "
+        f"{found}. Usual cause: a backward with a counter in Python, as the coefficient of a gradient reversal layer that "
+        "grows with each forward; move the counter on outside loss_fn, after optimizer.step(), or make it a buffer; "
         "check_replay=False turns this check off"
     )

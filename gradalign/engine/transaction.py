@@ -15,8 +15,9 @@ from torch.nn import Parameter
 from gradalign.engine.low_precision import DisplacementInfo
 from gradalign.engine.passes import Closure
 from gradalign.engine.replay import BufferState
-from gradalign.engine.replay_check import check_replay
+from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
+from gradalign.engine.sketch import Sketch
 from gradalign.engine.space import Vector
 from gradalign.engine.staircase import can_be_seen, staircase
 from gradalign.engine.step import Step
@@ -32,12 +33,14 @@ class Progress(NamedTuple):
         stats: of the last one.
         casts_to_16_bit: what the graph of a loss showed of autocast; None: none was looked at.
         inspected: whether a step with the term was looked at closely.
+        unreached: positions of the trainable parameters that had no gradient in the last step.
     """
 
     num_steps: int = 0
     stats: AlignmentStats | None = None
     casts_to_16_bit: bool | None = None
     inspected: bool = False
+    unreached: tuple[int, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -80,8 +83,10 @@ class OpenStep:
         self.to_compare: Mapping[str, object] = {}
 
     def begin(self) -> None:
-        """What comes before the first pass on several ranks."""
+        """What comes before the first pass."""
         ranks = self.step.space.ranks
+        if self.passes.records and can_be_seen(self.step):
+            self.passes.describe = Sketch(self.step.space).of
         if ranks is not None:
             if self.to_compare:
                 ranks.same_request(self.to_compare, self.step.space.home)
@@ -102,12 +107,14 @@ class OpenStep:
                 "loss_fn: expected a loss of the model's parameters; got one that reaches none of them; call the module that "
                 "was given, and pass all modules that are trained"
             )
+        self.passes.no_trained_written(grads)
         if step.space.ranks is not None:
             if self.looks_at_ranks:
                 step.space.ranks.same_everywhere(step.space.params, grads, step.space.home)
             step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
-        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected)
+        unreached = tuple(i for i, g in enumerate(grads) if g is None)
+        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected, unreached)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:
@@ -133,6 +140,8 @@ class OpenStep:
             again = passes.evaluate_again(recorded)
         check_replay(passes, recorded, again, step.radius, gradient_norm, step.loss_share)
         if gradient is not None:
+            if recorded.gradient is not None and passes.describe is not None:
+                check_gradient(recorded.gradient, passes.describe(gradient), passes.epsilon(recorded))
             self.doubt = staircase(step, recorded, gradient)
 
     def check_replay_now(self) -> None:

@@ -179,3 +179,40 @@ def test_before_replay_moves_the_weight_and_counts_the_step():
     aligner.backward(loss_fn, batches)
     assert aligner._weight_cell is cell
     assert float(cell) == pytest.approx(1.0)
+
+
+def test_zeroed_grads_that_are_not_zeros_are_refused_in_the_first_step():
+    model = torch.nn.Linear(3, 2)
+    batches = [torch.randn(4, 3) for _ in range(4)]
+    aligner = GradAlign(model, 0.03, zeroed_grads=True)
+    model.weight.square().sum().backward()
+    with pytest.raises(ValueError, match="zeroed_grads: expected every .grad to be None or zeros on entry"):
+        aligner.backward(lambda x: model(x).square().mean(), batches)
+    model.zero_grad(set_to_none=False)
+    aligner.backward(lambda x: model(x).square().mean(), batches)
+    assert aligner.num_steps == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"x": x}, lambda x: (x, 3)])
+def test_an_iterator_that_fills_one_tensor_again_is_refused(wrap):
+    model, buffer = torch.nn.Linear(3, 2), torch.empty(4, 3)
+    batches = [torch.randn(4, 3) for _ in range(4)]
+
+    def loss_fn(batch):
+        return model(
+            batch if isinstance(batch, torch.Tensor) else next(iter(getattr(batch, "values", lambda: batch)()))
+        ).mean()
+
+    with pytest.raises(ValueError, match=r"got the same in 1 and 2.*yield clones, or pass a list"):
+        GradAlign(model, 0.03).backward(loss_fn, (wrap(buffer.copy_(x)) for x in batches))
+    for allowed in ((wrap(buffer.copy_(x).clone()) for x in batches), [wrap(buffer)] * 4):
+        GradAlign(model, 0.03).backward(loss_fn, allowed)
+        model.zero_grad()
+
+
+def test_an_iterator_may_repeat_what_micro_batches_have_in_common():
+    model, mask = torch.nn.Linear(3, 2), torch.ones(4, 1)
+    shared = ((torch.randn(4, 3), mask) for _ in range(4))
+    aligner = GradAlign(model, 0.03)
+    aligner.backward(lambda b: (model(b[0]) * b[1]).square().mean(), shared)
+    assert aligner.num_steps == 1

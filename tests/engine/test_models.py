@@ -127,3 +127,50 @@ def test_an_aligner_can_be_copied_after_a_step():
     aligner = GradAlign(model, 0.1)
     aligner.backward(lambda x: model(x).square().mean(), batches)
     assert copy.deepcopy(aligner).num_steps == 1
+
+
+class Added(nn.Module):
+    """Two parameters whose gradients torch gives the same memory, since both are views of one gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.w = (nn.Parameter(torch.randn(3)) for _ in range(3))
+        self.both = lambda a, b: a.view(1, -1, 1) + b.view(1, -1, 1)
+
+    def forward(self, x):
+        return torch.tanh((x * self.w).unsqueeze(-1) + self.both(self.a, self.b))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "variance"}, {"estimator": "prefix"}, {"estimator": "leave_one_out"}], ids=str
+)
+def test_gradients_that_share_memory_are_refused(options):
+    model, data = Added(), [torch.randn(5, 3) for _ in range(4)]
+
+    def loss_fn(x):
+        return model(x).square().mean()
+
+    with pytest.raises(RuntimeError, match=r"got those of a and b in the same memory.*add first, \(a \+ b\)"):
+        GradAlign(model, 0.03, **options).backward(loss_fn, data)
+    assert all(p.grad is None for p in model.parameters())
+    for apart in (lambda a, b: (a + b).view(1, -1, 1), lambda a, b: a.view(1, -1, 1) + (b * 1).view(1, -1, 1)):
+        model.both = apart
+        GradAlign(model, 0.03, **options).backward(loss_fn, data)
+        assert model.a.grad.data_ptr() != model.b.grad.data_ptr()
+        model.zero_grad()
+
+
+def test_gradients_beside_each_other_in_one_storage_are_no_fault():
+    q, v = (nn.Parameter(torch.randn(4, 3)) for _ in range(2))
+    model = nn.ParameterList([q, v])
+    seen = []
+
+    def loss_fn(x):
+        return torch.tanh(x @ torch.cat([q, v]).T).square().mean()
+
+    def backward(loss):
+        loss.backward()
+        seen.append((q.grad.untyped_storage().data_ptr(), v.grad.untyped_storage().data_ptr()))
+
+    GradAlign(model, 0.03).backward(loss_fn, [torch.randn(5, 3) for _ in range(4)], backward=backward)
+    assert seen[0][0] == seen[0][1]
