@@ -64,7 +64,7 @@ class InnerLoop:
         finite = step.space.norm_dot(gradients)[0].isfinite()
         scale = torch.where(finite, -self._inner_lr * step.own_scale, 0.0)
         self._cosine = cosine(*step.displacement.displace(gradients, scale).unbind())
-        return torch.where(finite, 1.0, torch.nan)
+        return torch.where(finite, step.space.scalar(1.0), torch.nan)
 
     def leave(self) -> None:
         """Parameters back to theta."""

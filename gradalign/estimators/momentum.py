@@ -145,10 +145,11 @@ class RunningMean(PastGradients):
         mean = self.over(space)
         self._before = (mean, [None if m is None else m.clone() for m in mean], self._params)
         usable = space.norm_dot(gradient)[0].isfinite()
-        keep = torch.where(usable, self._decay, 1.0)
-        add = torch.where(usable, (1 - self._decay) / loss_scale, 0.0)
-        space.combine(mean, mean, mean, keep.double(), space.scalar(0.0))
-        space.accumulate(mean, gradient, add.double())
+        # Of float64 tensors: two numbers alone would be rounded to torch's default dtype.
+        keep = torch.where(usable, space.scalar(self._decay), 1.0)
+        add = torch.where(usable, space.scalar(1 - self._decay) / loss_scale, 0.0)
+        space.combine(mean, mean, mean, keep, space.scalar(0.0))
+        space.accumulate(mean, gradient, add)
         self.mean, self._params = mean, space.params
 
     def commit(self) -> None:

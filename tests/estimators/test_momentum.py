@@ -246,3 +246,16 @@ def test_the_decay_of_the_mean_is_an_option():
         expected = 0.5 * expected + 0.5 * model.weight.grad
         model.zero_grad()
     torch.testing.assert_close(aligner.state_dict()["mean"][0], expected)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_the_mean_is_as_exact_in_every_default_dtype(default, default_dtype):
+    model = torch.nn.Linear(4, 1)
+    default_dtype(default)
+    aligner = gradalign.GradAlign(model, 0.1, estimator=Momentum(decay=0.999))
+    expected = torch.zeros(1, 4, dtype=torch.float64)
+    for x in torch.randn(20, 4, 2, 4, dtype=torch.float32):
+        aligner.backward(lambda x: model(x).square().mean(), list(x))
+        expected = 0.999 * expected + 0.001 * model.weight.grad.double()
+        model.zero_grad()
+    torch.testing.assert_close(aligner.state_dict()["mean"][0].double(), expected, rtol=1e-5, atol=1e-8)
