@@ -102,8 +102,14 @@ class FirstMoment(PastGradients):
         self._optimizer = optimizer
 
     def over(self, space: ParamSpace) -> Vector:
-        """The first moments, where they are."""
-        return [self._optimizer.first_moment(p) for p in space.params]
+        """The first moments, where they are; a group that maximizes averages -g, of which this is the negative."""
+        moments: Vector = [self._optimizer.first_moment(p) for p in space.params]
+        groups = self._optimizer.param_groups
+        upwards = {id(p) for group in groups if group["maximize"] for p in group["params"]}
+        if not upwards:
+            return moments
+        pairs = zip(moments, space.params, strict=True)
+        return [-m if m is not None and id(p) in upwards else m for m, p in pairs]
 
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Nothing: the optimizer's own step does it."""

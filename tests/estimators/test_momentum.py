@@ -223,6 +223,27 @@ def test_momentum_takes_the_first_moment_of_the_optimizer(kind, key):
     assert aligner.state_dict()["mean"] == []
 
 
+@pytest.mark.parametrize("upwards", [(True, True), (True, False)])
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_the_first_moment_of_a_group_that_maximizes_points_the_same_way(kind, upwards):
+    gradients = []
+    for own in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        groups = [
+            {"params": layer.parameters(), "maximize": flag}
+            for layer, flag in zip((model[0], model[2]), upwards, strict=True)
+        ]
+        optimizer = kind(groups, lr=1e-3, **({"momentum": 0.9} if kind is SGD else {}))
+        aligner = gradalign.GradAlign(model, 0.1, estimator="momentum", optimizer=optimizer if own else None)
+        for batches in torch.randn(2, 4, 5, 4, dtype=torch.float64):  # both means are along the first gradient then
+            optimizer.zero_grad()
+            aligner.backward(lambda x, model=model: model(x).square().mean(), list(batches))
+            optimizer.step()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_an_optimizer_that_cannot_serve_is_refused():
     model = torch.nn.Linear(3, 1)
     without = gradalign.optim.SGD(model.parameters(), lr=0.1)
