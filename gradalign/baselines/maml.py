@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from gradalign.baselines.inner import InnerMethod
+from gradalign.baselines.inner import WRITES, InnerMethod
 from gradalign.baselines.stand_ins import StandIns
 from gradalign.engine.devices import to_device
+from gradalign.engine.displacement import no_writes
 from gradalign.engine.double_backward import twice_differentiable
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
@@ -73,9 +75,10 @@ class MAMLSchedule(Schedule):
         if self.num_visited == self.step.num:
             return self.last(closure)
         step, point = self.step, self.point
-        loss, graph = step.passes.differentiable(
-            lambda: self.stand_ins.call(closure, point), step.loss_scale, point, name="MAML"
-        )
+        with self.no_writes():
+            loss, graph = step.passes.differentiable(
+                lambda: self.stand_ins.call(closure, point), step.loss_scale, point, name="MAML"
+            )
         self.point = [
             p if g is None or not moves else p + (g * to_device(self.scale, p.device)).to(p.dtype)
             for p, g, moves in zip(point, graph, self.moves(), strict=True)
@@ -84,10 +87,14 @@ class MAMLSchedule(Schedule):
 
     def last(self, closure: Closure) -> Tensor:
         """Leaves the step's gradient in `.grad`."""
-        with twice_differentiable("MAML"):
+        with self.no_writes(), twice_differentiable("MAML"):
             return self.step.passes.base_pass(
                 lambda: self.stand_ins.call(closure, self.point), self.total, self.step.num
             )
+
+    def no_writes(self) -> AbstractContextManager[None]:
+        """Of the tensors at an inner point; at theta a forward may write."""
+        return no_writes(self.point, "MAML", WRITES) if self.num_visited > 1 else nullcontext()
 
     def moves(self) -> list[bool]:
         """Whether inner steps move a parameter, for each."""

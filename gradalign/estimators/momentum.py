@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gradalign.engine.displacement import no_writes
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Closure
@@ -29,6 +30,8 @@ from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.validation import finite
+
+WRITES = 'its only pass is a displaced one, whose writes are undone; use "split"'
 
 
 @dataclass(frozen=True)
@@ -307,18 +310,13 @@ class MomentumSchedule(Schedule):
     def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
-        before = [p._version for p in step.space.tensors]
-        if self.sums.units is None:
-            more = self.num_visited + 1 < step.num
-            loss = step.passes.base_pass(closure, self.sums.total, more=more)
-        else:
-            loss, g = step.passes.isolated_pass(closure)
-            self.sums.add(g)
-        if [p._version for p in step.space.tensors] != before:
-            raise RuntimeError(
-                'estimator "momentum": expected a forward that leaves parameters alone; got one that writes them, as '
-                'Embedding(max_norm=...) does: its only pass is a displaced one, whose writes are undone; use "split"'
-            )
+        with no_writes(step.space.tensors, 'estimator "momentum"', WRITES):
+            if self.sums.units is None:
+                more = self.num_visited + 1 < step.num
+                loss = step.passes.base_pass(closure, self.sums.total, more=more)
+            else:
+                loss, g = step.passes.isolated_pass(closure)
+                self.sums.add(g)
         self.num_visited += 1
         return loss
 

@@ -358,3 +358,19 @@ def test_the_mean_is_as_exact_in_every_default_dtype(default, default_dtype):
         expected = 0.999 * expected + 0.001 * model.weight.grad.double()
         model.zero_grad()
     torch.testing.assert_close(aligner.state_dict()["mean"][0].double(), expected, rtol=1e-5, atol=1e-8)
+
+
+class Constrained(nn.Linear):
+    """Gives its weight new memory in every forward."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_a_forward_that_assigns_the_data_of_its_weight_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), Constrained(4, 1))
+    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    with pytest.raises(RuntimeError, match='estimator "momentum": expected a forward that leaves parameters alone'):
+        aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 2, 4)))
+    assert all(p.grad is None for p in model.parameters())
