@@ -15,6 +15,7 @@ from gradalign.engine.data_parallel import DataParallel
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.mesh import Mesh
 from gradalign.engine.method import Method, MethodOptions
+from gradalign.engine.models import params_of
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step
@@ -160,26 +161,25 @@ class GradAlign(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients (at first zeros)."""
-        return super().state_dict() | self._estimator_memory.state_dict(self._remembered)
+        remembered = self._estimator_memory.state_dict(self._all_parameters, self._weight.may_act)
+        return super().state_dict() | remembered
 
-    def _remembered(self) -> list[Parameter]:
-        """The parameters that the estimator may remember something of."""
-        if not self._weight.may_act:
-            return []
+    def _all_parameters(self) -> list[Parameter]:
+        """The parameters of the models, frozen ones too, each once."""
         if self._models.ranks is not None:
             self._models.ranks.parameters_are_read()
-        return self._models.trainable()
+        return list({id(p): p for module in self._models.modules for p in params_of(module)}.values())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
 
         Raises:
-            ValueError: a state without the number of steps.
+            ValueError: a state without the number of steps; a mean of other parameters.
         """
         before = self._progress
         super().load_state_dict(state)
         try:
-            self._estimator_memory.load_state_dict(state)
+            self._estimator_memory.load_state_dict(state, self._all_parameters)
         except BaseException:
             self._progress = before
             raise

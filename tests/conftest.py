@@ -18,6 +18,14 @@ def _deterministic():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def default_dtype():
+    """Sets torch's default dtype until the test ends."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="session")
 def asset():
     """Locates a pretrained model or a data set. Where it is not installed the test is skipped, or fails in CI."""

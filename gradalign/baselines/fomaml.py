@@ -62,10 +62,10 @@ class FOMAMLSchedule(Schedule):
         self.num_visited += 1
         finite = self.inner.enter(self.gradients) if before else 1.0
         if self.num_visited < step.num:
-            loss = step.passes.base_pass(closure, self.gradients)
+            loss = self.inner.base_pass("FOMAML", closure, self.gradients)
         else:
             self.gradients.clear()  # makes room for the gradient
-            loss = step.passes.base_pass(closure, self.total, finite * step.num)
+            loss = self.inner.base_pass("FOMAML", closure, self.total, finite * step.num)
         self.inner.leave()
         return loss
 

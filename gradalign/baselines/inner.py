@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,14 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.backends.reference_scalars import cosine
 from gradalign.engine import validation
+from gradalign.engine.displacement import no_writes
 from gradalign.engine.method import Method, MethodOptions
+from gradalign.engine.passes import Closure
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
 
+WRITES = 'its passes are at inner points, whose writes are undone; use SAM, or GradAlign with estimator "split"'
 UNIT = "a learning rate: parameter^2 / loss"
 
 # Nothing is displaced along an agreement here: of these settings only "no telemetry" is read.
@@ -64,7 +68,14 @@ class InnerLoop:
         finite = step.space.norm_dot(gradients)[0].isfinite()
         scale = torch.where(finite, -self._inner_lr * step.own_scale, 0.0)
         self._cosine = cosine(*step.displacement.displace(gradients, scale).unbind())
-        return torch.where(finite, 1.0, torch.nan)
+        return torch.where(finite, step.space.scalar(1.0), torch.nan)
+
+    def base_pass(self, name: str, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
+        """A base pass where the parameters are; its forward may write them at theta only."""
+        step = self._step
+        away = step.displacement.active
+        with no_writes(step.space.tensors, name, WRITES) if away else nullcontext():
+            return step.passes.base_pass(closure, into, ratio)
 
     def leave(self) -> None:
         """Parameters back to theta."""

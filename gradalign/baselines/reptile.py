@@ -68,7 +68,7 @@ class ReptileSchedule(Schedule):
         """The pass at the inner point that the micro-batches before it led to."""
         if self.num_visited:
             self.inner.enter(self.total)
-        loss = self.step.passes.base_pass(closure, self.total)
+        loss = self.inner.base_pass("Reptile", closure, self.total)
         self.inner.leave()
         self.num_visited += 1
         return loss

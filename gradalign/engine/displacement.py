@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -202,3 +203,24 @@ class Displacement:
 def _has_memory_of_its_own(t: Tensor) -> bool:
     """Whether its values are all that its memory holds, once and with their sign: a backward may return views of one buffer."""
     return not t.is_neg() and t.untyped_storage().nbytes() == t.numel() * t.element_size()
+
+
+@contextmanager
+def no_writes(tensors: Sequence[Tensor], name: str, why: str) -> Iterator[None]:
+    """A pass whose gradient counts, at other parameters than theta: what its forward writes into them would be undone.
+
+    Args:
+        tensors: what the forward computes with.
+        name: of the method, for the message.
+        why: there is no pass at theta, and what to use instead.
+
+    Raises:
+        RuntimeError: a tensor was written, or has other memory.
+    """
+    before = [(t.data_ptr(), t._version) for t in tensors]
+    yield
+    if [(t.data_ptr(), t._version) for t in tensors] != before:
+        raise RuntimeError(
+            f"{name}: expected a forward that leaves parameters alone; got one that writes them, as Embedding(max_norm=...) "
+            f"does: {why}"
+        )

@@ -55,6 +55,7 @@ class ExactSchedule(Schedule):
     def finish(self) -> dict[str, Tensor]:
         """Differentiate the gradients along their directions and fill `.grad`."""
         step, term = self.step, Term(self.step.space)
+        start = step.passes.replay_state()  # a checkpoint runs its forward once more for a second derivative
         while self.graphs:
             graph = self.graphs.pop(0)
             g: Vector = [None if t is None else t.detach() for t in graph]
@@ -67,6 +68,7 @@ class ExactSchedule(Schedule):
             step.space.accumulate(
                 term.vector, step.passes.differentiate_again(graph, w), step.space.scalar(1.0 if direction else 2.0)
             )
+        start.put_back()
         step.close(self.sums.total, term)
         return {}
 

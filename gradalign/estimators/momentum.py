@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gradalign.engine.displacement import no_writes
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Closure
@@ -29,6 +30,8 @@ from gradalign.engine.space import ParamSpace, Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.validation import finite
+
+WRITES = 'its only pass is a displaced one, whose writes are undone; use "split"'
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,19 @@ class FirstMoment(PastGradients):
         self._optimizer = optimizer
 
     def over(self, space: ParamSpace) -> Vector:
-        """The first moments, where they are."""
-        return [self._optimizer.first_moment(p) for p in space.params]
+        """The first moments, where they are; a group that maximizes averages -g, of which this is the negative."""
+        moments: Vector = [self._optimizer.first_moment(p) for p in space.params]
+        groups = self._optimizer.param_groups
+        upwards = {id(p) for group in groups if group["maximize"] for p in group["params"]}
+        if not upwards:
+            return moments
+        pairs = zip(moments, space.params, strict=True)
+        return [-m if m is not None and id(p) in upwards else m for m, p in pairs]
 
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
         """Nothing: the optimizer's own step does it."""
 
-    def state_dict(self, trained: Callable[[], Sequence[Parameter]]) -> dict[str, Any]:
+    def state_dict(self, params: Callable[[], Sequence[Parameter]], remembers: bool) -> dict[str, Any]:
         """No mean of our own."""
         return {"mean": []}
 
@@ -118,26 +127,28 @@ class RunningMean(PastGradients):
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay = decay
-        self._before: tuple[Vector, Vector, list[Parameter] | None] | None = None  # of a step that is not complete
+        self._before: tuple[Vector, Vector, list[Parameter]] | None = None  # of a step that is not complete
         self.mean: Vector = []
-        self._params: list[Parameter] | None = None  # whose mean it is; None: by position, after a load
+        self._params: list[Parameter] = []  # whose mean it is
+        # All parameters of the models, after a load that was not used yet: the mean is theirs, in their order.
+        self._loaded_for: Callable[[], Sequence[Parameter]] | None = None
 
     def over(self, space: ParamSpace) -> Vector:
-        """The mean for these parameters, where they are; zero for those that it has not seen."""
-        if self._params is None:
-            if len(self.mean) != len(space.params):
-                return space.zeros()
-            pairs = list(zip(self.mean, space.params, strict=True))
-            if any(m is not None and m.shape != p.shape for m, p in pairs):
-                return space.zeros()
-            known = self.mean
+        """The mean for these parameters, where they are; zero for those that it has not seen.
+
+        Raises:
+            ValueError: the models have other parameters than those that a mean was loaded for.
+        """
+        if self._loaded_for is not None:
+            owners: Sequence[Parameter] = self._loaded_for()
+            _fits(self.mean, owners)
         else:
-            means = {id(p): m for p, m in zip(self._params, self.mean, strict=True)}
-            known = [means.get(id(p)) for p in space.params]
-            known = [_of_shape(m, p) for m, p in zip(known, space.params, strict=True)]
+            owners = self._params
+        means = {id(p): m for p, m in zip(owners, self.mean, strict=True)}
+        known = [_of_shape(means.get(id(p)), p) for p in space.params]
         # A checkpoint may have been loaded to the CPU.
         self.mean = [m if m is None else m.to(p.device) for m, p in zip(known, space.params, strict=True)]
-        self._params = space.params
+        self._params, self._loaded_for = space.params, None
         return self.mean
 
     def update(self, space: ParamSpace, gradient: Vector, loss_scale: Tensor) -> None:
@@ -145,10 +156,11 @@ class RunningMean(PastGradients):
         mean = self.over(space)
         self._before = (mean, [None if m is None else m.clone() for m in mean], self._params)
         usable = space.norm_dot(gradient)[0].isfinite()
-        keep = torch.where(usable, self._decay, 1.0)
-        add = torch.where(usable, (1 - self._decay) / loss_scale, 0.0)
-        space.combine(mean, mean, mean, keep.double(), space.scalar(0.0))
-        space.accumulate(mean, gradient, add.double())
+        # Of float64 tensors: two numbers alone would be rounded to torch's default dtype.
+        keep = torch.where(usable, space.scalar(self._decay), 1.0)
+        add = torch.where(usable, space.scalar(1 - self._decay) / loss_scale, 0.0)
+        space.combine(mean, mean, mean, keep, space.scalar(0.0))
+        space.accumulate(mean, gradient, add)
         self.mean, self._params = mean, space.params
 
     def commit(self) -> None:
@@ -166,27 +178,70 @@ class RunningMean(PastGradients):
         self.mean, self._params = mean, params
         self._before = None
 
-    def state_dict(self, trained: Callable[[], Sequence[Parameter]]) -> dict[str, Any]:
-        """The mean, zeros for parameters that have none yet."""
-        params = self._params if self.mean else trained()
-        if params is None:  # loaded, and not used since
+    def state_dict(self, params: Callable[[], Sequence[Parameter]], remembers: bool) -> dict[str, Any]:
+        """The mean of every parameter of the models: zeros where it is trained and has none yet, None where it is frozen."""
+        if self._loaded_for is not None:
             return {"mean": list(self.mean)}
-        mean = self.mean or [None] * len(params)
-        return {"mean": [torch.zeros_like(p) if m is None else m for m, p in zip(mean, params, strict=True)]}
+        if not self.mean and not remembers:
+            return {"mean": []}
+        everything = params()
+        owners = self._params
+        if not {id(p) for p in owners} & {
+            id(p) for p in everything
+        }:  # all were replaced, by load_state_dict(assign=True)
+            trained = [p for p in everything if p.requires_grad]
+            owners = trained if [p.shape for p in trained] == [p.shape for p in owners] else owners
+        means = {id(p): m for p, m in zip(owners, self.mean, strict=True)}
+        return {"mean": [_to_save(means.get(id(p)), p) for p in everything]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], params: Callable[[], Sequence[Parameter]]) -> None:
         """Go on with a saved mean.
 
         Raises:
             TypeError: a mean that is no list of tensors.
+            ValueError: a mean of other parameters.
         """
         mean = state.get("mean", [])
         if not isinstance(mean, (list, tuple)) or not all(m is None or isinstance(m, Tensor) for m in mean):
             raise TypeError(
                 "load_state_dict: expected mean to be a list of tensors, as state_dict() gives it; got another kind"
             )
-        self.mean = [None if m is None else m.clone() for m in mean]
-        self._params = None
+        mean = [None if m is None else m.clone() for m in mean]
+        if mean:
+            everything = params()
+            trained = [i for i, p in enumerate(everything) if p.requires_grad]
+            # Version 0.1.0 saved that of the trained parameters alone.
+            if len(mean) == len(trained) < len(everything):
+                of_trained = dict(zip(trained, mean, strict=True))
+                mean = [of_trained.get(i) for i in range(len(everything))]
+            _fits(mean, everything)
+        self.mean, self._params, self._loaded_for, self._before = mean, [], params if mean else None, None
+
+
+def _fits(mean: Vector, params: Sequence[Parameter]) -> None:
+    """A loaded mean is one of these parameters."""
+    remedy = (
+        "load the state of an aligner of the same models (one that an older version saved: with the same parameters frozen), "
+        "or leave `mean` out of it and the mean starts anew"
+    )
+    if len(mean) != len(params):
+        trained = sum(p.requires_grad for p in params)
+        raise ValueError(
+            f"load_state_dict: expected the mean of the {len(params)} parameters of the models, of which {trained} are trained"
+            f"; got one of {len(mean)}; {remedy}"
+        )
+    for m, p in zip(mean, params, strict=True):
+        if m is not None and m.shape != p.shape:
+            raise ValueError(
+                f"load_state_dict: expected the mean of a parameter of shape {tuple(p.shape)}; got {tuple(m.shape)}; {remedy}"
+            )
+
+
+def _to_save(mean: Tensor | None, param: Parameter) -> Tensor | None:
+    """The mean of one parameter, as it is saved."""
+    if mean is not None and mean.shape == param.shape:
+        return mean
+    return torch.zeros_like(param) if param.requires_grad else None
 
 
 def _of_shape(mean: Tensor | None, param: Parameter) -> Tensor | None:
@@ -255,18 +310,13 @@ class MomentumSchedule(Schedule):
     def base_pass(self, closure: Closure) -> Tensor:
         """The pass of a micro-batch, and its gradient's norm where it is wanted."""
         step = self.step
-        before = [p._version for p in step.space.tensors]
-        if self.sums.units is None:
-            more = self.num_visited + 1 < step.num
-            loss = step.passes.base_pass(closure, self.sums.total, more=more)
-        else:
-            loss, g = step.passes.isolated_pass(closure)
-            self.sums.add(g)
-        if [p._version for p in step.space.tensors] != before:
-            raise RuntimeError(
-                'estimator "momentum": expected a forward that leaves parameters alone; got one that writes them, as '
-                'Embedding(max_norm=...) does: its only pass is a displaced one, whose writes are undone; use "split"'
-            )
+        with no_writes(step.space.tensors, 'estimator "momentum"', WRITES):
+            if self.sums.units is None:
+                more = self.num_visited + 1 < step.num
+                loss = step.passes.base_pass(closure, self.sums.total, more=more)
+            else:
+                loss, g = step.passes.isolated_pass(closure)
+                self.sums.add(g)
         self.num_visited += 1
         return loss
 

@@ -65,9 +65,11 @@ class LateAligner:
             self.method = GradAlign(model, **{**own, **options}) if isinstance(options, Mapping) else options(model)
             self._model = model
         method = self.method
-        if self._loaded is not None or method.num_steps != num_steps:
-            method.load_state_dict({**method.state_dict(), **(self._loaded or {}), "num_steps": num_steps})
+        if self._loaded is not None:
+            method.load_state_dict({**self._loaded, "num_steps": num_steps})
             self._loaded = None
+        elif method.num_steps != num_steps:  # the trainer made steps without it; what an estimator remembers stays
+            Method.load_state_dict(method, {"num_steps": num_steps})
         return method
 
     def complete(self) -> None:

@@ -47,7 +47,7 @@ def place_state(value: Any, name: str, param: Tensor, least: torch.dtype) -> Any
     """
     if not isinstance(value, Uncast):
         return (
-            torch.tensor(float(value), device=param.device)
+            torch.tensor(float(value), dtype=torch.float32, device=param.device)
             if isinstance(value, (int, float)) and name == "step"
             else value
         )

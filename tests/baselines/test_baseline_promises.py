@@ -271,3 +271,38 @@ def test_low_precision_is_close_to_float64(name, dtype):
     BASELINES[name](wide).backward(wide_loss, [(x.double(), y) for x, y in batches])
     assert all(p.grad.dtype == dtype for p in model.parameters())
     assert relative(filled(model).double(), filled(wide)) < (0.03 if dtype == torch.bfloat16 else 0.004)
+
+
+class Constrained(torch.nn.Linear):
+    """Rows no longer than 0.5, as layers of models of EEG keep them."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+class WrittenInPlace(torch.nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(-0.3, 0.3)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("how", ["backward", "accumulate"])
+@pytest.mark.parametrize("kind", [Constrained, WrittenInPlace, "max_norm"])
+@pytest.mark.parametrize("name", AT_INNER_POINTS)
+def test_a_forward_that_writes_its_weight_at_an_inner_point_is_refused(name, kind, how):
+    if kind == "max_norm":
+        model = torch.nn.Sequential(torch.nn.Embedding(12, 4, max_norm=0.5), torch.nn.Linear(4, 1))
+        batches = [torch.tensor([3 * i, 3 * i + 1, 3 * i + 2]) for i in range(4)]
+    else:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), kind(4, 1))
+        batches = list(torch.randn(4, 3, 4))
+    theta = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=f"{name}: expected a forward that leaves parameters alone; .*; use SAM"):
+        run(BASELINES[name](model), lambda x: model(x).square().mean(), batches, how)
+    assert all(p.grad is None for p in model.parameters())
+    written = [0] if kind == "max_norm" else [2]  # by the first pass, which is at theta
+    assert [
+        i for i, (p, t) in enumerate(zip(model.parameters(), theta, strict=True)) if not torch.equal(p, t)
+    ] == written

@@ -37,6 +37,18 @@ def test_a_parameter_that_only_inner_batches_reach_has_no_gradient():
     assert model["b"].weight.grad is not None
 
 
+def test_the_number_of_micro_batches_is_exact_in_every_default_dtype(default_dtype):
+    model = torch.nn.Linear(2, 1)
+    gradients = []
+    for default in (torch.float32, torch.bfloat16):
+        default_dtype(default)
+        method = FOMAML(model, inner_lr=1e-3)
+        method.backward(lambda x: model(x).square().sum(), [torch.ones(2, dtype=torch.float32)] * 257)
+        gradients.append(model.weight.grad)
+        model.zero_grad()
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)
+
+
 def test_inner_lr_is_checked():
     with pytest.raises(ValueError, match="inner_lr: expected a finite number above 0"):
         FOMAML(torch.nn.Linear(2, 1), inner_lr=0)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from support import baseline_equations as equations
 from support.baseline_comparison import both, mask_of, relative
 from support.networks import Awkward, Counting, Spectral, make, state
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gradalign.baselines import MAML
 
@@ -71,6 +74,51 @@ def test_fused_attention_is_refused_with_the_remedy():
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         MAML(model, inner_lr=0.1).backward(loss_fn, batches)
     assert float(model.weight.grad.norm()) > 0
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("inside", [torch.tanh, Doubled.apply])
+@pytest.mark.parametrize("has_aux", [False, True])
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_is_refused_with_the_remedy(use_reentrant, last_only, has_aux, inside):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    batches = list(torch.randn(3, 4, 2))
+
+    def loss_fn(x):
+        h = model[0](x)
+        y = inside(h)
+        if not last_only or torch.equal(x, batches[-1]):
+            y = checkpoint(inside, h, use_reentrant=use_reentrant)
+        loss = model[1](y).square().mean()
+        return (loss, None) if has_aux else loss
+
+    with pytest.raises(RuntimeError, match="MAML: expected a loss_fn without checkpoints; .* or use FOMAML or Reptile"):
+        MAML(model, inner_lr=0.1).backward(loss_fn, batches, has_aux=has_aux)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_tensors_that_are_saved_on_another_device_are_no_checkpoint():
+    gradients = []
+    for on_cpu in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+        with torch.autograd.graph.save_on_cpu() if on_cpu else contextlib.nullcontext():
+            MAML(model, inner_lr=0.1).backward(
+                lambda x, model=model: model(x).tanh().square().mean(), [torch.ones(2)] * 3
+            )
+        gradients.append(model.weight.grad)
+    assert torch.equal(*gradients)
 
 
 def test_an_interrupt_inside_functional_call_leaves_the_modules_their_parameters(monkeypatch):

@@ -328,7 +328,7 @@ def with_a_mean(rank, folder, save):
         dcp.load(state, checkpoint_id=folder)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         aligner.load_state_dict(state["aligner"])
-    mean = torch.cat([full(m).reshape(-1) for m in aligner.state_dict()["mean"]])
+    mean = torch.cat([full(m).reshape(-1) for m in aligner.state_dict()["mean"] if m is not None])
     return mean, trained(model, optimizer, aligner, lambda step: batches_of(rank, seed=step + 1), 1, first=2)
 
 

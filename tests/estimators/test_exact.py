@@ -10,6 +10,8 @@ from support.baseline_comparison import both, filled, mask_of, relative
 from support.estimator_checks import FORMS, Case, check_any_order, check_heads, check_term, mean_dot
 from support.measure import NORMALIZATIONS, OBJECTIVES
 from support.networks import Awkward, Counting, Spectral, make, state
+from support.one_step import run
+from torch.utils.checkpoint import checkpoint
 
 import gradalign
 
@@ -105,3 +107,29 @@ def test_a_backward_that_would_never_be_called_is_refused():
     with pytest.raises(ValueError, match="backward: expected None with Exact"):
         aligner.backward(loss_fn, batches, backward=torch.Tensor.backward)
     aligner.backward(loss_fn, batches)
+
+
+@pytest.mark.parametrize("how", ["backward", "accumulate"])
+def test_buffers_behind_a_checkpoint_are_those_of_the_plain_loop(how):
+    nets = []
+    for aligned in (False, True):
+        torch.manual_seed(0)
+        block = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2)).double()
+        head = torch.nn.Linear(8, 1).double()
+
+        def loss_fn(x, block=block, head=head):
+            return head(checkpoint(block, x, use_reentrant=False).tanh()).square().mean()
+
+        batches = list(torch.randn(3, 6, 4, dtype=torch.float64))
+        if aligned:
+            run(
+                gradalign.GradAlign([block, head], 0.03, estimator="exact", objective="variance"), loss_fn, batches, how
+            )
+        else:
+            for x in batches:
+                loss_fn(x).backward()
+        nets.append((block[1], torch.rand(3)))
+    (plain, stream), (found, stream_found) = nets
+    assert torch.equal(found.running_mean, plain.running_mean)
+    assert int(found.num_batches_tracked) == int(plain.num_batches_tracked) == 6
+    assert torch.equal(stream, stream_found)

@@ -116,12 +116,10 @@ def test_a_mean_loaded_to_another_device_follows_the_parameters():
     params = [torch.nn.Parameter(torch.empty(n, device="meta")) for n in (3, 2)]
     space = ParamSpace(params, None, "reference")
     remembered = RunningMean()
-    remembered.load_state_dict({"mean": [torch.ones(3), None]})
+    remembered.load_state_dict({"mean": [torch.ones(3), None]}, lambda: params)
     first, second = remembered.over(space)
     assert first.device.type == "meta"
     assert second is None
-    remembered.load_state_dict({"mean": [torch.ones(4), None]})
-    assert remembered.over(space) == [None, None]
 
 
 @pytest.mark.parametrize("options", [{"weight": lambda step: 0.0 if step < 3 else 0.1}, {"weight": 0.1, "every": 4}])
@@ -158,15 +156,95 @@ def test_a_fresh_aligner_has_zeros_for_loading_in_place_to_fill():
     model[0].bias.requires_grad_(False)
     aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
     fresh = aligner.state_dict()["mean"]
-    assert [m.shape for m in fresh] == [(1, 4), (2, 4), (2,)]
-    assert not any(m.any() or m.requires_grad for m in fresh)
+    assert [m if m is None else m.shape for m in fresh] == [(1, 4), None, (2, 4), (2,)]
+    assert not any(m.any() or m.requires_grad for m in fresh if m is not None)
     aligner.backward(lambda x: model[0](x).square().mean(), list(torch.randn(4, 2, 4)))
-    first, *unreached = aligner.state_dict()["mean"]
+    first, frozen, *unreached = aligner.state_dict()["mean"]
     assert first.any()
+    assert frozen is None
     assert not any(m.any() for m in unreached)
     saved = aligner.state_dict()["mean"]
     aligner.load_state_dict({"num_steps": 1, "mean": saved})
-    assert all(map(torch.equal, aligner.state_dict()["mean"], saved))
+    again = aligner.state_dict()["mean"]
+    assert again[1] is None
+    assert all(map(torch.equal, [again[0], *again[2:]], [saved[0], *saved[2:]]))
+
+
+LAYERS = [((2,), (2,)), ((2,), (1, 2)), ((1,), (2,)), ((0, 1, 2), (1, 2)), ((0, 1), (1, 2))]
+
+
+def frozen_but(model, layers):
+    for number, layer in enumerate(model):
+        layer.requires_grad_(number in layers)
+
+
+@pytest.mark.parametrize("as_at_the_start", [True, False], ids=["loaded before", "loaded after"])
+@pytest.mark.parametrize(("first", "then"), LAYERS)
+def test_a_resumed_run_that_unfreezes_layers_goes_on_with_their_means(first, then, as_at_the_start):
+    gradients = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+        aligner = gradalign.GradAlign(model, 0.5, estimator="momentum")
+        frozen_but(model, first)
+        for x in torch.randn(3, 4, 5, 4):
+            aligner.backward(lambda x, model=model: model(x).tanh().square().mean(), list(x))
+            model.zero_grad()
+        if interrupted:
+            saved = aligner.state_dict()
+            assert sum(m is not None for m in saved["mean"]) == 2 * len(first)
+            if not as_at_the_start:
+                frozen_but(model, then)
+            aligner = gradalign.GradAlign(model, 0.5, estimator="momentum")
+            aligner.load_state_dict(saved)
+            aligner = copy.copy(aligner)
+        frozen_but(model, then)
+        for x in torch.randn(2, 4, 5, 4):
+            model.zero_grad()
+            aligner.backward(lambda x, model=model: model(x).tanh().square().mean(), list(x))
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_a_mean_that_is_loaded_before_the_parameters_are_assigned_is_theirs():
+    model = nn.Linear(4, 2)
+    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 2, 4)))
+    saved = copy.deepcopy(aligner.state_dict())
+    model.zero_grad()
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    assert all(
+        map(torch.equal, aligner.state_dict()["mean"], saved["mean"])
+    )  # as what is handed over to another aligner
+    again = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    again.load_state_dict(saved)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    x = list(torch.randn(4, 2, 4))
+    again.backward(lambda x: model(x).square().mean(), x)
+    expected = [0.9 * m + 0.1 * p.grad for m, p in zip(saved["mean"], model.parameters(), strict=True)]
+    torch.testing.assert_close(again.state_dict()["mean"], expected)
+
+
+def test_the_mean_of_the_trained_parameters_alone_is_loaded_where_they_are_the_same():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    old = {"num_steps": 3, "mean": [torch.ones(1, 4), torch.ones(1)]}  # as 0.1.0 saved it
+    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    aligner.load_state_dict(old)
+    model.requires_grad_(True)
+    loaded = aligner.state_dict()["mean"]
+    assert loaded[:2] == [None, None]
+    assert all(map(torch.equal, loaded[2:], old["mean"]))
+    again = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    with pytest.raises(
+        ValueError, match="expected the mean of the 4 parameters .*of which 4 are trained; got one of 2"
+    ):
+        again.load_state_dict(old)
+    assert again.num_steps == 0
+    with pytest.raises(
+        ValueError, match=r"expected the mean of a parameter of shape \(4,\); got \(3,\); load the state"
+    ):
+        again.load_state_dict({"num_steps": 3, "mean": [None, torch.ones(3), None, None]})
 
 
 def test_the_mean_belongs_to_its_parameters_and_not_to_their_places():
@@ -223,6 +301,27 @@ def test_momentum_takes_the_first_moment_of_the_optimizer(kind, key):
     assert aligner.state_dict()["mean"] == []
 
 
+@pytest.mark.parametrize("upwards", [(True, True), (True, False)])
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_the_first_moment_of_a_group_that_maximizes_points_the_same_way(kind, upwards):
+    gradients = []
+    for own in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        groups = [
+            {"params": layer.parameters(), "maximize": flag}
+            for layer, flag in zip((model[0], model[2]), upwards, strict=True)
+        ]
+        optimizer = kind(groups, lr=1e-3, **({"momentum": 0.9} if kind is SGD else {}))
+        aligner = gradalign.GradAlign(model, 0.1, estimator="momentum", optimizer=optimizer if own else None)
+        for batches in torch.randn(2, 4, 5, 4, dtype=torch.float64):  # both means are along the first gradient then
+            optimizer.zero_grad()
+            aligner.backward(lambda x, model=model: model(x).square().mean(), list(batches))
+            optimizer.step()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_an_optimizer_that_cannot_serve_is_refused():
     model = torch.nn.Linear(3, 1)
     without = gradalign.optim.SGD(model.parameters(), lr=0.1)
@@ -246,3 +345,32 @@ def test_the_decay_of_the_mean_is_an_option():
         expected = 0.5 * expected + 0.5 * model.weight.grad
         model.zero_grad()
     torch.testing.assert_close(aligner.state_dict()["mean"][0], expected)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_the_mean_is_as_exact_in_every_default_dtype(default, default_dtype):
+    model = torch.nn.Linear(4, 1)
+    default_dtype(default)
+    aligner = gradalign.GradAlign(model, 0.1, estimator=Momentum(decay=0.999))
+    expected = torch.zeros(1, 4, dtype=torch.float64)
+    for x in torch.randn(20, 4, 2, 4, dtype=torch.float32):
+        aligner.backward(lambda x: model(x).square().mean(), list(x))
+        expected = 0.999 * expected + 0.001 * model.weight.grad.double()
+        model.zero_grad()
+    torch.testing.assert_close(aligner.state_dict()["mean"][0].double(), expected, rtol=1e-5, atol=1e-8)
+
+
+class Constrained(nn.Linear):
+    """Gives its weight new memory in every forward."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_a_forward_that_assigns_the_data_of_its_weight_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), Constrained(4, 1))
+    aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
+    with pytest.raises(RuntimeError, match='estimator "momentum": expected a forward that leaves parameters alone'):
+        aligner.backward(lambda x: model(x).square().mean(), list(torch.randn(4, 2, 4)))
+    assert all(p.grad is None for p in model.parameters())

@@ -200,6 +200,19 @@ def test_an_old_state_with_a_number_of_steps_loads():
     assert float(optimizer.state[p]["step"]) == 4
 
 
+def test_a_number_of_steps_is_loaded_exactly_in_every_default_dtype(default_dtype):
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = AdamW([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    old = optimizer.state_dict()
+    old["state"][0]["step"] = 1001
+    default_dtype(torch.bfloat16)
+    optimizer.load_state_dict(old)
+    assert optimizer.state[p]["step"].dtype == torch.float32
+    assert float(optimizer.state[p]["step"]) == 1001
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_entries_of_the_state_that_are_no_parameters_are_kept(kind):
     cls, kwargs = KINDS[kind]
