@@ -81,7 +81,8 @@ def _folded(flat: Tensor, first: int) -> Tensor:
         piece = flat[start : start + ROWS * CHUNK].float()
         rows = -(-piece.numel() // CHUNK)
         piece = torch.nn.functional.pad(piece, (0, rows * CHUNK - piece.numel())).view(rows, CHUNK)
-        buckets = (piece[:, order] * signs).view(rows, WIDTH, CHUNK // WIDTH).sum(2)
+        piece = piece[:, order].mul_(signs)
+        buckets = piece.view(rows, WIDTH, CHUNK // WIDTH).sum(2)
         shifts, flips = _turns(first + start // CHUNK, rows, flat.device)
         total += (buckets.gather(1, (places + shifts) % WIDTH) * flips).sum(0)
     return total

@@ -122,5 +122,5 @@ def test_without_the_peer_the_message_says_what_installs_it(loaded, monkeypatch)
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(CommandError, match=r"expected pytorch_optimizer; got .*; pip install 'gradalign\[bench\]'"):
+    with pytest.raises(CommandError, match=r"expected pytorch_optimizer; got .*; pip install pytorch_optimizer"):
         peers.TwoSteps(Task(loaded), "SAM")
