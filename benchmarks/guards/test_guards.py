@@ -65,6 +65,7 @@ def filled(workload: LoadedWorkload, **options: Any) -> Callable[[], None]:
 def test_passes(benchmark: Any, options: dict[str, Any], passes: int) -> None:
     workload = loaded()
     method = aligned(workload, **options)
+    method.step(workload.steps[0])  # the first evaluates a loss again, to check it
     task = Task(workload)
     method._method.backward(task.loss_fn, workload.steps[0])
     for p in workload.model.parameters():

@@ -226,7 +226,8 @@ class Passes:
 
     def evaluate_again(self, recorded: Recorded) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; random numbers and buffers are put back."""
-        with self._once_more(recorded), self._among_ranks(more=True, backward=False):
+        ranks = self._space.ranks
+        with self._once_more(recorded), _ALONE if ranks is None else ranks.one_pass(more=True, backward=False):
             return self._result(recorded.closure)[0].detach()
 
     def differentiate_recorded(self, recorded: Recorded, into: Vector, ratio: float = 1.0) -> Tensor:
@@ -291,13 +292,11 @@ class Passes:
         """A snapshot of random number generators and buffers."""
         return ReplayState(self._devices, self._buffers)
 
-    def _among_ranks(self, more: bool, backward: bool = True) -> Any:
-        """A context for one pass."""
-        ranks = self._space.ranks
-        return _ALONE if ranks is None else ranks.one_pass(more, backward)
-
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
-        with self._among_ranks(more or self.local):
+        ranks = self._space.ranks
+        if ranks is None:  # without a context that does nothing: entering it takes time in every pass
+            return self._forward_and_backward(closure, into, ratio, keep_aux)
+        with ranks.one_pass(more or self.local):
             return self._forward_and_backward(closure, into, ratio, keep_aux)
 
     def _forward_and_backward(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool) -> Tensor:

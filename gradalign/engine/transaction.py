@@ -18,7 +18,7 @@ from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sketch import Sketch
-from gradalign.engine.space import Vector
+from gradalign.engine.space import Vector, there
 from gradalign.engine.staircase import can_be_seen, staircase
 from gradalign.engine.step import Step
 from gradalign.engine.validation import callable_
@@ -113,7 +113,7 @@ class OpenStep:
                 step.space.ranks.same_everywhere(step.space.params, grads, step.space.home)
             step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
-        unreached = tuple(i for i, g in enumerate(grads) if g is None)
+        unreached = () if all(map(there, grads)) else tuple(i for i, g in enumerate(grads) if g is None)
         progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected, unreached)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
