@@ -36,8 +36,8 @@ class GradAlign(Method):
         .grad = gbar - weight * term,      term = s sum_i omega_i H_i w_i
 
     which with `normalize="none"` is the gradient of `mean_i L_i - weight * A`, A the agreement. The Hessian-vector products
-    come from finite differences: parameters are displaced in place, one more backward pass runs, the
-    parameters come back bit for bit. It never wraps, owns or steps the optimizer.
+    come from finite differences: parameters are displaced in place, one more backward pass runs, the parameters come back bit
+    for bit. It never wraps, owns or steps the optimizer.
 
     Args:
         model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone; of several

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradalign.backends.signatures import Tensors
+from gradalign.engine import devices
 from gradalign.kernels.launch import launch
 from gradalign.kernels.plan import Plan, plan_of
 from gradalign.kernels.sums import sum_all, sum_each
@@ -86,7 +87,7 @@ def make_current(device: torch.device) -> AbstractContextManager:
 
 def to_device(scalar: Tensor, device: torch.device) -> Tensor:
     """The scalar, on the device."""
-    return scalar if scalar.device == device else scalar.to(device, non_blocking=True)
+    return scalar if scalar.device == device else devices.to_device(scalar, device)
 
 
 def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:

@@ -82,9 +82,11 @@ class Table:
     def _copy(self, capturing: bool = False) -> tuple[Tensor, Tensor]:
         if self._device.type == "cpu":
             return self._values, self._values
-        if not capturing:
+        if capturing:
+            staged = _reserve.take(self._values)
+        else:
             _reserve.fill()
-        staged = _reserve.take(self._values) if capturing else self._values.pin_memory()
+            staged = self._values.pin_memory()
         return staged, staged.to(self._device, non_blocking=True)
 
 

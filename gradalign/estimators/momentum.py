@@ -186,9 +186,7 @@ class RunningMean(PastGradients):
             return {"mean": []}
         everything = params()
         owners = self._params
-        if not {id(p) for p in owners} & {
-            id(p) for p in everything
-        }:  # all were replaced, by load_state_dict(assign=True)
+        if set(map(id, owners)).isdisjoint(map(id, everything)):  # all were replaced, by load_state_dict(assign=True)
             trained = [p for p in everything if p.requires_grad]
             owners = trained if [p.shape for p in trained] == [p.shape for p in owners] else owners
         means = {id(p): m for p, m in zip(owners, self.mean, strict=True)}
