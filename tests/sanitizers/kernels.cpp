@@ -22,7 +22,8 @@ namespace {
     }                                                                   \
   } while (false)
 
-const std::vector<int64_t> kNumels = {0, 1, 3, 1023, 1024, 1025, 65537, 7, 7, 7};
+// Around the length of a block; the longest takes more than four pages. Under ThreadSanitizer an element takes a microsecond.
+const std::vector<int64_t> kNumels = {0, 1, 3, 1023, 1024, 1025, 16385, 7, 7, 7};
 
 struct Threads {
   int num_threads;
@@ -174,7 +175,8 @@ int main() {
   for (Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16}) {
     for (bool flat : {true, false}) {
       for (int64_t offset : {0, 1}) {
-        for (Dtype other : {dtype, Dtype::f32}) run_vector_ops(k, dtype, other, flat, offset);
+        run_vector_ops(k, dtype, dtype, flat, offset);
+        if (dtype != Dtype::f32) run_vector_ops(k, dtype, Dtype::f32, flat, offset);
         for (bool masters : {false, true}) run_steps(k, dtype, flat, offset, masters, dtype == Dtype::bf16);
       }
     }

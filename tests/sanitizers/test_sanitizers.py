@@ -11,7 +11,6 @@ pytestmark = [
 ]
 
 
-# A sanitizer's binary holds all instruction sets: it is compiled once for those that it is run with.
 @pytest.mark.parametrize(("sanitizer", "sets"), [("address", ["portable", "avx2"]), ("thread", ["portable"])])
 def test_kernels_under(sanitizer, sets):
     assert run(sanitizer, sets) == "".join(f"{isa}: no complaint\n" for isa in sets)
