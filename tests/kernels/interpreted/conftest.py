@@ -1,8 +1,13 @@
 """The kernels run under Triton's interpreter, on the CPU: a few milliseconds a block, so that sizes and cases are chosen."""
 
+import functools
+import inspect
+
 import pytest
 import torch
+import triton.language as tl
 from support import kernel_cases
+from triton.runtime import interpreter
 
 pytest.register_assert_rewrite("support.op_cases", "support.step_cases")
 
@@ -18,6 +23,22 @@ LAYOUTS = {  # of each dtype; the dtypes differ in how they are loaded and round
     "torch.float16": ("contiguous", "transposed"),
     "torch.float64": (),  # not a dtype of this backend
 }
+
+
+@functools.cache
+def _builtins(package: object) -> list[str]:
+    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+
+def _patch_builtin(package, builder, scope) -> None:
+    for name in _builtins(package):
+        member = getattr(package, name)
+        if tl.core.is_builtin(member):  # not yet patched
+            interpreter._patch_attr(package, name, member, builder, scope)
+
+
+# The interpreter looks through triton.language anew for every call of a device function: half of its time.
+interpreter._patch_builtin = _patch_builtin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
