@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.quality.arms import ARMS
 from benchmarks.quality.protocol import cost
-from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen, of_cell, reported, runs, scores
+from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, by_cell, chosen, reported, runs, scores
 from benchmarks.quality.statistics import bootstrap, holm, sign_flip
 from benchmarks.quality.task import METRICS, Task
 from benchmarks.quality.training import Job
@@ -81,15 +81,15 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
         selection: a key of `SELECTIONS`: by which figure the setting is chosen and which stop is reported.
         metric: what is reported.
     """
-    found = runs(rows)
+    found = by_cell(runs(rows))
     seeds_of = _reported(task, found, selection)
     figures = _figures(seeds_of, selection, metric)
-    timed = [runs(rows, "library"), found]
+    timed = [by_cell(runs(rows, "library")), found]
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
     return [
         Line(
             cell,
-            chosen(found, cell, selection),
+            chosen(found[cell], cell, selection),
             statistics.fmean(values.values()),
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
@@ -102,7 +102,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
 
 def against(task: Task, rows: Sequence[Row], selection: str, reference: Cell) -> dict[Cell, Gain]:
     """Every other arm's gain over one of them, with intervals that are not corrected for their number."""
-    figures = _figures(_reported(task, runs(rows), selection), selection, "test")
+    figures = _figures(_reported(task, by_cell(runs(rows)), selection), selection, "test")
     return {
         cell: _gains({cell: values, reference: figures[reference]}, reference, others=[cell])[cell]
         for cell, values in figures.items()
@@ -110,11 +110,11 @@ def against(task: Task, rows: Sequence[Row], selection: str, reference: Cell) ->
     }
 
 
-def _reported(task: Task, found: dict[Job, Row], selection: str) -> dict[Cell, dict[int, Row]]:
+def _reported(task: Task, found: dict[Cell, dict[Job, Row]], selection: str) -> dict[Cell, dict[int, Row]]:
     """The reported rows of every arm that has some."""
-    cells = [Cell(name, mixed) for name in ARMS for mixed in (False, True)]
-    complete = [cell for cell in cells if scores(found, cell, selection, TUNING_SEEDS)]
-    return {cell: by_seed for cell in complete if (by_seed := reported(found, task, cell, selection))}
+    cells = [cell for name in ARMS for mixed in (False, True) if (cell := Cell(name, mixed)) in found]
+    complete = [cell for cell in cells if scores(found[cell], cell, selection, TUNING_SEEDS)]
+    return {cell: by_seed for cell in complete if (by_seed := reported(found[cell], task, cell, selection))}
 
 
 def _figures(seeds_of: dict[Cell, dict[int, Row]], selection: str, metric: str) -> dict[Cell, dict[int, float]]:
@@ -145,10 +145,10 @@ def _passes(seeds_of: dict[Cell, dict[int, Row]], cell: Cell) -> float:
     return one / plain
 
 
-def _seconds(timed: Sequence[dict[Job, Row]], cell: Cell) -> float | None:
+def _seconds(timed: Sequence[dict[Cell, dict[Job, Row]]], cell: Cell) -> float | None:
     """Of processor time in the library's runs, relative to plain training; None where it has none."""
     one, plain = (
-        next((c for found in timed if (c := cost(_timed(of_cell(found, c2)), "seconds"))), None) for c2 in (cell, PLAIN)
+        next((c for found in timed if (c := cost(_timed(found.get(c2, {})), "seconds"))), None) for c2 in (cell, PLAIN)
     )
     return one / plain if one and plain else None
 

@@ -80,6 +80,14 @@ def of_cell(found: dict[Job, Row], cell: Cell) -> dict[Job, Row]:
     return {job: row for job, row in found.items() if job.arm == arm and job.mixed == mixed}
 
 
+def by_cell(found: dict[Job, Row]) -> dict[Cell, dict[Job, Row]]:
+    """The runs of every arm that has some."""
+    cells: dict[Cell, dict[Job, Row]] = {}
+    for job, row in found.items():
+        cells.setdefault(Cell(job.arm, job.mixed), {})[job] = row
+    return cells
+
+
 def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[int]) -> dict[tuple[float, float], float]:
     """The mean over tuning seeds of every setting that has been tried on all of them, in the order of the trials."""
     stop, metric = SELECTIONS[selection]
