@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engine import validation
+from gradalign.engine.devices import sum_in_order
 from gradalign.run_plot import plot
 
 __all__ = ["Agreement", "AlignmentStats", "logs", "plot", "plot_tasks"]
@@ -124,10 +125,10 @@ class RunningSum:
 
     @property
     def total(self) -> Tensor:
-        """The sum, added up in order."""
+        """The sum."""
         if not self._parts:
             return self._zero
-        return self._scaled().cumsum(0)[-1]
+        return sum_in_order(self._scaled())
 
     def replace(self, total: Tensor) -> None:
         """Another value for the sum."""

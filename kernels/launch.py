@@ -7,6 +7,7 @@ counters are one such loop, so that an interrupt finds either both or neither.
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -68,9 +69,9 @@ class Compiled:
         options = compile_options(driver.active.get_current_target())
         self._kernel = kernel.warmup(*args, grid=grid, **options)
         self._launcher = self._kernel.run
-        self._bound: list[tuple] = []
+        self._bound = threading.local()
         self._binder = copy.copy(self._launcher)
-        self._binder.launch = lambda *bound: self._bound.append(bound)
+        self._binder.launch = lambda *bound: setattr(self._bound, "arguments", bound)
 
     def enqueue(self, grid: tuple[int, ...], args: Sequence[Any], written: Iterable[Sequence[Tensor]]) -> None:
         """Launch, and bump the version counters, in one C loop."""
@@ -78,10 +79,13 @@ class Compiled:
         stream = driver.active.get_current_stream(driver.active.get_current_device())
         size = (*grid, 1, 1)[:3]
         metadata = kernel.launch_metadata(size, stream, *args)
-        hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
+        # A hook is called between the launch and the bumps, in Python: one without anything to call is left out.
+        hooks = [
+            h if getattr(h, "calls", True) else None for h in (runtime.launch_enter_hook, runtime.launch_exit_hook)
+        ]
         # What the launcher would pass to the driver, whatever the version of Triton.
         self._binder(*size, stream, kernel.function, kernel.packed_metadata, metadata, *hooks, *args)
-        bound = self._bound.pop()
+        bound, self._bound.arguments = self._bound.arguments, None
         deque(
             chain(
                 map(self._launcher.launch, *((argument,) for argument in bound)),

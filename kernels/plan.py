@@ -57,17 +57,17 @@ class Plan:
         self.groups: list[Group] = []
         self.num_chunks = 0
         pieces = []
-        ranges = torch.zeros(2, len(sizes), dtype=torch.int64)
+        ranges = torch.zeros(2, len(sizes), dtype=torch.int64, device="cpu")
         for dtypes, tensors in members.items():
-            index = torch.tensor(tensors)
-            counts = -(-torch.tensor([sizes[i] for i in tensors]) // CHUNK)
+            index = integers(tensors)
+            counts = -(-integers([sizes[i] for i in tensors]) // CHUNK)
             ends = self.num_chunks + counts.cumsum(0)
             ranges[:, index] = torch.stack([ends - counts, ends])
             total = int(counts.sum())
             if total:
                 everything = len(tensors) == len(sizes)
                 self.groups.append(Group(dtypes, None if everything else tensors, self.num_chunks, total))
-                numbers = torch.arange(self.num_chunks, self.num_chunks + total)
+                numbers = torch.arange(self.num_chunks, self.num_chunks + total, device="cpu")
                 pieces.append(
                     (index.repeat_interleave(counts) << 32) | (numbers - (ends - counts).repeat_interleave(counts))
                 )

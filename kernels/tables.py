@@ -36,7 +36,7 @@ class Reserve:
     """Pinned memory for what has to be staged during a capture: some versions of torch cannot pin any then."""
 
     def __init__(self) -> None:
-        self._left = torch.empty(0, dtype=torch.int64)
+        self._left = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def fill(self) -> None:
         """Have at least half of it; not during a capture."""
@@ -55,7 +55,7 @@ _reserve = Reserve()
 
 
 def _pinned(num: int) -> Tensor:
-    return torch.empty(num, dtype=torch.int64, pin_memory=True)
+    return torch.empty(num, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
 class Table:

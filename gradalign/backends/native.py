@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.backends import rows, signatures
+from gradalign.backends import gpus, rows, signatures
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
@@ -57,9 +57,7 @@ def why_not_on(device_type: str) -> str | None:
         ready = shipped(cuda.contents(present))  # needs no nvcc
         binary = ready or ensure(cuda.cuda(cuda.architectures(present), present))
         torch.ops.load_library(binary)
-        _kernel("norm_dot")(
-            [torch.zeros(1, device=device_type)], []
-        )  # a driver or GPU that it does not fit refuses here
+        _kernel("norm_dot")([torch.zeros(1, device=gpus.in_use())], [])  # a driver that it does not fit refuses here
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:

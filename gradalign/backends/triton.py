@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gradalign.backends import op_validation
+from gradalign.backends import gpus, op_validation
 from gradalign.backends.reference_scalars import aim as aim
 from gradalign.backends.reference_scalars import reached as reached
 from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, StepTensors
@@ -23,6 +23,7 @@ from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, 
 NAME = "triton"
 
 DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+OLDEST = 8, 0  # compute capability, of Triton itself
 
 
 def why_unavailable() -> str | None:
@@ -40,7 +41,30 @@ def why_unavailable() -> str | None:
 
 def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether tensors of these dtypes on this kind of device can be worked on; on the CPU under TRITON_INTERPRET=1."""
-    return device_type == ("cpu" if _interpreted() else "cuda") and dtypes <= DTYPES
+    if _interpreted():
+        return device_type == "cpu" and dtypes <= DTYPES
+    return device_type == "cuda" and dtypes <= DTYPES and why_not_on(device_type) is None
+
+
+@functools.cache
+def why_not_on(device_type: str) -> str | None:
+    """Why the kernels do not run on this kind of device, with the remedy; None where they do, or are not for it.
+
+    Triton builds its launcher at the first launch, which may lack the headers of Python or the driver: one is tried here.
+    """
+    if device_type != "cuda" or _interpreted() or why_unavailable() is not None:
+        return None
+    if torch.version.hip is None:
+        oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if oldest < OLDEST:
+            return f"expected GPUs of compute capability 8.0 or later; got {oldest[0]}.{oldest[1]}; hide them, or use another"
+    device = gpus.in_use()
+    try:
+        with torch.cuda.device(device):
+            _kernel("norm_dot")([torch.zeros(1, device=device)])
+    except Exception as error:  # of Triton, of the compiler of its launcher, or of the driver
+        return f"its kernels do not run here: {type(error).__name__}: {error}; see whether Triton's own examples run"
+    return None
 
 
 def _interpreted() -> bool:

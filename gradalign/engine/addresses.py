@@ -63,7 +63,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     offsets = [divmod(t.data_ptr() - first, size) for t in (a, b)]
     if b.element_size() != size or any(rest for _, rest in offsets):
         return True
-    marks = torch.zeros((max(span(a)[1], span(b)[1]) - first) // size, dtype=torch.bool)
+    marks = torch.zeros((max(span(a)[1], span(b)[1]) - first) // size, dtype=torch.bool, device="cpu")
     views = [marks.as_strided(t.shape, t.stride(), offset) for t, (offset, _) in zip((a, b), offsets, strict=True)]
     views[0].fill_(True)
     return bool(views[1].any())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from gradalign.engine.passes import Closure, ReplayState
@@ -83,7 +82,7 @@ def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tenso
         return step.passes.displaced_pass(closure, term.vector, ratio, more=more)
     g = step.space.zeros()
     loss = step.passes.displaced_pass(closure, g, 1.0)
-    step.space.accumulate(term.vector, g, torch.as_tensor(ratio, dtype=torch.float64).to(step.space.home))
+    step.space.accumulate(term.vector, g, ratio if isinstance(ratio, Tensor) else step.space.scalar(ratio))
     return loss
 
 

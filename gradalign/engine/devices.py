@@ -12,3 +12,11 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     On its way to the host a copy that nobody waits for is read before it has arrived.
     """
     return x.to(device, x.dtype if dtype is None else dtype, non_blocking=device.type != "cpu")
+
+
+def sum_in_order(x: Tensor) -> Tensor:
+    """The sum of a vector, always in the same order: its own on the CPU.
+
+    Elsewhere `torch.sum`: CUDA's cumsum is refused under `torch.use_deterministic_algorithms`.
+    """
+    return x.cumsum(0)[-1] if x.device.type == "cpu" else x.sum()

@@ -73,7 +73,8 @@ class Displacement:
         space = self._space
         theta = [(i, self._backups[i]) for i in self._with_backup] + [(i, self._masters[i]) for i in self._with_master]
         moved = [(space.params[i] != t.to(space.params[i].dtype)).sum() for i, t in theta if t is not None]
-        return torch.stack([n.to(space.home) for n in moved]).sum() if moved else torch.zeros((), dtype=torch.int64)
+        none = torch.zeros((), dtype=torch.int64, device=space.home)
+        return torch.stack([none, *(n.to(space.home) for n in moved)]).sum()
 
     def displace(self, x: Vector, scale: Tensor, y: Vector | None = None, scale_y: Tensor | None = None) -> Tensor:
         """theta -> theta + d, d = scale x + scale_y y, on the measured parameters that x or y reaches.

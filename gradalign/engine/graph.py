@@ -12,6 +12,7 @@ from torch.nn import Parameter
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
 NARROW = (torch.bfloat16, torch.float16)
+OWN_MASKS = ("CudnnRnnBackward0", "MiopenRnnBackward0")  # RNNs whose dropout draws from a state of its own on the GPU
 
 
 class GraphInfo(NamedTuple):
@@ -22,12 +23,14 @@ class GraphInfo(NamedTuple):
         foreign_leaves: other tensors that it trains.
         older_nodes: nodes that were made before a given one, and may be part of an older graph.
         casts_to_16_bit: whether a parameter is cast to 16 bits before it is used, as under autocast, wherever that is opened.
+        own_masks: whether an RNN draws dropout masks that torch's generators do not tell.
     """
 
     foreign_params: list[Tensor]
     foreign_leaves: list[Tensor]
     older_nodes: list[Any]
     casts_to_16_bit: bool
+    own_masks: bool
 
 
 def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
@@ -51,8 +54,8 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
         since: `sequence_number()` from before it was computed.
     """
     known = {id(p) for p in params}
-    found = GraphInfo([], [], [], False)
-    casts = False
+    found = GraphInfo([], [], [], False, False)
+    casts = own_masks = False
     for node in nodes([loss]):
         if node.name() == LEAF:
             if id(node.variable) not in known:
@@ -64,15 +67,20 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
             for source, _ in node.next_functions
         )
         casts = casts or (of_param and node._input_metadata[0].dtype in NARROW)
+        own_masks = own_masks or (node.name() in OWN_MASKS and _drops(node))
         if not of_param and node._sequence_nr() < since:  # casts of parameters may be in autocast's cache
             found.older_nodes.append(node)
-    return found._replace(casts_to_16_bit=casts)
+    return found._replace(casts_to_16_bit=casts, own_masks=own_masks)
+
+
+def _drops(rnn: Any) -> bool:
+    return rnn._saved_train and rnn._saved_dropout > 0 and rnn._saved_num_layers > 1
 
 
 def sequence_number() -> int:
     """That of a node made now; nodes that this thread makes later have larger ones."""
     with torch.enable_grad():
-        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
+        node: Any = torch.empty(0, requires_grad=True, device="cpu").view(0).grad_fn
     return node._sequence_nr()
 
 
@@ -104,6 +112,7 @@ class GraphWatch:
         self._leaves: list[Tensor] = []
         self._older: list[Any] = []
         self.may_reuse_graphs = False
+        self.needs_same_masks = False
         self.casts_to_16_bit = casts_to_16_bit
 
     def begin(self) -> int | None:
@@ -119,7 +128,7 @@ class GraphWatch:
 
         Raises:
             ValueError: it trains parameters, or tensors from outside loss_fn, that are not the model's.
-            RuntimeError: part of its graph is older than the call.
+            RuntimeError: part of its graph is older than the call, or a second pass could not draw its dropout masks again.
         """
         found = inspect_graph(loss, [*self._params, *self._stand_ins()], since)
         _no_foreign_params(found.foreign_params)
@@ -129,6 +138,8 @@ class GraphWatch:
             if any(id(node) in known for node in found.older_nodes):
                 raise older_graph()
             self._older = found.older_nodes
+        if self.needs_same_masks and found.own_masks:
+            raise _own_masks()
         self._leaves += found.foreign_leaves
         self.casts_to_16_bit = bool(self.casts_to_16_bit) or found.casts_to_16_bit
 
@@ -138,6 +149,14 @@ def older_graph() -> RuntimeError:
     return RuntimeError(
         "loss_fn: expected a loss whose whole graph is computed inside loss_fn; got one that reuses tensors with a graph from "
         "outside, whose parameters a displaced pass would not displace; compute them inside loss_fn, or detach them"
+    )
+
+
+def _own_masks() -> RuntimeError:
+    return RuntimeError(
+        "loss_fn: expected dropout that draws from torch's generators, so that a displaced pass has the masks of the first; got "
+        "an RNN with dropout between its layers on a GPU, which cuDNN (MIOpen) draws from a state of its own; run it under "
+        "torch.backends.cudnn.flags(enabled=False), or stack RNNs of one layer with nn.Dropout between them"
     )
 
 

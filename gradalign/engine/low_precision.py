@@ -31,7 +31,7 @@ class AsyncScalar:
     """A device scalar that is copied to pinned host memory without waiting."""
 
     def __init__(self, number: Tensor) -> None:
-        self._host = torch.empty((), dtype=number.dtype, pin_memory=True)
+        self._host = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
         self._host.copy_(number, non_blocking=True)
         self._event = torch.Event(number.device)
         self._event.record(torch.accelerator.current_stream(number.device))

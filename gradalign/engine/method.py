@@ -310,6 +310,7 @@ class Method(ABC):
         if schedule.reuses_graphs:
             passes.allow_reused_graphs()
         if weight and schedule.replays:
+            passes.need_same_masks()
             may_record = self._check_replay and not _capturing(space.home)
             trained = space.params if space.ranks is None else ()
             modules, one_by_one = self._models.modules, request.one_by_one

@@ -215,6 +215,10 @@ class Passes:
         """Later passes go on from the graphs of earlier ones."""
         self._graphs.may_reuse_graphs = True
 
+    def need_same_masks(self) -> None:
+        """Refuse dropout whose masks a second pass could not draw again."""
+        self._graphs.needs_same_masks = True
+
     def look_for_wrappers(self) -> None:
         """In the first pass, refuse wrappers of several processes that only the loss_fn knows."""
         self._looks_for_wrappers = True

@@ -92,20 +92,20 @@ def _folded(flat: Tensor, first: int) -> Tensor:
 def _pattern(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Which element of a chunk goes where, its sign, and the places of the buckets."""
     generator = torch.Generator().manual_seed(0x5EED)
-    order = torch.randperm(CHUNK, generator=generator)
-    signs = torch.randint(2, (CHUNK,), generator=generator).float() * 2 - 1
-    return order.to(device), signs.to(device), torch.arange(WIDTH).to(device)
+    order = torch.randperm(CHUNK, generator=generator, device="cpu")
+    signs = torch.randint(2, (CHUNK,), generator=generator, device="cpu").float() * 2 - 1
+    return order.to(device), signs.to(device), torch.arange(WIDTH, device=device)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache  # about 1 KB for 2^20 elements of the model
 def _turns(first: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Shift and sign of some chunks, by their numbers."""
     generator = torch.Generator()
     shifts, flips = [], []
     for number in range(first, first + rows):
         generator.manual_seed(0xC0DE + number)
-        shifts.append(torch.randint(WIDTH, (1,), generator=generator))
-        flips.append(torch.randint(2, (1,), generator=generator).float() * 2 - 1)
+        shifts.append(torch.randint(WIDTH, (1,), generator=generator, device="cpu"))
+        flips.append(torch.randint(2, (1,), generator=generator, device="cpu").float() * 2 - 1)
     return torch.stack(shifts).to(device), torch.stack(flips).to(device)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradalign.backends.reference_scalars import inverse_length
 from gradalign.engine.comparison import add_displaced, compare
+from gradalign.engine.devices import sum_in_order
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
@@ -230,7 +231,7 @@ class SharedDirectionSplit(_Split):
         self.step.displacement.restore()
         self.step.close(self.total, self.term)
         change = stacked(self.losses, self.step.space.home) * self.step.loss_share
-        quotient = self.step.settings.objective.alpha * change.cumsum(0)[-1] / (self.eps * self.m)
+        quotient = self.step.settings.objective.alpha * sum_in_order(change) / (self.eps * self.m)
         return {"dot": torch.where(self.eps != 0, quotient, 0.0)}
 
     def displace(self) -> None:

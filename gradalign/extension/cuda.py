@@ -19,6 +19,8 @@ from .compiler import TEXT
 from .library import TORCH_TARGET, Library, Unit, sources, torch_folder, torch_version
 
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0+PTX")
+BEFORE_BLACKWELL = ("8.0", "9.0+PTX")  # for an nvcc that does not know compute capability 10.0
+BLACKWELL = 12, 8  # the first CUDA release that does
 
 # No contraction, as for the CPU: both compute the same bits. What may be fused (sums, moments) says so in the source.
 FLAGS = ("-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
@@ -57,7 +59,7 @@ def nvcc_version(nvcc: str) -> str:
 
 def _recent(nvcc: str) -> str:
     version = nvcc_version(nvcc)
-    if tuple(map(int, version.split("."))) < OLDEST:
+    if _release(version) < OLDEST:
         raise ModuleNotFoundError(
             f"expected the nvcc of CUDA 12.1 or later; got {version} in {nvcc}; set CUDA_HOME to a later one"
         )
@@ -71,14 +73,20 @@ def architectures(present: Sequence[tuple[int, int]] = ()) -> tuple[str, ...]:
         present: compute capabilities of the GPUs at hand.
 
     Raises:
-        ModuleNotFoundError: a $TORCH_CUDA_ARCH_LIST that is not understood.
+        ModuleNotFoundError: a $TORCH_CUDA_ARCH_LIST that is not understood, or no nvcc where neither says what.
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     for name in listed:
         if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name):
             raise ModuleNotFoundError(f'TORCH_CUDA_ARCH_LIST: expected names such as "9.0" or "9.0+PTX"; got {name!r}')
     own = tuple(sorted({f"{major}.{minor}" for major, minor in present}))
-    return tuple(listed) or own or DEFAULT_ARCHITECTURES
+    if listed or own:
+        return tuple(listed) or own
+    return DEFAULT_ARCHITECTURES if _release(nvcc_version(find_nvcc())) >= BLACKWELL else BEFORE_BLACKWELL
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def code_flags(names: Sequence[str]) -> tuple[str, ...]:

@@ -59,9 +59,16 @@ def test_no_nvcc(monkeypatch):
         ("8.0 9.0", (), ("8.0", "9.0")),
     ],
 )
-def test_architectures(monkeypatch, listed, present, expected):
+def test_architectures(monkeypatch, toolkit, listed, present, expected):
+    toolkit("Cuda compilation tools, release 12.8, V12.8.61")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     assert cuda.architectures(present) == expected
+
+
+def test_an_nvcc_from_before_blackwell_is_not_asked_for_it(monkeypatch, toolkit):
+    toolkit("Cuda compilation tools, release 12.6, V12.6.85")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert cuda.architectures() == ("8.0", "9.0+PTX")
 
 
 def test_an_architecture_that_is_not_understood(monkeypatch):

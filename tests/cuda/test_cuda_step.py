@@ -97,6 +97,59 @@ def test_a_step_does_not_wait_for_the_device(case, optimizer):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu
+@each_case
+def test_a_step_with_hooks_does_not_wait_for_the_device(case):
+    model, _, _, step = training("cuda", **case)
+    for p in trainable(model):
+        p.register_hook(lambda g: g.clamp(-1, 1))
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@each_case
+def test_a_step_under_deterministic_algorithms(case, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        _, aligner, _, step = training("cuda", **case)
+        for _ in range(2):
+            step()
+        assert bool(torch.isfinite(aligner.stats.term_norm))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+def test_a_step_under_another_default_device():
+    torch.set_default_device("cuda")
+    try:
+        _, aligner, _, step = training("cuda")
+        for _ in range(2):
+            step()
+        assert bool(torch.isfinite(aligner.stats.term_norm))
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.gpu
+def test_dropout_between_the_layers_of_an_lstm_is_refused_where_cudnn_draws_it():
+    model = torch.nn.LSTM(3, 4, num_layers=2, dropout=0.5).cuda()
+    batches = list(torch.randn(4, 5, 2, 3, device="cuda"))
+    aligner = gradalign.GradAlign(model, 0.01)
+    with pytest.raises(RuntimeError, match="cuDNN .* draws from a state of its own"):
+        aligner.backward(lambda x: model(x)[0].square().mean(), batches)
+    with torch.backends.cudnn.flags(enabled=False):
+        aligner.backward(lambda x: model(x)[0].square().mean(), batches)
+
+
 @pytest.fixture
 def reproducible():
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):

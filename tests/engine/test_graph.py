@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from gradalign import GradAlign
+from gradalign.engine import graph
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -21,3 +22,46 @@ def test_a_cast_of_inputs_or_to_a_wider_dtype_is_no_autocast(dtype):
 
     aligner.backward(loss_fn, list(torch.randn(4, 5, 3)))
     assert aligner.stats.radius == 0.01
+
+
+LSTM = 2  # among cuDNN's kinds of RNN
+
+
+def loss_of_cudnn(layers, dropout, train):
+    """A loss behind cuDNN's LSTM, whose graph can be made without a GPU."""
+    lstm = nn.LSTM(3, 4, num_layers=layers, device="meta")
+    x, state = torch.ones(5, 2, 3, device="meta"), torch.zeros(layers, 2, 4, device="meta")
+    sizes = (LSTM, 4, 0, layers, False, dropout, train, False, [], None)
+    out, *_ = torch._cudnn_rnn(x, list(lstm.parameters()), 4, None, state, state, *sizes)
+    return lstm, out.sum()
+
+
+@pytest.mark.parametrize(
+    ("layers", "dropout", "train", "own"),
+    [(2, 0.5, True, True), (1, 0.5, True, False), (2, 0.0, True, False), (2, 0.5, False, False)],
+)
+def test_masks_that_cudnn_draws_by_itself_are_seen(layers, dropout, train, own):
+    lstm, loss = loss_of_cudnn(layers, dropout, train)
+    found = graph.inspect_graph(loss, lstm.parameters())
+    assert found.own_masks is own
+    assert found.foreign_params == []
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [({"weight": 0.1}, True), ({"weight": 0.0}, False), ({"weight": 0.1, "estimator": "momentum"}, False)],
+)
+def test_masks_that_a_second_pass_would_not_have_are_refused_where_there_is_one(monkeypatch, options, refused):
+    look = graph.inspect_graph
+    monkeypatch.setattr(graph, "inspect_graph", lambda *args: look(*args)._replace(own_masks=True))
+    model = nn.Linear(3, 3)
+    aligner = GradAlign(model, **options)
+    batches = list(torch.randn(4, 5, 3))
+    if refused:
+        with pytest.raises(
+            RuntimeError, match=r"got an RNN with dropout between its layers on a GPU, .*flags\(enabled=False\)"
+        ):
+            aligner.backward(lambda x: model(x).square().mean(), batches)
+        assert model.weight.grad is None
+    else:
+        aligner.backward(lambda x: model(x).square().mean(), batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 
@@ -41,7 +42,34 @@ def test_no_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.why_unavailable() is None
 
 
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU for all that is asked before a kernel is tried."""
+    for name, value in {"is_available": True, "device_count": 1, "current_device": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: False, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc")
+    triton.why_not_on.cache_clear()
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_kernel_is_tried_before_it_is_called_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launcher(name: str) -> None:
+        raise RuntimeError("fatal error: Python.h: No such file or directory")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(triton, "_kernel", launcher)
+    assert not triton.supports("cuda", frozenset((torch.float32,)))
+    assert "its kernels do not run here: RuntimeError: fatal error: Python.h" in str(triton.why_not_on("cuda"))
+    triton.why_not_on.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert "expected GPUs of compute capability 8.0 or later; got 7.5" in str(triton.why_not_on("cuda"))
+    triton.why_not_on.cache_clear()
+
+
 def test_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "why_not_on", lambda device_type: None)
     three = frozenset((torch.float32, torch.bfloat16, torch.float16))
     assert triton.supports("cuda", three)
     assert not triton.supports("cuda", three | {torch.float64})

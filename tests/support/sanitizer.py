@@ -33,7 +33,12 @@ def run(sanitizer: str, sets: list[str]) -> str:
     if found is None:
         raise RuntimeError("no C++ compiler found")
     units = [unit for unit in library.cpu().units if unit.source == "cpu/kernels.cpp"]
-    flags = [*library.COMMON, "-g1", "-O1", *SANITIZERS[sanitizer].split()]  # -g1: lines for reports, in two thirds of the time
+    flags = [
+        *library.COMMON,
+        "-g1",
+        "-O1",
+        *SANITIZERS[sanitizer].split(),
+    ]  # -g1: lines for reports, in two thirds of the time
     with tempfile.TemporaryDirectory() as folder:
         left_out = [isa for isa in library.INSTRUCTION_SETS if sets and isa not in sets]
         (Path(folder) / "left_out.cpp").write_text(EMPTY_TABLES.format("".join(map(EMPTY_TABLE.format, left_out))))

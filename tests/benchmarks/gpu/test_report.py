@@ -100,12 +100,15 @@ def test_the_suite_passes_where_every_row_was_measured(tmp_path, monkeypatch, st
 
 
 def test_the_tests_for_a_gpu_are_found(tmp_path, monkeypatch):
-    assert len(report.gpu_tests()) >= 4
+    of_the_conftest = {f"tests/cuda/test_cuda_{name}.py" for name in ("ops", "steps")}
+    assert of_the_conftest | {"tests/kernels/test_on_gpu.py", "tests/optim/test_no_sync.py"} <= set(report.gpu_tests())
     (tmp_path / "tests" / "deep").mkdir(parents=True)
     (tmp_path / "tests" / "deep" / "test_a.py").write_text("@pytest.mark.gpu\ndef test_b(): ...\n")
     (tmp_path / "tests" / "test_c.py").write_text("def test_d(): ...\n")
     monkeypatch.setattr(report, "ROOT", tmp_path)
     assert report.gpu_tests() == ["tests/deep/test_a.py"]
+    (tmp_path / "tests" / "conftest.py").write_text('GPU = pytest.param("gpu", marks=pytest.mark.gpu)\n')
+    assert report.gpu_tests() == ["tests/deep/test_a.py", "tests/test_c.py"]
 
 
 @pytest.mark.parametrize("module", ["benchmarks.kernels.ops", "benchmarks.kernels.optimizers", "benchmarks"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.triton import no_gpu
+from triton import knobs
 
 from gradalign.backends import rows, signatures, triton
 from gradalign.kernels import launch, tables
@@ -74,6 +75,21 @@ def test_a_second_call_compiles_nothing_and_makes_no_table(
     triton.accumulate_(accs, grads, HALF)
     assert all(map(same, tables[0][:2], launches[-2][2:4]))
     assert all(map(same, tables[1], launches[-2][6]))
+
+
+def test_python_runs_beside_a_launch_for_hooks_that_somebody_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = knobs.runtime.launch_exit_hook
+    call, called = type(chain).__call__, []
+    monkeypatch.setattr(type(chain), "__call__", lambda *args: (called.append(args[0]), call(*args)))
+    triton.accumulate_(ones(5), ones(5), HALF)
+    assert called == []
+    seen: list[Any] = []
+    chain.add(seen.append)
+    try:
+        triton.accumulate_(ones(5), ones(5), HALF)
+    finally:
+        chain.remove(seen.append)
+    assert len(seen) == len(called) == 2  # the sweep, and the sums
 
 
 def same(a: Any, b: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.backends.signatures import VECTOR_OPS, StepScalars, StepTensors
+from gradalign.backends.signatures import SCALAR_OPS, VECTOR_OPS, StepScalars, StepTensors
 
 
 class OnDevice:
@@ -21,7 +21,7 @@ class OnDevice:
         self._device = torch.device(device)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op != "step_" and op not in VECTOR_OPS:
+        if op != "step_" and op not in VECTOR_OPS and op not in SCALAR_OPS:
             raise AttributeError(op)
 
         def run(*args: Any, **kwargs: Any) -> Any:

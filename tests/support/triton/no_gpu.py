@@ -1,6 +1,7 @@
 """A driver for machines without a GPU: kernels are compiled for sm_90, loaded nowhere, and launches are written down.
 
-A launch is `sys.audit`, a function in C as the real ones are, whose events end in `launches`.
+A launch is `sys.audit`, a function in C as the real ones are, whose events end in `launches`; as the real ones it calls the
+hooks that are not None.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Launcher:
         self.launch = sys.audit
 
     def __call__(self, grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *args: Any) -> None:
-        self.launch("gradalign.launch", (grid_x, grid_y, grid_z), stream, *args[4:])
+        self.launch("gradalign.launch", (grid_x, grid_y, grid_z), stream, *args[4:], args[2:4])
 
 
 class Driver:
@@ -46,7 +47,11 @@ class Driver:
 
 def _record(event: str, args: tuple) -> None:
     if event == "gradalign.launch":
-        launches.append(args)
+        *launched, hooks = args
+        launches.append(tuple(launched))
+        for hook in hooks:
+            if hook is not None:
+                hook(None)
 
 
 def install() -> None:
