@@ -10,5 +10,6 @@ def in_use() -> torch.device:
 
     A context on another one would take hundreds of MB there, once for each rank of a machine.
     """
-    begun = [i for i in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(i)]
+    has_context = getattr(torch._C, "_cuda_hasPrimaryContext", lambda index: False)
+    begun = [i for i in range(torch.cuda.device_count()) if has_context(i)]
     return torch.device("cuda", begun[0] if begun else torch.cuda.current_device())

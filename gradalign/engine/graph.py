@@ -154,8 +154,8 @@ def older_graph() -> RuntimeError:
 
 def _own_masks() -> RuntimeError:
     return RuntimeError(
-        "loss_fn: expected dropout that draws from torch's generators, so that a displaced pass has the masks of the first; got "
-        "an RNN with dropout between its layers on a GPU, which cuDNN (MIOpen) draws from a state of its own; run it under "
+        "loss_fn: expected dropout that draws from torch's generators, so that a displaced pass has the masks of the first; "
+        "got an RNN with dropout between its layers on a GPU, which cuDNN (MIOpen) draws from a state of its own; run it under "
         "torch.backends.cudnn.flags(enabled=False), or stack RNNs of one layer with nn.Dropout between them"
     )
 

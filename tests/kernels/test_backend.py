@@ -11,7 +11,7 @@ import torch
 from support.fresh_process import fresh_python
 
 import gradalign
-from gradalign.backends import dispatch, reference, triton
+from gradalign.backends import dispatch, gpus, reference, triton
 from gradalign.backends.signatures import VECTOR_OPS
 
 TRITON = importlib.util.find_spec
@@ -66,6 +66,14 @@ def test_a_kernel_is_tried_before_it_is_called_usable(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     assert "expected GPUs of compute capability 8.0 or later; got 7.5" in str(triton.why_not_on("cuda"))
     triton.why_not_on.cache_clear()
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_kernels_are_tried_on_a_gpu_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert gpus.in_use() == torch.device("cuda", 0)
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index >= 2, raising=False)
+    assert gpus.in_use() == torch.device("cuda", 2)
 
 
 def test_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
