@@ -57,11 +57,12 @@ def why_not_on(device_type: str) -> str | None:
     if torch.version.hip is None:
         oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
         if oldest < OLDEST:
-            return f"expected GPUs of compute capability 8.0 or later; got {oldest[0]}.{oldest[1]}; hide them, or use another"
+            found = ".".join(map(str, oldest))
+            return f"expected GPUs of compute capability 8.0 or later; got {found}; hide those before with CUDA_VISIBLE_DEVICES"
     device = gpus.in_use()
     try:
         with torch.cuda.device(device):
-            _kernel("norm_dot")([torch.zeros(1, device=device)])
+            __getattr__("norm_dot")([torch.zeros(1, device=device)])
     except Exception as error:  # of Triton, of the compiler of its launcher, or of the driver
         return f"its kernels do not run here: {type(error).__name__}: {error}; see whether Triton's own examples run"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from types import FrameType
@@ -75,6 +76,18 @@ def test_a_second_call_compiles_nothing_and_makes_no_table(
     triton.accumulate_(accs, grads, HALF)
     assert all(map(same, tables[0][:2], launches[-2][2:4]))
     assert all(map(same, tables[1], launches[-2][6]))
+
+
+def test_a_backend_is_usable_where_a_launch_worked(launches: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(triton.gpus, "in_use", lambda: torch.device("cpu"))
+    monkeypatch.setattr(triton, "why_unavailable", lambda: None)
+    triton.why_not_on.cache_clear()
+    assert triton.why_not_on("cuda") is None
+    assert len(launches) == 2  # the sweep, and the sums
+    triton.why_not_on.cache_clear()
 
 
 def test_python_runs_beside_a_launch_for_hooks_that_somebody_added(monkeypatch: pytest.MonkeyPatch) -> None:
