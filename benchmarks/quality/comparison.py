@@ -167,9 +167,8 @@ def as_text(gain: Gain | None, factor: float) -> str:
     """Mean, interval, and a star where it is clear."""
     if gain is None:
         return ""
-    mean, low, high = (factor * value for value in (gain.mean, gain.low, gain.high))
-    digits = 1 if factor == 100 else 3
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}){'*' if gain.clear else ''}"
+    mean, low, high = (number(value, factor, "+") for value in (gain.mean, gain.low, gain.high))
+    return f"{mean} ({low} to {high}){'*' if gain.clear else ''}"
 
 
 def setting_text(line: Line) -> str:
@@ -224,9 +223,10 @@ def _mean_and_gain(line: Line | None, factor: float) -> tuple[str, str]:
     return number(line.mean, factor), as_text(line.gains["equal steps"], factor)
 
 
-def number(value: float, factor: float) -> str:
-    """In points with one digit, else with three."""
-    return f"{factor * value:.{1 if factor == 100 else 3}f}"
+def number(value: float, factor: float, sign: str = "") -> str:
+    """In points with one digit, else with three; with an exponent where a run diverged and stayed finite."""
+    scaled = factor * value
+    return f"{scaled:{sign}.1e}" if abs(scaled) >= 1e4 else f"{scaled:{sign}.{1 if factor == 100 else 3}f}"
 
 
 def extra_table(task: Task, rows: Sequence[Row], metric: str) -> str:

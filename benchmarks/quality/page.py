@@ -103,7 +103,7 @@ def cheaper(task: Task, read: Sequence[Row], line: Line) -> str:
     for other in lines:
         gain = against.get(other.cell)
         if gain is not None and other.passes <= line.passes and gain.high >= 0:
-            names.append(f"{other.cell.arm} {factor * gain.mean:+.{1 if factor == 100 else 3}f}")
+            names.append(f"{other.cell.arm} {comparison.number(gain.mean, factor, '+')}")
     return ", ".join(names) or "none of those tried"
 
 

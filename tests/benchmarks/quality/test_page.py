@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.quality import page, plot, rows
+from benchmarks.quality import comparison, page, plot, rows
 from benchmarks.quality.rows import TUNING_SEEDS
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Job
@@ -58,6 +58,12 @@ def test_a_line_of_the_summary(read):
     assert (
         page.summary_line(TASK, worse)[1] == "plain training; the best objective was `norm`"
     )  # as good in 3 passes of 4
+
+
+def test_figures_of_runs_that_diverged_are_short():
+    assert comparison.number(0.123, 100, "+") == "+12.3"
+    assert comparison.number(-1.2345, 1) == "-1.234"
+    assert comparison.number(-1.2e15, 1, "+") == "-1.2e+15"
 
 
 def test_the_block_of_a_page_is_replaced_and_found_again(read):
