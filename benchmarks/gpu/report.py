@@ -29,10 +29,8 @@ from benchmarks.gpu.summary import draw, markdown, targets
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 STAGES = ("build", "collect", "tests", "benchmark", "suite", *SANITIZERS)
-# Seconds that a stage may take at most. Together they are more than there is, since few take their limit; the suite leaves some
-# to the sanitizers.
+# Seconds that a stage may take at most. Together they are more than there is, since few take their limit.
 LIMITS = {"build": 120, "collect": 60, "tests": 120, "benchmark": 190, "suite": 75, **dict.fromkeys(SANITIZERS, 60)}
-FOR_SANITIZERS = 60
 # Of the benchmark's time: what each half measures for, and what the ops may take with their compiles, which nothing has cached.
 MEASURING, OPS = 0.15, 0.6
 NO_DEVICE = 3
@@ -282,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         return NO_DEVICE if all(stage.status != "failed" for stage in run.stages) else 1
     run.stage("tests", tests)
     run.stage("benchmark", benchmark(out, chosen.quick))
-    run.stage("suite", suite(out), reserve=FOR_SANITIZERS)
+    run.stage("suite", suite(out), reserve=LIMITS[SANITIZERS[0]])
     for tool in SANITIZERS:
         run.stage(tool, sanitizer(tool))
     report(run, versions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.cuda.no_waiting import no_waiting
 
 from gradalign.backends import native, signatures
 
@@ -122,12 +123,8 @@ def test_a_scalar_on_the_cpu_is_refused():
 def test_no_op_waits_for_the_device():
     run, _ = every_op()
     run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_versions_are_bumped():

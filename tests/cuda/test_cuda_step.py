@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.cuda.no_waiting import no_waiting
 from support.networks import Awkward, make, trainable
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -89,12 +90,8 @@ def test_a_step_does_not_wait_for_the_device(case, optimizer):
     _, _, _, step = training("cuda", optimizer, **case)
     for _ in range(3):
         step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -105,12 +102,8 @@ def test_a_step_with_hooks_does_not_wait_for_the_device(case):
         p.register_hook(lambda g: g.clamp(-1, 1))
     for _ in range(3):
         step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -46,7 +46,9 @@ CASES = [
 
 
 def trained(elsewhere, **options):
-    """The parameters after two steps under a default device."""
+    """The parameters after two steps under a default device; what is made once in a process is made anew."""
+    sketch._pattern.cache_clear()
+    sketch._turns.cache_clear()
     model, loss_fn, batches = make(dtype=torch.float32)
     aligner = gradalign.GradAlign(model, 0.01, telemetry=True, **options)
     optimizer = gradalign.optim.AdamW(trainable(model), lr=0.01, max_grad_norm=1.0, backend=options["backend"])
@@ -58,17 +60,8 @@ def trained(elsewhere, **options):
     return trainable(model)
 
 
-@pytest.fixture
-def anew():
-    """What is made once in a process is made in this test."""
-    for made_once in (sketch._pattern, sketch._turns):
-        made_once.cache_clear()
-
-
-@pytest.mark.usefixtures("anew")
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case.values()))
 def test_a_step_is_the_same_under_any_default_device(case, backend):
     moved = trained("meta", backend=backend, **case)
-    sketch._pattern.cache_clear()
     assert all(map(torch.equal, moved, trained("cpu", backend=backend, **case)))

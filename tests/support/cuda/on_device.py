@@ -21,7 +21,7 @@ class OnDevice:
         self._device = torch.device(device)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op != "step_" and op not in VECTOR_OPS and op not in SCALAR_OPS:
+        if op not in {"step_", *VECTOR_OPS, *SCALAR_OPS}:
             raise AttributeError(op)
 
         def run(*args: Any, **kwargs: Any) -> Any:
