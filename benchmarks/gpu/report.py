@@ -119,7 +119,7 @@ def build(seconds: float) -> tuple[bool, str]:
     code = (
         "import torch; from gradalign.extension import cuda, ensure, library; "
         "present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]; "
-        "print(ensure(library.cpu())); print(ensure(cuda.cuda(cuda.architectures(present))))"
+        "print(ensure(library.cpu_here())); print(ensure(cuda.cuda(cuda.architectures(present))))"
     )
     status, text = execute([sys.executable, "-c", code], seconds)
     return status == 0, text

@@ -11,20 +11,25 @@
 
 namespace gradalign {
 
-// The best table that this machine runs, or the one that GRADALIGN_CPU_ISA names.
+// The best table in this binary that the processor runs, or the one that GRADALIGN_CPU_ISA names.
 inline const Kernels& choose_kernels() {
   const char* named = std::getenv("GRADALIGN_CPU_ISA");
   const bool any = named == nullptr || *named == '\0';
-  const auto allowed = [any, named](const char* isa) { return any || std::strcmp(named, isa) == 0; };
+  std::string runs;
+  const auto chosen = [&](const char* isa, const Kernels* table) {
+    runs += std::string(runs.empty() ? "" : " or ") + isa;
+    return table != nullptr && (any || std::strcmp(named, isa) == 0);
+  };
 #if defined(__x86_64__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && allowed("avx512")) return kernels_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) return kernels_avx2;
+  if (avx512 && chosen("avx512", &kernels_avx512)) return kernels_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && chosen("avx2", &kernels_avx2))
+    return kernels_avx2;
 #endif
-  if (allowed("portable")) return kernels_portable;
-  throw std::runtime_error("GRADALIGN_CPU_ISA: expected portable, or avx2 or avx512 where the CPU has it; got " +
-                           std::string(named));
+  if (chosen("portable", &kernels_portable)) return kernels_portable;
+  throw std::runtime_error("GRADALIGN_CPU_ISA: expected " + runs + ", set before gradalign is used; got " +
+                           (any ? "nothing" : named));
 }
 
 inline const Kernels& kernels() {

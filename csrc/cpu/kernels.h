@@ -115,10 +115,11 @@ struct Kernels {
   Kernel<StepArgs> skipped;  // clears the gradients and leaves the rest alone
 };
 
-extern const Kernels kernels_portable;
+// Weak: a binary need not hold all of them, and the address of one that it lacks is null.
+[[gnu::weak]] extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
+[[gnu::weak]] extern const Kernels kernels_avx2;
+[[gnu::weak]] extern const Kernels kernels_avx512;
 #endif
 
 }  // namespace gradalign

@@ -31,7 +31,7 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work. Builds them if they are not there."""
     try:
-        binary = ensure(library.cpu())
+        binary = ensure(library.cpu_here())
         signatures.define(signatures.NATIVE)
         torch.ops.load_library(binary)
     except (UnavailableError, ModuleNotFoundError, FileNotFoundError) as error:

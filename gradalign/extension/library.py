@@ -9,8 +9,11 @@ import os
 import platform
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import processor
 
 TORCH_TARGET = "0x020a000000000000"  # the LibTorch stable ABI as of 2.10: one binary for every torch from there on
 
@@ -88,13 +91,13 @@ def torch_version() -> str:
     return importlib.metadata.version("torch")
 
 
-def cpu() -> Library:
-    """The ops for the CPU, through the stable ABI."""
+def cpu(sets: Iterable[str] | None = None) -> Library:
+    """The ops for the CPU, through the stable ABI, for these instruction sets or for all that the architecture knows."""
     torch = torch_folder()
-    sets = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ""}
+    known = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ""}
+    chosen = [isa for isa in known if sets is None or isa in sets]
     kernels = tuple(
-        Unit("cpu/kernels.cpp", f"kernels_{isa}.o", (f"-DGRADALIGN_ISA={isa}", *flags.split()))
-        for isa, flags in sets.items()
+        Unit("cpu/kernels.cpp", f"kernels_{isa}.o", (f"-DGRADALIGN_ISA={isa}", *known[isa].split())) for isa in chosen
     )
     # -O1: the bindings spend their time inside torch, and twice as long would be spent compiling them.
     slim = (f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-O1", "-isystem", str(torch / "include"))
@@ -106,6 +109,17 @@ def cpu() -> Library:
         inputs=("bindings.cpp", "plan.h", "math", "tensor", "cpu"),
         built_for=f"torch {torch_version()}",
     )
+
+
+def cpu_here() -> Library:
+    """The same for the one instruction set that runs here, in a third of the time: $GRADALIGN_CPU_ISA, or the widest."""
+    found = processor.instruction_sets()
+    if found is None:
+        return cpu()
+    named = os.environ.get("GRADALIGN_CPU_ISA")
+    return cpu(
+        [named] if named in found else found[:1]
+    )  # one that does not run here is refused when a kernel is chosen
 
 
 def module() -> Library:

@@ -114,7 +114,7 @@ def _commands(binary: library.Library, found: compiler.Compiler) -> str:
 
 
 def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
-    duration = "1 to 3 minutes on two cores" if binary.linker else "about 10 to 40 seconds"
+    duration = "1 to 3 minutes on two cores" if binary.linker else "about 5 to 30 seconds"
     _report(
         f"building {binary.what} with {shlex.join(binary.linker) or found.version}; {duration}, once for this version of "
         "gradalign and torch"

@@ -18,9 +18,6 @@ from gradalign.extension import compiler, library
 
 SANITIZERS = {"address": "-fsanitize=address,undefined -fno-sanitize-recover=all", "thread": "-fsanitize=thread"}
 DRIVER = Path(__file__).parents[1] / "sanitizers" / "kernels.cpp"
-# What stands for the kernels of an instruction set that is not run: choose.h names all tables.
-EMPTY_TABLES = '#include "cpu/kernels.h"\nnamespace gradalign {{\n{}}}\n'
-EMPTY_TABLE = "extern const Kernels kernels_{} = {{}};\n"
 
 
 def run(sanitizer: str, sets: list[str]) -> str:
@@ -32,13 +29,10 @@ def run(sanitizer: str, sets: list[str]) -> str:
     found = compiler.find_compiler()
     if found is None:
         raise RuntimeError("no C++ compiler found")
-    units = [unit for unit in library.cpu().units if unit.source == "cpu/kernels.cpp"]
-    left_out = [isa for isa in library.INSTRUCTION_SETS if sets and isa not in sets]
-    chosen = [unit for unit in units if unit.object not in {f"kernels_{isa}.o" for isa in left_out}]
+    chosen = [unit for unit in library.cpu(sets or None).units if unit.source == "cpu/kernels.cpp"]
     # -g1: the lines that reports name, in two thirds of the time of -g.
     flags = [*library.COMMON, "-g1", "-O1", *SANITIZERS[sanitizer].split()]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "left_out.cpp").write_text(EMPTY_TABLES.format("".join(map(EMPTY_TABLE.format, left_out))))
 
         def compiled(name: str, source: Path, *more: str) -> None:
             checked([*found.command, *flags, *more, "-c", str(source), "-o", name], folder)
@@ -46,10 +40,9 @@ def run(sanitizer: str, sets: list[str]) -> str:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             jobs = [pool.submit(compiled, u.object, library.sources() / u.source, *u.flags) for u in chosen]
             jobs.append(pool.submit(compiled, "driver.o", DRIVER))
-            jobs.append(pool.submit(compiled, "left_out.o", Path("left_out.cpp"), f"-I{library.sources()}"))
             for job in jobs:
                 job.result()
-        objects = ["driver.o", "left_out.o", *(u.object for u in chosen)]
+        objects = ["driver.o", *(u.object for u in chosen)]
         checked([*found.command, *flags, "-pthread", "-o", "driver", *objects], folder)
         return run_driver(folder, sets or list(library.INSTRUCTION_SETS), named=bool(sets))
 
