@@ -46,7 +46,12 @@ def chunk(batch: Any, k: int) -> list[Any]:
 
 def shallow_copy(micro_batch: Any) -> Any:
     """A shallow copy of a mapping or list, so that a loss_fn that pops keys can be called twice; anything else as it is."""
-    return copy.copy(micro_batch) if isinstance(micro_batch, (MutableMapping, MutableSequence)) else micro_batch
+    return copy.copy(micro_batch) if is_mutable(micro_batch) else micro_batch
+
+
+def is_mutable(micro_batch: Any) -> bool:
+    """Whether a micro-batch is a mapping or list that a loss_fn could change."""
+    return isinstance(micro_batch, (MutableMapping, MutableSequence))
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

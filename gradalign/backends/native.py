@@ -178,7 +178,7 @@ def _run(
     # One C call runs the kernel and then the bumps (see the module's docstring). A StopIteration from inside the kernel, as a
     # torch mode may raise, ends the iteration before the bumps; the missing result shows it.
     bumped = chain.from_iterable(written)
-    calls = list(zip(map(kernel, *((arg,) for arg in args)), map(torch._C._increment_version, (bumped,)), strict=False))
+    calls = list(zip(map(kernel, *zip(args, strict=True)), map(torch._C._increment_version, (bumped,)), strict=False))
     if not calls:
         raise RuntimeError(
             f"{name}: expected a kernel that runs to its end; got StopIteration from inside it (a torch mode?)"

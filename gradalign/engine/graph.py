@@ -93,7 +93,7 @@ class GraphWatch:
     Args:
         params: the parameters that losses may train.
         looks_at: whether to look at a loss of the step, given its number and whether one before it showed a tensor or a node
-            that may be from outside.
+            that may be from outside; None: at none.
         casts_to_16_bit: what an earlier step found.
         stand_ins: gives tensors that stand for parameters in the graphs.
     """
@@ -101,7 +101,7 @@ class GraphWatch:
     def __init__(
         self,
         params: Sequence[Tensor],
-        looks_at: Callable[[int, bool], bool],
+        looks_at: Callable[[int, bool], bool] | None,
         casts_to_16_bit: bool | None = None,
         stand_ins: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
@@ -117,6 +117,8 @@ class GraphWatch:
 
     def begin(self) -> int | None:
         """Before a loss is computed: where its graph begins, or None where it is not looked at."""
+        if self._looks_at is None:
+            return None
         number = self._num_losses
         self._num_losses += 1
         suspicious = bool(self._leaves or self._older)

@@ -46,6 +46,11 @@ class Inspection:
         return number == 0 and self._casts_unknown
 
     @property
+    def looks(self) -> bool:
+        """Whether `looks_at` is true for any loss of the step."""
+        return self._first or self._sampled or self._casts_unknown
+
+    @property
     def looks_for_wrappers(self) -> bool:
         """Whether to look for wrappers of several processes that only the loss_fn knows, and at what they averaged."""
         return self._first or self._casts_unknown

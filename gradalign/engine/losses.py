@@ -37,11 +37,16 @@ def differentiable_scalar(loss: object) -> None:
 
 def no_backward_inside(versions: list[int | None], grads: Sequence[Tensor | None]) -> None:
     """The loss_fn only computes the loss: no `.grad` appeared or changed in it."""
-    if [None if g is None else g._version for g in grads] != versions:
+    if versions_of(grads) != versions:
         raise RuntimeError(
             "loss_fn: expected a function that computes the loss and leaves .grad alone; got one that called backward (or "
             "zero_grad); return the loss and let gradalign differentiate it"
         )
+
+
+def versions_of(grads: Sequence[Tensor | None]) -> list[int | None]:
+    """How often each `.grad` was written; None where there is none."""
+    return [None if g is None else g._version for g in grads]
 
 
 def dense_gradients(grads: Sequence[Tensor | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.backends.dispatch import BackendName
-from gradalign.batches import shallow_copy
+from gradalign.batches import is_mutable
 from gradalign.engine import validation
 from gradalign.engine.graph import GraphWatch
 from gradalign.engine.inspection import Inspection
@@ -37,6 +38,7 @@ from gradalign.engine.weight import ONE, Weight
 from gradalign.telemetry import AlignmentStats
 
 Reduction = Literal["mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 STACK = 3  # from `_commit` to the line of the user
 
 
@@ -283,7 +285,7 @@ class Method(ABC):
 
     def _begin(self, request: StepRequest) -> OpenStep:
         """Check everything that can be checked before anything is touched."""
-        validation.one_of("reduction", request.reduction, get_args(Reduction))
+        validation.one_of("reduction", request.reduction, REDUCTIONS)
         settings, tasks = self._settings, request.tasks
         if tasks is not None:
             tasks = _task_labels(tasks, request.num)
@@ -297,6 +299,9 @@ class Method(ABC):
         inspection = Inspection(self._progress, bool(weight), request.num)
         buffers = Buffers(self._models.all_modules(), self._memory)
         passes, scaling = self._passes(space, buffers, request, inspection)
+        carried = self._carried(space)
+        if any(p.dtype in LOW_PRECISION for p in frozen):
+            carried = replace(carried, frozen_low_precision=True)
         step = Step(
             space,
             passes,
@@ -304,7 +309,7 @@ class Method(ABC):
             micro_batches=MicroBatches(request.num, tasks, self._sources(request)),
             scaling=scaling,
             weight=StepWeight(weight, self._weight_on(space, weight)),
-            carried=replace(self._carried(space), frozen_low_precision=any(p.dtype in LOW_PRECISION for p in frozen)),
+            carried=carried,
         )
         schedule = self._checked_schedule(step, weight, request)
         if schedule.reuses_graphs:
@@ -377,7 +382,8 @@ class Method(ABC):
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves
-        graphs = GraphWatch(space.params, inspection.looks_at, self._progress.casts_to_16_bit, stand_ins)
+        looks_at = inspection.looks_at if inspection.looks else None
+        graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit, stand_ins)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -457,13 +463,16 @@ class Method(ABC):
 class BatchClosure:
     """A loss_fn and a micro-batch: each call gets a shallow copy of a mapping or list."""
 
+    __slots__ = ("_copies", "_loss_fn", "micro_batch")
+
     def __init__(self, loss_fn: Callable[[Any], Any], micro_batch: Any) -> None:
         self._loss_fn = loss_fn
         self.micro_batch = micro_batch
+        self._copies = type(micro_batch) is not Tensor and is_mutable(micro_batch)
 
     def __call__(self) -> Any:
         """What loss_fn returns."""
-        return self._loss_fn(shallow_copy(self.micro_batch))
+        return self._loss_fn(copy(self.micro_batch) if self._copies else self.micro_batch)
 
 
 def _capturing(device: torch.device) -> bool:

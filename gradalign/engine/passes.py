@@ -95,6 +95,7 @@ class Passes:
         self._side_effects: SideEffects | None = None
         self._recording = False
         self._random: RandomWatch | None = None
+        self._observed = False
         self._looks_for_wrappers = False
         self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
@@ -111,6 +112,8 @@ class Passes:
             ratio: of the loss that is differentiated.
             more: another pass into the same vector follows before anything reads it: its mean over ranks may wait until then.
         """
+        if self.count and not self._observed:
+            return self._run(closure, into, ratio, keep_aux=True, more=more)
         start = self.replay_state() if self._recording and self.recorded is None else None
         plain = isinstance(ratio, float) and ratio == 1 and self._differentiate is Tensor.backward
         alone = plain and start is not None and not any(map(there, into))
@@ -190,10 +193,11 @@ class Passes:
     def observe(self, side_effects: SideEffects | None, record: bool, random: RandomWatch | None) -> None:
         """From now on, refuse side effects of base passes; if asked to, record the first and watch random numbers."""
         self._side_effects, self._recording, self._random = side_effects, record, random
+        self._observed = side_effects is not None or record or random is not None
 
     def stop_observing(self) -> None:
         """Neither refuse side effects, nor record, nor watch random numbers from now on."""
-        self._side_effects, self._recording, self._random = None, False, None
+        self.observe(None, False, None)
 
     def no_trained_written(self, grads: Vector) -> None:
         """Refuse writes of base passes into parameters that have no gradient after all passes."""
@@ -327,7 +331,7 @@ class Passes:
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
-        before = [None if g is None else g._version for g in grads]
+        before = losses.versions_of(grads)
         since = self._graphs.begin()
         loss, aux = self._result(closure) if self.has_aux else (closure(), None)
         losses.differentiable_scalar(loss)

@@ -122,6 +122,9 @@ class Buffers:
         return BufferState(self._modules, self._memory)
 
 
+NO_BUFFERS: dict[str, Tensor | None] = {}
+
+
 class BufferState:
     """A snapshot of all buffers of some modules, by module and name: modules reassign buffers as well as write into them.
 
@@ -131,9 +134,9 @@ class BufferState:
     """
 
     def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
-        self._buffers = [(m, dict(m._buffers.items()) if m._buffers else {}) for m in modules]
-        tensors = {id(b): b for _, named in self._buffers for b in named.values() if b is not None}
-        self._tensors = [b for b in tensors.values() if not memory.covers(b)]
+        self._buffers = [(m, dict(m._buffers.items()) if m._buffers else NO_BUFFERS) for m in modules]
+        tensors = {id(b): b for _, named in self._buffers if named for b in named.values() if b is not None}
+        self._tensors = [b for b in tensors.values() if not memory.covers(b)] if tensors else []
         self._places: list[Tensor] = [t.detach() for t in self._tensors]
         self._owned = [_owned(t) for t in self._places]
         self._values = [t.clone() for t in self._owned]

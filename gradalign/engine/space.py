@@ -25,7 +25,9 @@ from gradalign.engine.ranks import Ranks
 Vector = list[Tensor | None]
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
-there = functools.partial(operator.is_not, None)  # for `all(map(there, vector))`, the cheapest walk through one
+# For `map`, the cheapest walk through a vector.
+there = functools.partial(operator.is_not, None)
+_grad = operator.attrgetter("grad")
 
 
 def no_grad(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
@@ -77,6 +79,8 @@ class ParamSpace:
         self._backends = {d: dispatch.backend(backend, d.type, frozenset(kinds)) for d, kinds in dtypes.items()}
         self.at_home = self._backends[self.home]
         self._one_device = len(dtypes) == 1
+        self._one_call = self._one_device and ranks is None  # an op on whole vectors is one call
+        self._one = self.scalar(1.0) if self.home.type == "cpu" else None  # a captured step must not find it unwritten
 
     def is_of(self, params: Sequence[Parameter]) -> bool:
         """Whether it is the space of these parameters, on the devices and of the dtypes that they have now."""
@@ -92,19 +96,25 @@ class ParamSpace:
         """0-dim float64 tensor on the home device (a fill, not a copy: no synchronisation)."""
         return torch.full((), value, dtype=torch.float64, device=self.home)
 
+    def one(self) -> Tensor:
+        """1 as `scalar` has it, only to be read."""
+        return self.scalar(1.0) if self._one is None else self._one
+
     def zeros(self) -> Vector:
         """The zero vector, nothing allocated."""
         return [None] * len(self.params)
 
     def grads(self) -> Vector:
         """The `.grad` of every parameter."""
-        return [p.grad for p in self.params] if self.ranks is None else self.ranks.gradients(self.params)
+        return list(map(_grad, self.params)) if self.ranks is None else self.ranks.gradients(self.params)
 
     def set_grads(self, vector: Vector | None) -> None:
         """Make the vector the `.grad` of the parameters; None: none of them has one."""
         grads: Sequence[Tensor | None] = self.zeros() if vector is None else vector
         if self.ranks is not None:
             grads = self.ranks.as_gradients(self.params, grads)
+        elif all(map(operator.is_, map(_grad, self.params), grads)):
+            return
         for p, g in zip(self.params, grads, strict=True):
             if p.grad is not g:
                 p.grad = g
@@ -134,6 +144,8 @@ class ParamSpace:
     @no_grad
     def partial_norm_dot(self, x: Vector, y: Vector | None = None, over: list[int] | None = None) -> Tensor:
         """`norm_dot` over what this process holds; `total` is still to be taken."""
+        if self._whole(over, x, y):
+            return self.at_home.norm_dot(x, y)
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
             if y is None:
@@ -158,7 +170,9 @@ class ParamSpace:
 
         Without a scale (1) a missing entry takes the gradient's own tensor, as autograd does.
         """
-        one = None if scale is not None else self.scalar(1.0)
+        factor = self.one() if scale is None else scale
+        if self._whole(over, acc, grads):
+            return self.at_home.accumulate_(acc, grads, factor)
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
             missing = [] if all(map(there, acc)) else [i for i in group if acc[i] is None]
@@ -173,8 +187,6 @@ class ParamSpace:
             if not group:
                 assert sums is not None
                 return sums
-            factor = one if scale is None else scale
-            assert factor is not None
             added = backend.accumulate_(self._take(acc, group), self._take(grads, group), self._near(factor, group))
             return added if sums is None else added + sums
 
@@ -183,6 +195,9 @@ class ParamSpace:
     @no_grad
     def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> None:
         """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone."""
+        if self._whole(None, x, y):
+            self.at_home.combine_(out, x, y, a, b)
+            return
         both, _, y_only = _split(self.everywhere, x, y)
         for backend, group in self._groups(both):
             backend.combine_(
@@ -210,6 +225,8 @@ class ParamSpace:
 
         With `from_backups` the backups hold theta and are only read.
         """
+        if self._whole(over, x, y):
+            return self.at_home.perturb_(self.params, backups, x, scale, y, scale_y, from_backups=from_backups)
         nothing: Vector = self.zeros() if y is None else y
 
         def run(backend: ModuleType, group: list[int]) -> Tensor:
@@ -255,6 +272,11 @@ class ParamSpace:
             params = self._take(self.params, group)
             two, minus = (self._near(self.scalar(value), group) for value in (2.0, -1.0))
             backend.combine_(params, self._take(backups, group), params, two, minus)
+
+    def _whole(self, over: list[int] | None, x: Vector, y: Vector | None) -> bool:
+        """Whether an op takes all entries of one or two vectors that have them all, in one call."""
+        everything = self._one_call and (over is None or over is self.everywhere) and all(map(there, x))
+        return everything and (y is None or all(map(there, y)))
 
     def _near(self, scalar: Tensor, group: list[int]) -> Tensor:
         return scalar if self._one_device else to_device(scalar, self.params[group[0]].device)

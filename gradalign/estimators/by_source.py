@@ -219,7 +219,7 @@ class SourcesLeaveOneOut(_BySource):
     def fetch(self, g: Vector, visited: Sequence[Visited]) -> Vector:
         """The gradient of a source, from where it is."""
         if self.store != "recompute":
-            return fetched(g, self.step.space)
+            return fetched(g, self.step.space, self.store)
         gradient = self.step.space.zeros()
         for i, (closure, start) in enumerate(visited, 1):
             start.put_back()

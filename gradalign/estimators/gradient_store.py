@@ -23,8 +23,10 @@ def stored(g: Vector, total: Vector, where: GradientStore) -> Vector:
     return [t.clone() if t is not None and sum_ is None else t for t, sum_ in zip(g, total, strict=True)]
 
 
-def fetched(g: Vector, space: ParamSpace) -> Vector:
+def fetched(g: Vector, space: ParamSpace, where: GradientStore) -> Vector:
     """A kept gradient, where its parameters are."""
+    if where != "host":
+        return g
     devices = [p.device for p in space.params]
     return [None if t is None else to_device(t, d) for t, d in zip(g, devices, strict=True)]
 

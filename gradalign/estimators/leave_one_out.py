@@ -19,7 +19,7 @@ from gradalign.engine.comparison import aim_at_others, displaced_passes
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.space import Vector
+from gradalign.engine.space import Vector, there
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
@@ -120,12 +120,12 @@ class LeaveOneOutSchedule(Schedule):
             start.put_back()
             return self.step.passes.again(closure)
         g, self.stored[i] = self.stored[i], []
-        return fetched(g, self.step.space)
+        return fetched(g, self.step.space, self.where)
 
     def subtract(self, g: Vector, q: Tensor) -> None:
         """term <- term - q g; the first gradient becomes the term."""
         term, ratio = self.term, self.term.ratio(q)
-        if all(t is None for t in term.vector):
+        if not any(map(there, term.vector)):
             self.step.space.combine(g, g, g, -ratio, self.step.space.scalar(0.0))
             term.vector = g
         else:
