@@ -104,7 +104,7 @@ def perturb_(
 
     A scale of 0 selects a displacement of 0, even where x is inf or NaN. Backups may be the very tensors of `xs` or `ys`
     (read before they are overwritten). With `from_backups` the backups already hold theta, in the same or a wider
-    dtype (fp32 masters): they are read and not written, and theta <- round(backup + d).
+    dtype (fp32 masters): they are read and not written, and theta <- round(backup + d), whatever the parameters hold.
 
     Args:
         params: the tensors to displace.

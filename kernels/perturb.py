@@ -19,15 +19,16 @@ def perturb_block(ptrs, at, scalars, sums, options: tl.constexpr):
     d = scaled(read_wide(ptrs[2], at), scalars[0])
     if len(ptrs) == 4:
         d += scaled(read_wide(ptrs[3], at), scalars[1])
-    p = read(ptrs[0], at)
-    old = widen(p)
     if FROM_BACKUPS:
-        moved = narrow(read_wide(ptrs[1], at) + d, p.dtype)
+        base = read_wide(ptrs[1], at)
+        p = narrow(base, ptrs[0].dtype.element_ty)
     else:
-        moved = narrow(old + d, p.dtype)
+        p = read(ptrs[0], at)
+        base = widen(p)
+    moved = narrow(base + d, p.dtype)
     write(ptrs[0], at, moved)
     d = masked(d, at)  # scale x is NaN where x is 0 and the scale inf
-    delta = masked(widen(moved) - old, at)
+    delta = masked(widen(moved) - widen(p), at)
     sums = sums[0] + row_sums(delta * d), sums[1] + row_sums(d * d), sums[2] + row_sums(delta * delta)
     if not FROM_BACKUPS:
         write(ptrs[1], at, p)

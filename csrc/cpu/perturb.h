@@ -11,7 +11,7 @@ GRADALIGN_NAMESPACE_BEGIN
 template <class Storage>
 struct PerturbSpan {
   const Storage* base;
-  const Storage* theta;
+  const Storage* theta;  // null where it is the rounding of base
   const Storage* x;
   const Storage* y;  // may be null
   Storage* moved;
@@ -30,8 +30,8 @@ void perturb_span(const PerturbSpan<Storage>& span, const PerturbArgs& args, int
     using Width = typename decltype(lanes)::Width;
     Width d = displacement(load<Width>(s.x + i), scale);
     if constexpr (kTwo) d += displacement(load<Width>(s.y + i), scale_y);
-    const Width theta = load<Width>(s.theta + i);
-    const Perturbed<Width> result = perturb<Stored>(s.base == s.theta ? theta : load<Width>(s.base + i), theta, d);
+    const Width base = load<Width>(s.base + i);
+    const Perturbed<Width> result = perturb<Stored>(base, s.theta == nullptr ? round_to<Stored>(base) : base, d);
     lanes.add(held, d, result.delta);
     if constexpr (kKeep) copy<Width>(s.kept + i, s.theta + i, s.stream);
     store_exact(s.moved + i, result.moved);
@@ -39,8 +39,8 @@ void perturb_span(const PerturbSpan<Storage>& span, const PerturbArgs& args, int
   sums = held;
 }
 
-// Theta is kept in the same sweep.
-template <bool kTwo>
+// Theta is kept in the same sweep, or read from where it was kept.
+template <bool kTwo, bool kKeep>
 void perturb_alike(const PerturbArgs& args, const Piece& piece, ProductSums<3>& sums) {
   const int64_t i = piece.tensor;
   with_any_storage(args.params[i].dtype, [&](auto storage) {
@@ -48,8 +48,8 @@ void perturb_alike(const PerturbArgs& args, const Piece& piece, ProductSums<3>& 
     Storage *theta = elements<Storage>(args.params[i], piece.begin), *kept = elements<Storage>(args.backups[i], piece.begin);
     const Storage* x = elements<Storage>(args.xs[i], piece.begin);
     const Storage* y = kTwo ? elements<Storage>(args.ys[i], piece.begin) : nullptr;
-    const PerturbSpan<Storage> span{theta, theta, x, y, theta, kept, args.stream && is_aligned(kept)};
-    perturb_span<Storage, kTwo, true>(span, args, piece.length, sums);
+    const PerturbSpan<Storage> span{kKeep ? theta : kept, theta, x, y, theta, kept, args.stream && is_aligned(kept)};
+    perturb_span<Storage, kTwo, kKeep>(span, args, piece.length, sums);
   });
 }
 
@@ -62,8 +62,8 @@ void perturb_blocks(const PerturbArgs& args, const Piece& piece, bool x_is_backu
     PerturbSpan<T> span{};
     span.x = first.load(args.xs[piece.tensor], begin, n, x_is_backup);
     if constexpr (kTwo) span.y = second.load(args.ys[piece.tensor], begin, n, y_is_backup);
-    span.theta = theta.load(param, begin, n);
-    span.base = args.from_backups ? base.load(backup, begin, n) : span.theta;
+    span.base = args.from_backups ? base.load(backup, begin, n) : theta.load(param, begin, n);
+    span.theta = args.from_backups ? nullptr : span.base;
     if (!args.from_backups) copy_block(backup, param, begin, n, args.stream && !x_is_backup && !y_is_backup);
     span.moved = theta.target(param, begin);
     with_storage<T>(param.dtype, [&](auto stored) {
@@ -79,8 +79,8 @@ void perturb_piece(const PerturbArgs& args, const Piece& piece, double* sums) {
   const Operand& y = kTwo ? args.ys[piece.tensor] : x;
   const bool x_is_backup = x.data == backup.data, y_is_backup = y.data == backup.data;
   ProductSums<3> products;
-  if (!args.from_backups && !x_is_backup && !y_is_backup && alike(param, backup, x, y)) {
-    perturb_alike<kTwo>(args, piece, products);
+  if (!x_is_backup && !y_is_backup && alike(param, backup, x, y)) {
+    (args.from_backups ? perturb_alike<kTwo, false> : perturb_alike<kTwo, true>)(args, piece, products);
   } else {
     with_arithmetic(any_double(param, backup, x, y), [&](auto arithmetic) {
       perturb_blocks<decltype(arithmetic), kTwo>(args, piece, x_is_backup, y_is_backup, products);

@@ -17,7 +17,7 @@ struct Perturb : VectorOp {
   static constexpr int kSums = 3;
   static constexpr unsigned kOnce = 1u << kBackup | 1u << kX | 1u << kY;
   static GRADALIGN_HD constexpr unsigned reads(unsigned present) {
-    return kFromBackups ? present : present & ~(1u << kBackup);
+    return present & ~(1u << (kFromBackups ? kParam : kBackup));
   }
   static GRADALIGN_HD constexpr unsigned writes(unsigned) { return 1u << kParam | (kFromBackups ? 0 : 1u << kBackup); }
 
@@ -26,16 +26,15 @@ struct Perturb : VectorOp {
 
   template <class Element>
   __device__ __forceinline__ void operator()(Element& e, T* sums, int64_t) const {
-    const T theta = e.template get<kParam>();
-    T base = theta;
-    if constexpr (kFromBackups) {
-      base = e.template get<kBackup>();
-    }
+    const T base = e.template get<kFromBackups ? kBackup : kParam>();
     T d = displacement(e.template get<kX>(), scale_);
     if (e.template has<kY>()) d += displacement(e.template get<kY>(), scale_y_);
     if constexpr (!kFromBackups) e.template copy<kBackup, kParam>();
     Perturbed<T> result;
-    e.template with_storage<kParam>([&](auto storage) { result = gradalign::perturb<decltype(storage)>(base, theta, d); });
+    e.template with_storage<kParam>([&](auto storage) {
+      using Stored = decltype(storage);
+      result = gradalign::perturb<Stored>(base, kFromBackups ? round_to<Stored>(base) : base, d);
+    });
     e.template put<kParam>(result.moved);
     add_product(sums[0], result.delta, d);
     add_product(sums[1], d, d);
@@ -58,7 +57,9 @@ void perturb(const Lists& lists, bool from_backups, const Scales& scales, const 
   const Partials partials =
       from_backups ? run<LeaveMaster, Storages<bf16, float, bf16, None>, Storages<fp16, float, fp16, None>,
                          Storages<bf16, float, float, None>, Storages<fp16, float, float, None>,
-                         Storages<bf16, float, bf16, bf16>, Storages<fp16, float, fp16, fp16>>(lists, scales, place)
+                         Storages<bf16, float, bf16, bf16>, Storages<fp16, float, fp16, fp16>,
+                         Storages<float, float, float, float>,
+                         Storages<bf16, bf16, bf16, bf16>, Storages<fp16, fp16, fp16, fp16>>(lists, scales, place)
                    : run<Leave, Storages<float, float, float, None>, Storages<bf16, bf16, bf16, None>,
                          Storages<fp16, fp16, fp16, None>, Storages<bf16, bf16, float, None>,
                          Storages<float, float, float, float>,

@@ -67,8 +67,9 @@ def perturb_(
             d = _scaled(xc.to(dtype), scale)
             if y is not None and scale_y is not None:
                 d += _scaled(yc.to(dtype), scale_y)
-            old = pc.to(dtype, copy=True)
-            mc.copy_((bc.to(dtype) if from_backups else old) + d)
+            base = bc.to(dtype) if from_backups else pc.to(dtype, copy=True)
+            old = base.to(p.dtype).to(dtype) if from_backups else base
+            mc.copy_(base + d)
             delta, d = _flat(mc.to(dtype) - old), _flat(d)
             total += torch.stack((_dot(delta, d), _dot(d, d), _dot(delta, delta)))
         if aliased:

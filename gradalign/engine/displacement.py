@@ -49,8 +49,9 @@ class Displacement:
         self._space = space
         self._masters = space.zeros() if masters is None else masters
         self._backups: Vector = space.zeros()
-        self._with_master: list[int] = []  # displaced, with a master
-        self._with_backup: list[int] = []  # displaced, with a backup
+        self._moved: list[int] = []  # displaced
+        self._with_master: list[int] = []  # of those, with a master
+        self._with_backup: list[int] = []  # with a backup
         self._versions: list[int] = []
         self._theta = Theta.IN_PARAMS
         self._follow_master = follow_master
@@ -79,6 +80,8 @@ class Displacement:
     def displace(self, x: Vector, scale: Tensor, y: Vector | None = None, scale_y: Tensor | None = None) -> Tensor:
         """theta -> theta + d, d = scale x + scale_y y, on the measured parameters that x or y reaches.
 
+        Where they are displaced already, to theta + d at once: theta is read from where it is kept.
+
         Returns:
             float64 tensor [delta.d, d.d, delta.delta] on the home device; delta is what the dtypes could represent of d.
         """
@@ -86,22 +89,30 @@ class Displacement:
         moved = space.measured
         if not all(map(there, x)):
             moved = [i for i in moved if x[i] is not None or (y is not None and y[i] is not None)]
-        self._with_master, self._with_backup = [], moved
-        if self._rounded:
-            self._with_master = [i for i in moved if masters[i] is not None]
-            self._with_backup = [i for i in moved if masters[i] is None]
-        tensors = space.tensors
-        for i in self._with_backup:
-            self._backups[i] = torch.empty_like(tensors[i])
-        self._follow_masters()
-        self._record_versions()
-        self._theta = Theta.LEAVING
-        sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup)
+        again = self._theta is Theta.IN_BACKUPS and moved == self._moved
+        if not again:
+            if self.active:
+                self.restore()
+            self._choose_backups(moved)
+        sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup, from_backups=again)
         if self._with_master:
             sums = sums + space.perturb(masters, x, scale, y, scale_y, self._with_master, from_backups=True)
         self._theta = Theta.IN_BACKUPS
         self._after_move()
         return sums
+
+    def _choose_backups(self, moved: list[int]) -> None:
+        """Where theta of these parameters is kept; they are about to leave it."""
+        self._moved, self._with_master, self._with_backup = moved, [], moved
+        if self._rounded:
+            self._with_master = [i for i in moved if self._masters[i] is not None]
+            self._with_backup = [i for i in moved if self._masters[i] is None]
+        tensors = self._space.tensors
+        for i in self._with_backup:
+            self._backups[i] = torch.empty_like(tensors[i])
+        self._follow_masters()
+        self._record_versions()
+        self._theta = Theta.LEAVING
 
     def displace_into(self, direction: Vector, scale: Tensor) -> None:
         """theta -> theta + scale direction, without masters; theta goes into the memory of the direction, which is used up.
@@ -114,7 +125,7 @@ class Displacement:
         """
         space, tensors = self._space, self._space.tensors
         self._with_master = []
-        self._with_backup = [i for i in space.measured if direction[i] is not None]
+        self._moved = self._with_backup = [i for i in space.measured if direction[i] is not None]
         displaced, theta, steps = space.zeros(), space.zeros(), space.zeros()
         held = Counter(t.data_ptr() for t in direction if t is not None)
         for i in self._with_backup:

@@ -70,9 +70,10 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         for device, state in zip(self._devices, self._on_device, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
-        if self._python is not None:
+        # To set these two takes up to thirty times as long as to see that nothing was drawn.
+        if self._python is not None and PYTHON.now() is not self._python:
             random.setstate(self._python)
-        if self._numpy is not None:
+        if self._numpy is not None and NUMPY.now() is not self._numpy:
             numpy_random().set_state(self._numpy)
 
 

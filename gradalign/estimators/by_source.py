@@ -147,7 +147,7 @@ class _BySource(Schedule):
         return loss
 
     def displaced(self, g: Vector, visited: Sequence[Visited], q: Tensor, num: int, more: bool) -> None:
-        """term <- term + 1 / num (difference of the source's gradient); parameters are at theta again afterwards.
+        """term <- term + 1 / num (difference of the source's gradient); parameters are left displaced.
 
         Args:
             g: the stored gradient of the source, which is let go before the displaced passes.
@@ -162,7 +162,6 @@ class _BySource(Schedule):
         g.clear()
         closures, starts = [v.closure for v in visited], [v.start for v in visited]
         displaced_passes(self.step, closures, starts, self.term, gain, more=more)
-        self.step.displacement.restore()
 
 
 class SourcesLeaveOneOut(_BySource):
@@ -202,6 +201,9 @@ class SourcesLeaveOneOut(_BySource):
             aim = aim_at_others(step, reference, g, self.sums.part(size), others, self.sums.own(size))
             _, q = step.displace(aim, reference, g)
             self.displaced(g, members, q, self.sources.num, more=s + 1 < self.sources.num)
+            if self.store == "recompute":  # the next gradient is that at theta
+                step.displacement.restore()
+        step.displacement.restore()
         end.put_back()
         return losses
 
@@ -306,6 +308,7 @@ class SourcesSplit(_BySource):
             self.sums.note_cross(sums, size, num_anchors)
         self.sums.add(g, size)
         self.displaced(g, visited, q, self.m, more)
+        step.displacement.restore()
         end.put_back()
         return losses
 

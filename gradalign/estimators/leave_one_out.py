@@ -91,7 +91,9 @@ class LeaveOneOutSchedule(Schedule):
                 self.subtract(g, q)
             del g
             displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
-            self.step.displacement.restore()
+            if self.where == "recompute":  # the next gradient is that at theta
+                step.displacement.restore()
+        step.displacement.restore()
         end.put_back()
         return losses
 

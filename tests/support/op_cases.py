@@ -83,6 +83,22 @@ def test_perturb_from_wider_backups(backend, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned", "transposed", "strided"])
+@pytest.mark.parametrize("two", [False, True])
+def test_displaced_params_are_displaced_anew_from_their_backups(backend, dtype, layout, two):
+    params, xs, ys = (tensors(dtype, layout, seed) for seed in (1, 2, 3))
+    second = (ys, OTHER) if two else ()
+    expected_params, theta = copies(params), copies(params)
+    expected = backend.perturb_(expected_params, copies(params), xs, SCALE, *second)
+    backups = copies(params)
+    backend.perturb_(params, backups, ys, OTHER)
+    sums = backend.perturb_(params, backups, xs, SCALE, *second, from_backups=True)
+    assert all(map(torch.equal, params, expected_params))
+    assert all(map(torch.equal, backups, theta))
+    torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "transposed", "strided"])
 def test_restore_and_swap_keep_every_bit(backend, dtype, layout):
     params, backups = tensors(dtype, layout, 1), tensors(dtype, "contiguous", 2)
     p, b = copies(params), copies(backups)

@@ -29,7 +29,7 @@ class Traffic:
 TRAFFIC = {
     "NormDot<float>": Traffic((0, 1), ()),
     "Perturb<float, false>": Traffic((0, 2, 3), (0, 1)),
-    "Perturb<float, true>": Traffic((0, 1, 2, 3), (0,)),
+    "Perturb<float, true>": Traffic((1, 2, 3), (0,)),
     "Restore<float>": Traffic((1,), (0,)),
     "Swap<float>": Traffic((0, 1), (0, 1)),
     "Accumulate<float>": Traffic((0, 1), (0,)),
