@@ -193,11 +193,14 @@ class ParamSpace:
         return self._sum(2, run, over, grads)
 
     @no_grad
-    def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> None:
-        """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone."""
+    def combine(self, out: Vector, x: Vector, y: Vector, a: Tensor, b: Tensor) -> Tensor | None:
+        """out <- a x + b y, where `out` may be `x`; an entry that x lacks is made, one that y lacks is left alone.
+
+        Returns:
+            out.out; None where that takes another look.
+        """
         if self._whole(None, x, y):
-            self.at_home.combine_(out, x, y, a, b)
-            return
+            return self.at_home.combine_(out, x, y, a, b)[0]
         both, _, y_only = _split(self.everywhere, x, y)
         for backend, group in self._groups(both):
             backend.combine_(
@@ -209,6 +212,7 @@ class ParamSpace:
             )
         if y_only:
             self.accumulate(out, y, b, over=y_only)
+        return None
 
     @no_grad
     def perturb(

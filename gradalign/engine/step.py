@@ -173,6 +173,7 @@ class Step:
         self._cosines: list[Tensor] = []
         self.separate = settings.separate and space.ranks is not None
         self.num_everywhere = self.num * space.ranks.num if self.separate and space.ranks is not None else self.num
+        self._square: Tensor | None = None  # of .grad, where its last sum gave it
         self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
 
     @cached_property
@@ -296,15 +297,16 @@ class Step:
         """.grad <- total - weight term, the term rescaled where the normalisation says so."""
         if term is not None:
             space = self.space
-            factor = space.scalar(1.0) if term.unit is None else term.unit
+            factor = space.one() if term.unit is None else term.unit
             square = space.partial_norm_dot(term.vector)[0]
             if self.settings.normalize == "gradient":
                 both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
                 square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
                 factor = torch.where((norm > 0) & (factor != 0), total_norm / norm * factor.sign(), 0.0)
             self._term = None if self.separate else (square, factor)
-            space.combine(total, total, term.vector, space.scalar(1.0), -self.weight * factor)
+            self._square = space.combine(total, total, term.vector, space.one(), -self.weight * factor)
             if self.separate:
+                self._square = None
                 self.average(total)
         self.space.set_grads(total)
 
@@ -322,7 +324,9 @@ class Step:
             found: what only the schedule knows: "dot" is of this process, the others are the same everywhere.
         """
         loss = mean_loss(losses, self.loss_share, self.space.home)
-        square = self.space.partial_norm_dot(self.space.grads())[0]
+        square = self._square
+        if square is None:
+            square = self.space.partial_norm_dot(self.space.grads())[0]
         if self.space.ranks is not None:
             loss, square, found = self._over_ranks(self.space.ranks, loss, square, found)
         known: dict[str, Tensor] = found | self.agreement.known()
