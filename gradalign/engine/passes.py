@@ -79,7 +79,7 @@ class Passes:
         graphs: GraphWatch,
     ) -> None:
         self._space = space
-        self._models = list(models)
+        self.models = list(models)
         self._buffers = buffers
         self._factor = handling.factor
         self._differentiate = handling.differentiate
@@ -290,7 +290,7 @@ class Passes:
     @property
     def forward_dtype(self) -> torch.dtype:
         """The least precise dtype that the forward is known to compute in."""
-        params = (p for model in self._models for p in model.parameters() if p.is_floating_point())
+        params = (p for model in self.models for p in model.parameters() if p.is_floating_point())
         dtypes = {p.dtype for p in params} | self._autocast_dtypes
         if self._graphs.casts_to_16_bit and not self._autocast_dtypes:
             dtypes.add(torch.bfloat16)
@@ -325,7 +325,7 @@ class Passes:
             losses.dense_gradients(grads)
             if self._side_effects is not None and self._side_effects.inspects and not any(map(there, into)):
                 ranks = self._space.ranks
-                gradients_apart(self._models, self._space.params, grads if ranks is None else ranks.local(grads))
+                gradients_apart(self.models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
         return loss.detach()
 
@@ -353,10 +353,10 @@ class Passes:
     @contextmanager
     def _hooked_models(self) -> Iterator[None]:
         try:
-            for model in self._models:
+            for model in self.models:
                 if not isinstance(model, torch.jit.ScriptModule):  # which takes no hook
                     model.register_forward_pre_hook(self._note_autocast)
-            with no_other_wrappers(self._models) if self._looks_for_wrappers else _ALONE:
+            with no_other_wrappers(self.models) if self._looks_for_wrappers else _ALONE:
                 yield
         finally:
             self.forget()
@@ -366,7 +366,7 @@ class Passes:
 
     def forget(self) -> None:
         """Remove our hooks; an interrupt may have come between registering one and getting its handle."""
-        for model in self._models:
+        for model in self.models:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]

@@ -10,8 +10,10 @@ where the loss is off, the gradients on both sides are compared as well.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from gradalign.engine.passes import Recorded
 from gradalign.engine.space import Vector
@@ -26,6 +28,8 @@ DISPLACED_ULPS = 8  # a displacement is at least so many epsilons of the paramet
 LEAST_STEPS = 0.01
 LEAST_AGREEMENT = 0.7  # of the differences on both sides; the term's cosine with the true one is about as large
 LEAST_GAIN = 0.1  # of agreement at a larger radius, else the steps are not what is wrong
+FLOAT8 = ("float8", "fp8")  # in the names of classes, torchao's Float8Linear for instance
+TRANSFORMER_ENGINE = "transformer_engine."
 LARGER = (3.0, 10.0, 30.0)  # radii to try, as multiples
 
 
@@ -35,9 +39,12 @@ def can_be_seen(step: Step) -> bool:
     Several ranks are left alone, and so are hooks on gradients, which would see more gradients than passes.
     """
     passes = step.passes
-    if step.space.ranks is not None or step.hooked or step.displacement.with_masters or passes.autocast:
-        return False
-    return torch.finfo(passes.forward_dtype).eps <= torch.finfo(torch.float32).eps
+    precise = not passes.autocast and torch.finfo(passes.forward_dtype).eps <= torch.finfo(torch.float32).eps
+    return precise and _can_be_displaced(step)
+
+
+def _can_be_displaced(step: Step) -> bool:
+    return step.space.ranks is None and not step.hooked and not step.displacement.with_masters
 
 
 def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
@@ -69,11 +76,44 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     off = _off_its_derivative(step, recorded, gradient, norm, short)
     if not off > LEAST_STEPS or off <= _combined(step, recorded, short, (1, -1, 0)) / norm:
         return None
+    seen = (
+        f"one that moves in steps (its change over a short length is {off:.0%} off its derivative), as low-precision compute "
+        "with a straight-through gradient makes it (float8 matrix products, fake quantisation)"
+    )
+    return _larger_radius(step, recorded, seen)
+
+
+def in_16_bits(step: Step, recorded: Recorded) -> str | None:
+    """The same where the loss is too coarse to tell: float8 layers are known by their names, and agreement is measured there.
+
+    Memory for two gradients and a copy of the parameters; nothing is done without such layers.
+    """
+    layer = float8_layer(step.passes.models)
+    if layer is None or not _can_be_displaced(step):
+        return None
+    try:
+        return _larger_radius(step, recorded, f"one that low-precision compute moves in steps (float8 layers, {layer})")
+    except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
+        return None
+
+
+def float8_layer(models: Iterable[nn.Module]) -> str | None:
+    """The class of a layer that computes in float8 by its name, or can, as those of Transformer Engine; None without one."""
+    for module in (inner for model in models for inner in model.modules()):
+        for cls in type(module).__mro__:
+            if any(word in cls.__name__.lower() for word in FLOAT8) or cls.__module__.startswith(TRANSFORMER_ENGINE):
+                return type(module).__name__
+    return None
+
+
+def _larger_radius(step: Step, recorded: Recorded, seen: str) -> str | None:
+    """The warning, where differences of gradients agree poorly and a larger radius helps."""
+    radius = step.radius
     here = _agreement(step, recorded, radius)
     if not here < LEAST_AGREEMENT:
         return None
     best, larger = max((_agreement(step, recorded, radius * factor), radius * factor) for factor in LARGER)
-    return message(radius, off, here, larger, best) if best >= max(here, 0.0) + LEAST_GAIN else None
+    return message(radius, seen, here, larger, best) if best >= max(here, 0.0) + LEAST_GAIN else None
 
 
 def _norm(step: Step, vector: Vector) -> float:
@@ -126,12 +166,10 @@ def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[int, 
     return _norm(step, total) / passes.factor
 
 
-def message(radius: float, off: float, here: float, larger: float, best: float) -> str:
+def message(radius: float, seen: str, here: float, larger: float, best: float) -> str:
     """What the warning says."""
     return (
-        f"expected a loss that follows its gradient over a displacement of length {radius:g}; got one that moves in steps (its "
-        f"change over a short length is {off:.0%} off its derivative), as low-precision compute with a straight-through "
-        "gradient makes it (float8 matrix products, fake quantisation): differences of gradients agree to "
-        f"{here:.2f} on both sides of the parameters, so that most of the term is noise; try radius={larger:g}, where they "
-        f"agree to {best:.2f}; gradalign.tune measures which radius is enough"
+        f"expected a loss that follows its gradient over a displacement of length {radius:g}; got {seen}: differences of "
+        f"gradients agree to {here:.2f} on both sides of the parameters, so that most of the term is noise; try "
+        f"radius={larger:g}, where they agree to {best:.2f}; gradalign.tune measures which radius is enough"
     )

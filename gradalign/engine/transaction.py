@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradalign.engine.low_precision import DisplacementInfo
+from gradalign.engine.low_precision import LOW_PRECISION, DisplacementInfo
 from gradalign.engine.passes import Closure
 from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sketch import Sketch
 from gradalign.engine.space import Vector, there
-from gradalign.engine.staircase import can_be_seen, staircase
+from gradalign.engine.staircase import can_be_seen, in_16_bits, staircase
 from gradalign.engine.step import Step
 from gradalign.engine.validation import callable_
 from gradalign.telemetry import AlignmentStats
@@ -143,6 +143,8 @@ class OpenStep:
             if recorded.gradient is not None and passes.describe is not None:
                 check_gradient(recorded.gradient, passes.describe(gradient), passes.epsilon(recorded))
             self.doubt = staircase(step, recorded, gradient)
+        elif passes.autocast or passes.forward_dtype in LOW_PRECISION:
+            self.doubt = in_16_bits(step, recorded)
 
     def check_replay_now(self) -> None:
         """The same while control is about to go to the caller, whose closure may mean another micro-batch afterwards."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 import gradalign
+from gradalign.engine import staircase
 
 K = 8
 WARNING = "expected a loss that follows its gradient"
@@ -408,3 +409,47 @@ def test_gradients_whose_memory_is_not_their_own_are_only_read(how, backend):
         aligner.backward(loss_fn, list(torch.randn(4, 4)))
     assert all(map(torch.equal, model, before))
     assert torch.equal(model[0].grad, model[1].grad)
+
+
+class Float8Linear(Rounded):
+    """Named as torchao's."""
+
+
+def in_16_bits(layer, rounded, autocast, **options):
+    """The warnings of a float8 network, or one that only could be, under bf16 autocast or with bf16 parameters."""
+    model, batches, loss_fn = network(rounded, both=True, width=128)
+    for linear in model[::2]:
+        linear.__class__ = layer
+    if not autocast:
+        model.bfloat16()
+        batches = [(x.bfloat16(), y) for x, y in batches]
+
+    def cast(b):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss_fn(b).float()
+
+    return warned(model, cast, batches, **options)
+
+
+@pytest.mark.parametrize("how", ["backward", "accumulate"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_float8_layers_are_known_in_16_bits_by_their_names(autocast, how):
+    (warning,) = in_16_bits(Float8Linear, float8, autocast, how=how)
+    assert warning.filename == __file__
+    assert "(float8 layers, Float8Linear)" in str(warning.message)
+    assert float(re.search(r"try radius=([\d.]+)", str(warning.message)).group(1)) == 0.3
+
+
+def test_a_name_alone_is_not_warned_of():
+    assert in_16_bits(Float8Linear, None, autocast=True) == []
+    assert in_16_bits(Float8Linear, float8, autocast=True, radius=0.3) == []
+
+
+def test_layers_with_other_names_are_left_alone_in_16_bits():
+    assert in_16_bits(Rounded, float8, autocast=True) == []
+
+
+def test_layers_of_transformer_engine_are_known_by_their_package():
+    layer = type("Linear", (nn.Linear,), {"__module__": "transformer_engine.pytorch.module.linear"})
+    assert staircase.float8_layer([nn.Sequential(nn.Linear(2, 2), layer(2, 2))]) == "Linear"
+    assert staircase.float8_layer([nn.Linear(2, 2)]) is None
