@@ -10,10 +10,14 @@ from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
 from gradalign.tuning.result import StartingWeight
 
-# Lengths in parameter space, for normalize="direction". docs/weight.md describes the trial they are from. It had no cosine,
-# which takes the weight of variance.
+# Lengths in parameter space, for normalize="direction", and what they did in the trial that docs/weight.md describes.
 STARTING_WEIGHTS = {"dot": 0.001, "norm": 0.03, "variance": 0.03, "cosine": 0.03}
-UNTESTED = frozenset({"cosine"})
+TRIAL = {
+    "dot": "-0.1; -0.1",
+    "norm": "-0.1; +1.0 +- 0.5",
+    "variance": "0.0; +2.3 +- 0.4",
+    "cosine": "-1.7 +- 3.4; -1.0 +- 2.5",
+}
 
 
 def starting_weights(differences: Differences, reference: Reference, radius: float) -> dict[str, StartingWeight]:
@@ -31,7 +35,7 @@ def starting_weights(differences: Differences, reference: Reference, radius: flo
         term = own_term_norm(differences, objective, radius) if OBJECTIVES[objective].own else shared
         return STARTING_WEIGHTS[objective] * term / gradient if gradient else float("nan")
 
-    return {name: StartingWeight(value, size(name), name not in UNTESTED) for name, value in STARTING_WEIGHTS.items()}
+    return {name: StartingWeight(value, size(name), TRIAL[name]) for name, value in STARTING_WEIGHTS.items()}
 
 
 def own_term_norm(differences: Differences, objective: str, radius: float) -> float:

@@ -14,7 +14,7 @@ def test_the_text_names_reference_radii_and_weights():
     assert "against double backward: 163 parameters, float32" in text
     assert f"radius={result.radius['central']:g} for central differences" in text
     assert "cosine       0.03" in text
-    assert "untested, by analogy" in text
+    assert "-1.7 +- 3.4; -1.0 +- 2.5" in text
     assert [line.split()[0] for line in result.table().splitlines()[1:]] == [f"{p.radius:g}" for p in result.curve]
 
 

@@ -115,7 +115,7 @@ def _add_alignment(parser: argparse._ActionsContainer) -> None:
         "--weight",
         type=options.finite,
         metavar="X",
-        help="weight of the objective after a linear warm-up (default: by objective; untested for cosine)",
+        help="weight of the objective after a linear warm-up (default: by objective)",
     )
     add(
         "--normalize",
