@@ -51,9 +51,11 @@ class GradAlign(Method):
         estimator: which micro-batches are compared with which, by name or with its options: "split", "prefix",
             "leave_one_out", "symmetric", "momentum", "exact", or one of `gradalign.estimators` such as
             `Split(probes="rotate")` or `LeaveOneOut(gradients="host")` (docs/estimators.md).
-        probe_fraction: share of the micro-batches that are probes in "split": short for `Split(probe_fraction=...)`.
-        difference: "forward" or "central" (one more pass a probe).
-        radius: length of the displacement [parameter]; None: 0.01, or 0.03 for bf16/fp16 parameters or under autocast.
+        probe_fraction: share of the micro-batches that are probes in "split", short for `Split(probe_fraction=...)`; other
+            estimators have no probes.
+        difference: "forward" or "central" (one more pass a probe); of no effect with "momentum" and "exact".
+        radius: length of the displacement [parameter]; None: 0.01, or 0.03 for bf16/fp16 parameters or under autocast; of no
+            effect with "momentum", which displaces by the weight, and "exact".
         every: the term is there in steps with `step % every == 0`, with the weight times `every`.
         params: the parameters that A is measured on and that are displaced; None: all that require grad.
         scaler: the GradScaler that scales the losses.

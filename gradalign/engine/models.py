@@ -121,6 +121,11 @@ def checked_modules(model: object) -> list[nn.Module]:
                     f"model: expected a module of one process, DistributedDataParallel or fully_shard; got {name}, "
                     f"{UNSUPPORTED[name]}"
                 )
+            if isinstance(inner, nn.DataParallel) and len(inner.device_ids) > 1:
+                raise TypeError(
+                    f"model: expected a module on one device; got DataParallel on {len(inner.device_ids)}, whose replicas draw "
+                    "random numbers that a displaced pass cannot repeat; use DistributedDataParallel"
+                )
     return several
 
 

@@ -53,6 +53,15 @@ def test_wrapped_modules_are_found_inside_others():
         GradAlign(nn.Sequential(nn.Linear(3, 1), FullyShardedDataParallel()), 0.1)
 
 
+def test_data_parallel_is_refused_on_several_devices_alone():
+    model = nn.DataParallel(nn.Linear(3, 1))
+    model.device_ids = [0]
+    GradAlign(model, 0.1)
+    model.device_ids = [0, 1]
+    with pytest.raises(TypeError, match="expected a module on one device; got DataParallel on 2"):
+        GradAlign(model, 0.1)
+
+
 class Renamed(nn.Linear):
     """Shows other parameters than it has."""
 
