@@ -15,10 +15,11 @@ namespace gradalign {
 inline const Kernels& choose_kernels() {
   const char* named = std::getenv("GRADALIGN_CPU_ISA");
   const bool any = named == nullptr || *named == '\0';
-  std::string runs;
+  std::string there;
   const auto chosen = [&](const char* isa, const Kernels* table) {
-    runs += std::string(runs.empty() ? "" : " or ") + isa;
-    return table != nullptr && (any || std::strcmp(named, isa) == 0);
+    if (table == nullptr) return false;
+    there += std::string(there.empty() ? "" : " or ") + isa;
+    return any || std::strcmp(named, isa) == 0;
   };
 #if defined(__x86_64__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -28,8 +29,9 @@ inline const Kernels& choose_kernels() {
     return kernels_avx2;
 #endif
   if (chosen("portable", &kernels_portable)) return kernels_portable;
-  throw std::runtime_error("GRADALIGN_CPU_ISA: expected " + runs + ", set before gradalign is used; got " +
-                           (any ? "nothing" : named));
+  if (there.empty()) there = "a CPU with the instruction set that these kernels were compiled for";
+  throw std::runtime_error("GRADALIGN_CPU_ISA: expected " + there + "; got " + (any ? "another" : named) +
+                           "; it is read when the kernels are loaded");
 }
 
 inline const Kernels& kernels() {

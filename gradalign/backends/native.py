@@ -8,6 +8,7 @@ finds every tensor either untouched with its old version or written with a new o
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from itertools import chain, compress
 from typing import Any
@@ -38,6 +39,17 @@ def why_unavailable() -> str | None:
         return str(error)
     except OSError as error:
         return why_not_loaded(error, binary)
+    return _why_not_chosen()
+
+
+def _why_not_chosen() -> str | None:
+    """Why no kernels are for this processor: under an emulator it may lack what the system says; None where there are some."""
+    if os.environ.get("GRADALIGN_CPU_ISA") or torch._C._len_torch_dispatch_stack():
+        return None  # a set that is named is refused when a kernel runs
+    try:
+        getattr(torch.ops, NAMESPACE).cpu_isa()
+    except RuntimeError as error:
+        return str(error)
     return None
 
 

@@ -59,7 +59,7 @@ def perturb_(
     for i, (p, backup, x) in enumerate(zip(params, backups, xs, strict=True)):
         y = None if ys is None else ys[i]
         dtype = compute_dtype(*(t.dtype for t in (p, backup, x, y) if t is not None))
-        aliased = backup is x or backup is y
+        aliased = not from_backups and (backup is x or backup is y)
         moved = torch.empty_like(p) if aliased else p
         if not (aliased or from_backups):
             backup.copy_(p)
@@ -67,8 +67,8 @@ def perturb_(
             d = _scaled(xc.to(dtype), scale)
             if y is not None and scale_y is not None:
                 d += _scaled(yc.to(dtype), scale_y)
-            base = bc.to(dtype) if from_backups else pc.to(dtype, copy=True)
-            old = base.to(p.dtype).to(dtype) if from_backups else base
+            base = (bc if from_backups else pc).to(dtype, copy=True)
+            old = base.to(p.dtype).to(dtype)
             mc.copy_(base + d)
             delta, d = _flat(mc.to(dtype) - old), _flat(d)
             total += torch.stack((_dot(delta, d), _dot(d, d), _dot(delta, delta)))

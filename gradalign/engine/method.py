@@ -446,7 +446,8 @@ class Method(ABC):
     def _weight_on(self, space: ParamSpace, weight: float) -> Tensor:
         """The weight in a tensor that stays where it is; a step that is being captured finds it there at every replay."""
         capturing = _capturing(space.home)
-        if self._weight_cell is None or self._weight_cell.device != space.home:
+        cell = self._weight_cell
+        if cell is None or cell.device != space.home or cell.is_inference():
             if capturing:
                 raise RuntimeError(
                     "expected a step before the capture of a CUDA graph; got none; warm up with a few steps"

@@ -30,16 +30,17 @@ class SlowState:
         self._read = read
         self._memory = memory
         self._may_keep = may_keep
-        self._state: Any = None
-        self._seen: tuple[object, ...] | None = None
+        self._held: tuple[tuple[object, ...] | None, Any] = None, None  # what was seen of the memory; the state
 
     def now(self) -> Any:
         """The state; the same object as long as nothing was drawn."""
         memory = self._memory()  # before the state: another thread may draw between the two
-        if memory is None or memory != self._seen:
-            self._state = self._read()
-            self._seen = memory if self._may_keep(self._state) else None
-        return self._state
+        seen, state = self._held
+        if memory is None or memory != seen:
+            state = self._read()
+            # One write: an interrupt, or another thread, finds both of now or both of before.
+            self._held = memory if self._may_keep(state) else None, state
+        return state
 
 
 class RandomState:

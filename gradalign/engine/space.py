@@ -113,7 +113,7 @@ class ParamSpace:
         grads: Sequence[Tensor | None] = self.zeros() if vector is None else vector
         if self.ranks is not None:
             grads = self.ranks.as_gradients(self.params, grads)
-        elif all(map(operator.is_, map(_grad, self.params), grads)):
+        elif len(grads) == len(self.params) and all(map(operator.is_, map(_grad, self.params), grads)):
             return
         for p, g in zip(self.params, grads, strict=True):
             if p.grad is not g:

@@ -169,3 +169,19 @@ def test_an_empty_instruction_set_is_none_named():
         assert run.returncode == 0, run.stderr
         found.append(run.stdout)
     assert found[0] == found[1]
+
+
+def test_a_processor_that_lacks_what_the_system_says_leaves_the_choice_to_others(monkeypatch):
+    if native.why_unavailable() is not None:
+        pytest.skip("no C++ compiler")
+
+    def refuse():
+        raise RuntimeError(
+            "GRADALIGN_CPU_ISA: expected a CPU with the instruction set that these kernels were compiled for"
+        )
+
+    monkeypatch.delenv("GRADALIGN_CPU_ISA", raising=False)
+    monkeypatch.setattr(getattr(torch.ops, native.NAMESPACE), "cpu_isa", refuse)
+    assert "expected a CPU with the instruction set" in native._why_not_chosen()
+    monkeypatch.setenv("GRADALIGN_CPU_ISA", "portable")  # refused by the kernel, if at all
+    assert native._why_not_chosen() is None

@@ -124,3 +124,23 @@ def test_a_master_is_the_backup():
     assert int(displacement.num_moved()) == 1
     displacement.restore()
     assert (param.tolist(), master.tolist()) == ([1.0, 1.0], [1.0 + 2**-9, 1.0])
+
+
+def test_displaced_parameters_are_displaced_anew_from_theta(space):
+    displacement = Displacement(space)
+    displacement.displace([torch.tensor([9.0, 9.0]), torch.tensor([9.0]), None], torch.tensor(1.0, dtype=torch.float64))
+    backups = list(displacement._backups)
+    assert displace(displacement).tolist() == [4 + 4 + 36] * 3
+    assert values(space.params) == DISPLACED
+    assert all(now is before for now, before in zip(displacement._backups, backups, strict=True))
+    displacement.restore()
+    assert values(space.params) == THETA
+
+
+def test_other_parameters_are_displaced_after_the_way_back(space):
+    displacement = Displacement(space)
+    displacement.displace([None, torch.tensor([9.0]), None], torch.tensor(1.0, dtype=torch.float64))
+    assert displace(displacement).tolist() == [4 + 4 + 36] * 3
+    assert values(space.params) == DISPLACED
+    displacement.restore()
+    assert values(space.params) == THETA

@@ -655,3 +655,12 @@ def test_half_precision_losses_stay_as_small_as_those_of_the_plain_loop():
     assert settled(0.03, "variance") == plain
     # Lean split multiplies losses by up to 1 + weight k / (m radius) = 5.
     assert plain / 2**3 <= settled(0.03, "dot") <= plain
+
+
+def test_a_call_under_inference_mode_leaves_an_aligner_that_works():
+    model, data = perceptron(), batches()
+    aligner = gradalign.GradAlign(model, 0.1)
+    with torch.inference_mode(), pytest.raises(ValueError, match="does not require grad"):
+        aligner.backward(lambda b: cross_entropy(model, *b), data)
+    aligner.backward(lambda b: cross_entropy(model, *b), data)
+    assert aligner.num_steps == 1

@@ -288,3 +288,30 @@ def test_a_generator_whose_memory_is_laid_out_otherwise_is_read_every_time(monke
     assert not replay._memory_shows_draws()
     state = replay.SlowState(random.getstate, lambda: None, lambda _: True)
     assert state.now() is not state.now()
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: random.gauss(0, 1), numpy.random.rand, numpy.random.randn])
+def test_generators_are_set_where_they_moved_and_left_alone_where_not(monkeypatch, draw):
+    state = replay.RandomState([])
+    before = random.getstate(), numpy.random.get_state()
+    for _ in range(2):
+        draw()
+        state.put_back()
+        assert random.getstate() == before[0]
+        assert numpy.random.get_state()[1].tolist() == before[1][1].tolist()
+        assert numpy.random.get_state()[2:] == before[1][2:]
+    now = replay.RandomState([])
+    monkeypatch.setattr(random, "setstate", None)
+    now.put_back()
+
+
+def test_a_read_that_is_interrupted_leaves_no_state_of_another_time(monkeypatch):
+    random.seed(1)
+    held = replay.PYTHON.now()
+    random.seed(2)
+    monkeypatch.setattr(replay.PYTHON, "_may_keep", lambda state: 1 / 0)  # between reading and keeping
+    with pytest.raises(ZeroDivisionError):
+        replay.PYTHON.now()
+    monkeypatch.undo()
+    random.seed(1)
+    assert replay.PYTHON.now() == random.getstate() == held

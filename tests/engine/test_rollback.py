@@ -55,7 +55,9 @@ def struck(run, first, second):
 @pytest.mark.parametrize(
     ("num_firsts", "stride"), [(6, 7), pytest.param(4, 1, marks=pytest.mark.slow)], ids=["sampled", "every line"]
 )
-@pytest.mark.parametrize("options", [{}, {"objective": "variance"}, {"estimator": "momentum"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "variance"}, {"estimator": "momentum"}, {"estimator": "leave_one_out"}], ids=str
+)
 def test_a_second_interrupt_while_a_step_is_rolled_back_leaves_nothing(options, num_firsts, stride):
     model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
     aligner = gradalign.GradAlign(model, 0.3, backend="reference", **options)

@@ -99,3 +99,17 @@ def test_swaps_exchange_parameters_and_backups(space):
     assert values(backups) == [[1.0, 2.0], None, [4.0, 5.0]]
     space.swap_out(backups, [0, 2])
     assert values(space.params) == THETA
+
+
+def test_combine_returns_the_square_of_what_it_wrote_where_no_entry_is_missing(space):
+    x, y = vector([1.0, 2.0], [3.0], [4.0, 5.0]), vector([1.0, 1.0], [1.0], [1.0, 1.0])
+    square = space.combine(x, x, y, scalar(1.0), scalar(-1.0))
+    assert values(x) == [[0.0, 1.0], [2.0], [3.0, 4.0]]
+    assert float(square) == float(space.norm_dot(x)[0]) == 30
+    assert space.combine(x, x, vector(None, [1.0], [1.0, 1.0]), scalar(1.0), scalar(1.0)) is None
+
+
+def test_a_vector_of_another_length_is_no_gradient(space):
+    space.set_grads(vector([1.0, 1.0], [1.0], [2.0, 2.0]))
+    with pytest.raises(ValueError, match="zip"):
+        space.set_grads([])

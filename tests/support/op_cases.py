@@ -67,11 +67,14 @@ def test_perturb_takes_backups_that_are_a_direction(backend, dtype, aliased, lay
     torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("rounded", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_perturb_from_wider_backups(backend, dtype):
+def test_perturb_from_wider_backups(backend, dtype, rounded):
     masters = tensors(torch.float32, "contiguous", 1)
     params = [m.to(dtype) for m in masters]
     before, kept = double(params), copies(masters)
+    if not rounded:  # whatever they hold is not read
+        params = [torch.full_like(p, float("nan")) for p in params]
     xs = tensors(torch.float32, "contiguous", 2)
     sums = backend.perturb_(params, masters, xs, SCALE, from_backups=True)
     d = [SCALE * x.double() for x in xs]
@@ -95,6 +98,29 @@ def test_displaced_params_are_displaced_anew_from_their_backups(backend, dtype, 
     assert all(map(torch.equal, params, expected_params))
     assert all(map(torch.equal, backups, theta))
     torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0)
+
+
+@each_dtype
+def test_perturb_from_backups_that_are_the_params(backend, dtype):
+    params, xs = tensors(dtype, "contiguous", 1), tensors(dtype, "contiguous", 2)
+    expected = copies(params)
+    expected_sums = backend.perturb_(expected, copies(params), xs, SCALE, from_backups=True)
+    sums = backend.perturb_(params, params, xs, SCALE, from_backups=True)
+    assert all(map(torch.equal, params, expected))
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=0)
+
+
+@each_dtype
+def test_perturb_from_backups_that_are_directions_too(backend, dtype):
+    params = [torch.full_like(t, float("nan")) for t in tensors(dtype, "contiguous", 1)]
+    masters = tensors(dtype, "contiguous", 2)
+    kept = copies(masters)
+    expected = [torch.zeros_like(p) for p in params]
+    expected_sums = backend.perturb_(expected, copies(masters), copies(masters), SCALE, from_backups=True)
+    sums = backend.perturb_(params, masters, masters, SCALE, from_backups=True)
+    assert all(map(torch.equal, masters, kept))
+    assert all(map(torch.equal, params, expected))
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=0)
 
 
 @each_dtype
