@@ -47,7 +47,7 @@ def _why_not_chosen() -> str | None:
     if os.environ.get("GRADALIGN_CPU_ISA") or torch._C._len_torch_dispatch_stack():
         return None  # a set that is named is refused when a kernel runs
     try:
-        getattr(torch.ops, NAMESPACE).cpu_isa()
+        getattr(torch.ops, signatures.NATIVE).cpu_isa()
     except RuntimeError as error:
         return str(error)
     return None

@@ -452,10 +452,10 @@ class Method(ABC):
                 raise RuntimeError(
                     "expected a step before the capture of a CUDA graph; got none; warm up with a few steps"
                 )
-            self._weight_cell = space.scalar(weight)
+            self._weight_cell = cell = space.scalar(weight)
         elif not capturing:
-            self._weight_cell.fill_(weight)
-        return self._weight_cell
+            cell.fill_(weight)
+        return cell
 
     def _on_displaced(self, displaced: bool) -> None:
         self._displaced = displaced

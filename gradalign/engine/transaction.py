@@ -72,7 +72,7 @@ class OpenStep:
     """
 
     def __init__(self, step: Step, schedule: Schedule, buffers: BufferState, progress: Progress) -> None:
-        self._buffers = buffers
+        self._buffers: BufferState | None = buffers
         self.step = step
         self.schedule = schedule
         self.passes = step.passes
@@ -160,7 +160,12 @@ class OpenStep:
         self.passes.forget()
         if self.step.space.ranks is not None:
             self.step.space.ranks.end(complete=False)
-        self._buffers.put_back()
+        if self._buffers is not None:
+            self._buffers.put_back()
+
+    def keep_buffers(self) -> None:
+        """Leave buffers as they are: somebody wrote the parameters, as a checkpoint does, and may have written both."""
+        self._buffers = None
 
     def fingerprint(self) -> Fingerprint:
         """`.grad` and parameters as they are now."""
@@ -272,7 +277,10 @@ class Accumulation:
 
     def _visit(self, step: OpenStep, closure: Closure) -> Tensor:
         """The passes of a micro-batch."""
-        self._fingerprint.check(step.fingerprint())
+        now = step.fingerprint()
+        if now.param_versions != self._fingerprint.param_versions:
+            step.keep_buffers()
+        self._fingerprint.check(now)
         loss = step.schedule.visit(closure)
         step.check_replay_now()
         self._losses.append(loss)

@@ -70,6 +70,7 @@ class Window:
         self._visited = 0  # of this window
         self._called = False
         self._loader: Any = None
+        self._begun = 0  # how often the loader is among the active ones
         self._place = 0  # in the loader
 
     def backward(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -92,7 +93,7 @@ class Window:
             loss = closure()
             self._accelerator.backward(loss)
             return loss.detach()
-        divided = _Divided(closure, self._accelerator.gradient_accumulation_steps)
+        divided = _Divided(closure, self._accelerator.gradient_accumulation_steps, self._aligner)
         self._step.backward(divided)
         assert divided.loss is not None
         return divided.loss
@@ -125,8 +126,6 @@ class Window:
             raise RuntimeError("accumulate: expected one call of step.backward in each block; got none")
         if not accelerator.sync_gradients:
             return
-        if self._plain and self._visited == accelerator.gradient_accumulation_steps:
-            self._place = 0  # the loader had been left early, and begun anew
         step, self._step, self._visited = self._step, None, 0
         if step is not None:
             step.__exit__(None, None, None)
@@ -141,8 +140,10 @@ class Window:
     def _follow(self, state: Any) -> None:
         """Count the place in the active data loader."""
         loader = state.active_dataloader
-        if loader is not self._loader:
-            self._loader, self._place = loader, getattr(loader, "skip_batches", 0)
+        # One that was left early stays among the references, and is there once more when it begins anew.
+        begun = sum(reference is loader for reference in state.dataloader_references)
+        if loader is not self._loader or begun != self._begun:
+            self._loader, self._begun, self._place = loader, begun, getattr(loader, "skip_batches", 0)
         self._place = 0 if state.end_of_dataloader else self._place + 1
 
     def _coming(self, accelerator: Any) -> int:
@@ -183,16 +184,21 @@ class Differentiation:
 
 
 class _Divided:
-    """A closure whose loss carries its 1/k."""
+    """A closure whose loss carries its 1/k.
 
-    def __init__(self, closure: Callable[[], Tensor], k: int) -> None:
-        self._closure, self._k = closure, k
+    Attributes:
+        loss: of the base pass.
+    """
+
+    def __init__(self, closure: Callable[[], Tensor], k: int, aligner: Callable[[], Method | None]) -> None:
+        self._closure, self._k, self._aligner = closure, k, aligner
         self.loss: Tensor | None = None
 
     def __call__(self) -> Tensor:
         """The loss over k."""
-        loss = self._closure()
-        self.loss = loss.detach()
+        loss, aligner = self._closure(), self._aligner()
+        if aligner is None or not aligner.displaced:
+            self.loss = loss.detach()
         return loss / self._k
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
+import operator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +52,19 @@ def _is_metric(value: Any) -> bool:
 
 def _attributes(values: dict[str, Any], besides: Collection[str]) -> Restore:
     hidden = {*besides, "_parameters", "_buffers", "_modules", "_defaults"}
+    seen: set[int] = set()
     saved = {
-        name: (value, _saved(value, name)) for name, value in values.items() if name not in hidden and _noted(value)
+        name: (value, _saved(value, name, seen))
+        for name, value in values.items()
+        if name not in hidden and _noted(value)
     }
+    others = {name: value for name, value in values.items() if name not in hidden and name not in saved}
 
     def restore() -> None:
         for name in [name for name, value in values.items() if name not in hidden and _noted(value)]:
-            if name not in saved:
+            if name in others:
+                values[name] = others[name]
+            elif name not in saved:
                 del values[name]
         for name, (value, undo) in saved.items():
             values[name] = value
@@ -70,27 +77,51 @@ def _noted(value: Any) -> bool:
     return isinstance(value, (*PLAIN, Tensor, dict, list, set, deque))
 
 
-def _saved(value: Any, name: str) -> Restore:
-    """What brings the contents of a value back."""
+def _saved(value: Any, name: str, seen: set[int]) -> Restore:
+    """What brings the contents of a value back; nothing for a container that was seen before."""
     if isinstance(value, Tensor):
         return _tensor(value, name)
-    if isinstance(value, dict):
-        items = [(key, inner, _saved(inner, name)) for key, inner in value.items()]
-        return lambda: _refill(value, [undo for *_, undo in items], lambda: value.update((k, v) for k, v, _ in items))
-    if isinstance(value, (list, deque)):
-        inners = [(inner, _saved(inner, name)) for inner in value]
-        return lambda: _refill(value, [undo for _, undo in inners], lambda: value.extend(v for v, _ in inners))
+    if not isinstance(value, (dict, list, set, deque)) or id(value) in seen:
+        return lambda: None
+    seen.add(id(value))
     if isinstance(value, set):
         members = set(value)
-        return lambda: _refill(value, [], lambda: value.update(members))
-    return lambda: None
+        return lambda: None if value == members else _refill_set(value, members)
+    inners = list(value.values()) if isinstance(value, dict) else list(value)
+    keys = list(value) if isinstance(value, dict) else []
+    undos = [_saved(inner, name, seen) for inner in inners]
+
+    def restore() -> None:
+        if isinstance(value, dict):
+            _restore_dict(value, keys, inners)
+        elif not _same(value, inners):
+            value.clear()
+            value.extend(inners)
+        for undo in undos:
+            undo()
+
+    return restore
 
 
-def _refill(container: Any, undos: list[Restore], fill: Restore) -> None:
-    container.clear()
-    fill()
-    for undo in undos:
-        undo()
+def _refill_set(value: set, members: set) -> None:
+    value.clear()
+    value.update(members)
+
+
+def _restore_dict(value: dict, keys: list, inners: list) -> None:
+    """By the methods of the plain class: those of classes derived from it count (Counter) or refuse (ModelOutput)."""
+    if _same(value, keys) and _same(value.values(), inners):
+        return
+    kind: type[dict] = OrderedDict if isinstance(value, OrderedDict) else dict
+    kind.clear(value)
+    for key, inner in zip(keys, inners, strict=True):
+        kind.__setitem__(value, key, inner)
+
+
+def _same(now: Iterable[Any], before: list) -> bool:
+    """Whether these are the same objects in the same order."""
+    found = list(now)
+    return len(found) == len(before) and all(map(operator.is_, found, before))
 
 
 def _tensor(value: Tensor, name: str) -> Restore:

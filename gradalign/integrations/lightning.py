@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from gradalign.batches import shallow_copy
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.integrations.binding import LateAligner, Options
@@ -74,7 +76,7 @@ class GradAlignCallback(Callback):
         self._originals = {name: getattr(owner, name) for name, owner in self._owners.items()}
         for name, original in self._originals.items():
             ours = functools.partial(getattr(self, f"_{name}"), pl_module)
-            setattr(self._owners[name], name, functools.wraps(original)(_function(ours)))
+            setattr(self._owners[name], name, _Replacement(self._owners[name], name, original, ours))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember which batch it is."""
@@ -115,7 +117,8 @@ class GradAlignCallback(Callback):
     def _training_step(self, module: LightningModule, *args: Any, **kwargs: Any) -> Any:
         """All passes of one micro-batch; returns what the strategy's own returns, the loss detached."""
         trainer, k = module.trainer, module.trainer.accumulate_grad_batches
-        if trainer.fit_loop._skip_backward:  # StochasticWeightAveraging renews BatchNorm's statistics
+        # StochasticWeightAveraging renews BatchNorm's statistics; LearningRateFinder trains without callbacks
+        if trainer.fit_loop._skip_backward or not self._called_by(trainer):
             return self._originals["training_step"](*args, **kwargs)
         if self._aligned == self._batch_idx:
             raise TypeError(
@@ -135,7 +138,12 @@ class GradAlignCallback(Callback):
                 f"not known, ended; give it a length, or set limit_train_batches to a multiple of {k}"
             )
         self._aligned = self._batch_idx
-        one = _MicroBatch(self, module, k, lambda: self._originals["training_step"](*args, **kwargs))
+
+        def training_step() -> Any:
+            given = {name: shallow_copy(value) for name, value in kwargs.items()}
+            return self._originals["training_step"](*map(shallow_copy, args), **given)
+
+        one = _MicroBatch(self, module, k, training_step)
         self._step.backward(one)
         if place + 1 == k:
             step, self._step = self._step, None
@@ -153,13 +161,20 @@ class GradAlignCallback(Callback):
 
     def _backward(self, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Nothing where the gradient is in `.grad` already."""
-        if self._differentiating or self._aligned != self._batch_idx:
+        if self._differentiating or not self._trained(module):
             self._originals["backward"](loss, *args, **kwargs)
 
     def _optimizer_zero_grad(self, module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Nothing where that was done before the first micro-batch."""
-        if self._aligned != self._batch_idx:
+        if not self._trained(module):
             self._originals["optimizer_zero_grad"](*args, **kwargs)
+
+    def _called_by(self, trainer: Trainer) -> bool:
+        return any(callback is self for callback in trainer.callbacks)
+
+    def _trained(self, module: LightningModule) -> bool:
+        """Whether all passes of the current micro-batch have run here."""
+        return self._aligned == self._batch_idx and self._called_by(module.trainer)
 
     def _log(self, module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Nothing in a displaced pass."""
@@ -227,13 +242,22 @@ def _loss(output: Any) -> Tensor:
     return loss
 
 
-def _function(partial: functools.partial) -> Callable:
-    """A plain function, which Lightning can look into."""
+class _Replacement:
+    """Our function in the place of an object's method; Lightning can look into it as into a decorated one.
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return partial(*args, **kwargs)
+    Copied or pickled with the object, an EMA's copy for instance, it becomes the method of the copy.
+    """
 
-    return call
+    def __init__(self, owner: object, name: str, original: Callable, ours: Callable) -> None:
+        functools.update_wrapper(self, original)
+        self._owner, self._name, self._ours = owner, name, ours
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What ours does."""
+        return self._ours(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable, tuple[object, str]]:
+        return getattr, (self._owner, self._name)
 
 
 def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
@@ -255,6 +279,9 @@ def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
             "automatic_optimization: expected True; got False, where the module calls its own backward; call "
             "aligner.backward(..., backward=self.manual_backward) in training_step instead of using this callback"
         )
+    callbacks = trainer.callbacks
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        return  # epochs in which it accumulates nothing are trained plainly
     if trainer.accumulate_grad_batches < 2 and not off:
         raise ValueError(
             "accumulate_grad_batches: expected at least 2, since they are the micro-batches whose gradients are compared; got "

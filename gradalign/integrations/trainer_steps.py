@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradalign.engine.ignored_labels import no_mean_over_nothing
 from gradalign.engine.method import Method
@@ -51,12 +51,32 @@ class Steps:
         self._batches: list[Any] = []  # of the step, as the Trainer collected them
         self._returned: list[Tensor] = []  # of a step that is complete, for the rest of its micro-batches
         self._complete: Method | None = None  # whose gradient nobody has taken yet
+        self._tail = False  # whether the last micro-batch was trained plainly
+        self._plain = 0  # micro-batches that are left of a step that is trained plainly
 
     def collect(self, batches: Sequence[Any]) -> None:
         """The Trainer has collected the micro-batches of the next step; one that was left incomplete is over."""
         self.abandon()
         self._batches = list(batches)
         self._sources = None if self._source_of is None else [self._source_of(batch) for batch in batches]
+
+    def is_plain(self, short: bool, num: int, model: nn.Module) -> bool:
+        """Whether the next micro-batch is trained plainly.
+
+        After a short tail of a stream whose length is not known the Trainer takes no step: its gradients go into the next one,
+        which is trained plainly too.
+
+        Args:
+            short: whether its step has fewer micro-batches than others.
+            num: how many it has.
+            model: whose gradients tell.
+        """
+        begins = self._step is None and not self._returned and not self._plain
+        if not short and begins and self._tail and any(p.grad is not None for p in model.parameters()):
+            self._plain = num
+        self._tail = short or self._plain > 0
+        self._plain = max(0, self._plain - 1)
+        return self._tail
 
     def visit(
         self, method: Callable[[], Method], num: int, trainer: Any, inputs: Any, training_step: Callable

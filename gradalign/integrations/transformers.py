@@ -87,7 +87,7 @@ class GradAlignMixin:
         steps.bypass = None
         expected = trainer.args.gradient_accumulation_steps
         num = getattr(trainer, "current_gradient_accumulation_steps", expected)
-        if num < expected or num < 2:
+        if steps.is_plain(num < expected or num < 2, num, model):
             return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
         def method() -> Method:

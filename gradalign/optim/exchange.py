@@ -26,13 +26,30 @@ def wrap_tensors(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[s
 
     The tensors of parameters are wrapped, state that is not there (None, or {} from a flattened state dict) is left out, and
     settings that the groups lack are filled in from here. Entries of "state" that are no parameters stay as they are.
+
+    Raises:
+        ValueError: state of another shape than its parameter.
     """
+    _no_other_shapes(state_dict, param_groups)
     groups = list(state_dict["param_groups"])
     params = {key for group in groups for key in group["params"]}
     state = {key: _wrapped(entry) if key in params else entry for key, entry in state_dict["state"].items()}
     for i, (mine, saved) in enumerate(zip(param_groups, groups, strict=False)):
         groups[i] = {**{k: v for k, v in mine.items() if k not in ("params", "param_names")}, **saved}
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _no_other_shapes(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:
+    """State belongs to a parameter by its position: where parameters changed places, shapes may tell."""
+    for mine, saved in zip(param_groups, state_dict["param_groups"], strict=False):
+        for param, key in zip(mine["params"], saved["params"], strict=False):
+            for name, value in state_dict["state"].get(key, {}).items():
+                if isinstance(value, Tensor) and name != "step" and value.shape != param.shape:
+                    raise ValueError(
+                        f"load_state_dict: expected state of the shapes of the parameters, {tuple(param.shape)} for number "
+                        f"{key}; got {name} of shape {tuple(value.shape)}; give the optimizer the parameters in the order in "
+                        "which it had them when the state was saved"
+                    )
 
 
 def _wrapped(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,14 +147,19 @@ class StatefulOptimizer(torch.optim.Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
-            ValueError: another number of groups, or of parameters in one, than this optimizer has.
+            ValueError: another number of groups, or of parameters in one, than this optimizer has, or state of another shape
+                than its parameter.
         """
         # Registered last, so that the user's own hooks see the state as it was saved.
         handle = self.register_load_state_dict_pre_hook(
             lambda _, saved: exchange.wrap_tensors(saved, self.param_groups)
         )
+        before = vars(self).copy()
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            vars(self).update(before)  # it replaces what it loads into
+            raise
         finally:
             handle.remove()
 

@@ -13,6 +13,7 @@ from gradalign.backends.dispatch import BackendName
 from gradalign.engine import validation
 from gradalign.engine.method import BatchClosure, Method, MethodOptions, Reduction, StepRequest
 from gradalign.engine.replay import RandomState
+from gradalign.engine.side_effects import no_tensor_filled_again
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
@@ -90,20 +91,27 @@ def tune(
     sweep = sweep_radii(radii)
     validation.one_of("reference", reference, REFERENCES)
     batches = validation.micro_batches(micro_batches)
+    if not isinstance(micro_batches, Sequence):
+        no_tensor_filled_again(batches)
     tuner = _Tuner(
         model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer, check_replay=True)
     )
 
     random_state = RandomState({p.device for p in tuner.trainable()})
-    step = tuner._begin(StepRequest(len(batches), reduction, has_aux, backward))
-    assert isinstance(step.schedule, Differences)
+    grad_enabled, step = torch.is_grad_enabled(), None
     try:
-        step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
-        step.check_replay(step.step.gradient_norm)
-        step.passes.stop_observing()
-        return _measure(step.schedule, sweep, reference)
-    finally:
-        step.abort()
+        try:
+            step = tuner._begin(StepRequest(len(batches), reduction, has_aux, backward))
+            assert isinstance(step.schedule, Differences)
+            step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
+            step.check_replay(step.step.gradient_norm)
+            step.passes.stop_observing()
+            return _measure(step.schedule, sweep, reference)
+        finally:
+            tuner._roll_back(step, grad_enabled)
+            random_state.put_back()
+    finally:  # once more, in case an interrupt came meanwhile
+        tuner._roll_back(step, grad_enabled)
         random_state.put_back()
 
 

@@ -253,3 +253,39 @@ def test_the_recipe_of_the_docs(monkeypatch):
     assert aligner.num_steps == 2
     assert aligner.stats.passes == 10
     assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"objective": "variance"}, {"objective": "dot"}, {"estimator": "prefix"}], ids=str)
+def test_the_loss_is_that_of_the_base_pass(options):
+    run = Run({"weight": 0.1, "radius": 0.3, **options}, batches=3, dropout=0.0)
+    with torch.no_grad():
+        expected = [float(run.net(x).square().mean()) for x in Rows(12).x.split(4)]
+    run.epoch()
+    assert run.losses == pytest.approx(expected, rel=1e-6)
+    assert run.losses[0] == expected[0]
+
+
+@pytest.mark.parametrize("left_after", [3, 4, 5, 6])
+def test_epochs_that_are_left_early_are_aligned_as_far_as_they_go(left_after):
+    run = Run({"weight": 0.1}, batches=7)
+    for _ in range(3):
+        for number, x in enumerate(run.loader, 1):
+            run.batch(x)
+            if number == left_after:
+                break
+    assert run.aligner.num_steps == left_after  # a window goes on in the next epoch
+    run.epoch()
+    assert run.aligner.num_steps == left_after + 2
+
+
+def test_a_checkpoint_that_is_loaded_into_an_open_window_keeps_its_buffers():
+    run = Run({"weight": 0.1}, batches=6)
+    run.net.register_buffer("count", torch.tensor(4))
+    blocks = iter(run.loader)
+    run.batch(next(blocks))
+    state = {name: value + 1 for name, value in run.net.state_dict().items()}
+    run.net.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="expected .grad and parameters to be left alone"):
+        run.batch(next(blocks))
+    assert all(torch.equal(value, state[name]) for name, value in run.net.state_dict().items())
+    assert all(p.grad is None for p in run.net.parameters())

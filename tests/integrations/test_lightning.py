@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import io
 import types
 
 import lightning
@@ -227,3 +229,72 @@ def test_the_recipe_of_the_docs(tmp_path, monkeypatch):
     trainer = recipe("Lightning")["train"](module, loader(16))
     assert trainer.global_step == 2
     assert trainer.callbacks[0].aligner.stats.passes == 10
+
+
+class Copying(lightning.Callback):
+    """Keeps copies of the module, as those that keep the best one do."""
+
+    def __init__(self):
+        self.copy = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.copy = copy.deepcopy(pl_module)
+        torch.save(pl_module, io.BytesIO())
+
+
+def test_a_copy_made_meanwhile_is_a_module_of_its_own():
+    copies, module, own = Copying(), Module(), Module()
+    fit(module, OPTIONS, callbacks=[copies], max_epochs=1)
+    own.load_state_dict(copies.copy.state_dict())
+    for net in (copies.copy, own):
+        net.calls, net.seen, net.outputs, net.backwards = 0, [], [], 0
+        net.mean.reset()
+        fit(net)
+    assert same(copies.copy, own)
+    assert copies.copy.outputs == own.outputs
+    again, expected = copy.deepcopy(copies.copy), copy.deepcopy(own)
+    fit(again, OPTIONS)
+    fit(expected, OPTIONS)
+    assert same(again, expected)
+
+
+class Popping(Module):
+    """Takes its micro-batch apart."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch.pop("x")
+        batch["shift"] = batch["shift"] + 1
+        return super().training_step(x + batch["shift"], batch_idx)
+
+
+def test_a_step_that_takes_its_batch_apart():
+    rows = [{"x": x, "shift": torch.zeros(1)} for x in Rows(28).x.split(4)]
+    data = torch.utils.data.DataLoader(rows, batch_size=None)
+    module = Popping()
+    _, callback = fit(module, OPTIONS, data, max_epochs=1)
+    assert callback.aligner.num_steps == 2
+    assert callback.aligner.stats.passes == K + 1
+
+
+def test_a_schedule_of_the_accumulation():
+    schedule = lightning.pytorch.callbacks.GradientAccumulationScheduler({1: K})
+    _, callback = fit(Module(), OPTIONS, callbacks=[schedule], accumulate_grad_batches=1)
+    assert callback.aligner.num_steps == 3  # two in the second epoch, and its last batch, which is trained plainly
+
+
+class Without(lightning.Callback):
+    """Trains for a few batches without the other callbacks, as LearningRateFinder does."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            self.callbacks, trainer.callbacks = trainer.callbacks, [self]
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.callbacks = self.callbacks
+
+
+def test_batches_that_are_trained_without_callbacks_are_trained_plainly():
+    _, callback = fit(Module(), OPTIONS, callbacks=[Without()], max_epochs=3)
+    assert callback.aligner.num_steps == 8  # after 3 + 3 + 2: the aligner counts the trainer's steps
+    assert callback.aligner.stats.passes == K + 1

@@ -500,3 +500,20 @@ def test_the_recipe_of_the_docs(tmp_path, monkeypatch):
     assert trainer.aligner.num_steps == 9
     assert trainer.aligner.stats.passes == 10
     assert sum("align/dot" in row for row in trainer.state.log_history) == 9
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Its length is not known, and does not divide by the micro-batches of a step."""
+
+    def __iter__(self):
+        yield from tokens(14)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_stream_whose_epoch_ends_within_a_step(weight, tmp_path):
+    options = {"rows": Endless(), "max_steps": 7}
+    plain = trained(Trainer, gpt2_anew(), tmp_path / "plain", **options)
+    trainer_options = {"aligner": {"weight": weight}}
+    aligned = trained(Aligned, gpt2_anew(), tmp_path / "own", trainer_options=trainer_options, **options)
+    assert aligned.state.global_step == plain.state.global_step == 7
+    assert same(plain, aligned) is (weight == 0)

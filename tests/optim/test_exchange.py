@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.optim_cases import clones, paired, parameters, set_gradients
 
-from gradalign.optim import LAMB, SGD, AdamW
+from gradalign.optim import LAMB, SGD, AdamW, exchange
 
 CASES = {name: rest for name, *rest in paired()}
 SEVERAL = (
@@ -235,3 +235,51 @@ def test_entries_of_the_state_that_are_no_parameters_are_kept(kind):
         assert kept["a record"]["n"] is None
     assert again.state["from a hook"] == "text"
     run(again, again.param_groups[0]["params"], 1, seed=2)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB"])
+def test_state_of_another_shape_is_refused_and_nothing_is_loaded(name):
+    options = {"momentum": 0.9} if name == "SGD" else {}
+
+    def make(*shapes):
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+        optimizer = {"AdamW": AdamW, "SGD": SGD, "LAMB": LAMB}[name](params, lr=0.1, **options)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return optimizer, params
+
+    saved = make((8, 4), (4, 8))[0].state_dict()
+    saved["param_groups"][0]["lr"] = 0.7
+    optimizer, params = make((4, 8), (8, 4))
+    before = {k: v.clone() for k, v in optimizer.state[params[0]].items() if isinstance(v, torch.Tensor)}
+    with pytest.raises(ValueError, match=r"expected state of the shapes of the parameters, \(4, 8\) for number 0; got"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert all(torch.equal(optimizer.state[params[0]][k], v) for k, v in before.items())
+
+
+def test_a_load_that_fails_in_between_leaves_the_optimizer_as_it_was(monkeypatch):
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = AdamW(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.7
+    calls = []
+
+    def place_state(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise MemoryError("no more")
+        return placed(*args)
+
+    placed = exchange.place_state
+    monkeypatch.setattr(exchange, "place_state", place_state)
+    with pytest.raises(MemoryError):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))

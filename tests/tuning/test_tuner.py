@@ -15,6 +15,7 @@ from torch import nn
 
 import gradalign
 from gradalign.cli import tune
+from gradalign.engine.transaction import OpenStep
 from gradalign.optim import AdamW
 
 
@@ -195,3 +196,28 @@ def test_minilm_in_bfloat16_moves_few_elements_and_keeps_most_of_the_length(asse
     assert_near(result.curve, MINILM_BFLOAT16)
     assert 0.003 / 2 < result.curve[0].moved < 0.003 * 2  # 0.3% of the elements, 86% of the length
     assert 0.86 / 1.25 < result.curve[0].displacement_length < 0.86 * 1.25
+
+
+def test_an_interrupt_while_tune_cleans_up_leaves_nothing(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, abort, calls = torch.get_rng_state(), OpenStep.abort, []
+
+    def interrupted(step):
+        calls.append(step)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        abort(step)
+
+    monkeypatch.setattr(OpenStep, "abort", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gradalign.tune(model, lambda x: (model(x) + torch.rand(())).square().mean(), list(torch.ones(4, 8, 3)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_generator_that_fills_one_tensor_again_is_refused():
+    model, x = torch.nn.Linear(3, 1), torch.zeros(8, 3)
+    with pytest.raises(ValueError, match="expected tensors of their own for every micro-batch"):
+        gradalign.tune(model, lambda x: model(x).square().mean(), (x.fill_(i) for i in range(4)))
