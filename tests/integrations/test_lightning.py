@@ -279,7 +279,8 @@ def test_a_step_that_takes_its_batch_apart():
 def test_a_schedule_of_the_accumulation():
     schedule = lightning.pytorch.callbacks.GradientAccumulationScheduler({1: K})
     _, callback = fit(Module(), OPTIONS, callbacks=[schedule], accumulate_grad_batches=1)
-    assert callback.aligner.num_steps == 3  # two in the second epoch, and its last batch, which is trained plainly
+    assert callback.aligner.num_steps == 9  # after seven steps of one micro-batch; the last one is trained plainly
+    assert callback.aligner.stats.passes == K + 1
 
 
 class Without(lightning.Callback):
