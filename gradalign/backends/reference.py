@@ -68,7 +68,7 @@ def perturb_(
             if y is not None and scale_y is not None:
                 d += _scaled(yc.to(dtype), scale_y)
             base = (bc if from_backups else pc).to(dtype, copy=True)
-            old = base.to(p.dtype).to(dtype)
+            old = base.to(p.dtype).to(dtype) if from_backups else base
             mc.copy_(base + d)
             delta, d = _flat(mc.to(dtype) - old), _flat(d)
             total += torch.stack((_dot(delta, d), _dot(d, d), _dot(delta, delta)))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from gradalign.extension import processor
+
 # Tool: the argument that makes it say its version.
 COMPILERS = {
     "g++": "--version",
@@ -49,7 +51,11 @@ def cpu() -> dict[str, object]:
 
 
 def _cpu_model() -> str:
-    for line in _cpuinfo():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
         if line.startswith(("model name", "Model", "Processor")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown"
@@ -71,17 +77,7 @@ def _cpu_flags() -> list[str]:
         "sve",
         "bf16",
     }
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return sorted(wanted & set(line.partition(":")[2].split()))
-    return []
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
+    return sorted(wanted & (processor.flags() or frozenset()))
 
 
 def gpus() -> list[dict[str, object]]:

@@ -306,7 +306,6 @@ class Step:
             self._term = None if self.separate else (square, factor)
             self._square = space.combine(total, total, term.vector, space.one(), -self.weight * factor)
             if self.separate:
-                self._square = None
                 self.average(total)
         self.space.set_grads(total)
 

@@ -201,8 +201,6 @@ class SourcesLeaveOneOut(_BySource):
             aim = aim_at_others(step, reference, g, self.sums.part(size), others, self.sums.own(size))
             _, q = step.displace(aim, reference, g)
             self.displaced(g, members, q, self.sources.num, more=s + 1 < self.sources.num)
-            if self.store == "recompute":  # the next gradient is that at theta
-                step.displacement.restore()
         step.displacement.restore()
         end.put_back()
         return losses
@@ -222,6 +220,7 @@ class SourcesLeaveOneOut(_BySource):
         """The gradient of a source, from where it is."""
         if self.store != "recompute":
             return fetched(g, self.step.space, self.store)
+        self.step.displacement.restore()  # that of the source before is still there
         gradient = self.step.space.zeros()
         for i, (closure, start) in enumerate(visited, 1):
             start.put_back()

@@ -91,8 +91,6 @@ class LeaveOneOutSchedule(Schedule):
                 self.subtract(g, q)
             del g
             displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
-            if self.where == "recompute":  # the next gradient is that at theta
-                step.displacement.restore()
         step.displacement.restore()
         end.put_back()
         return losses
@@ -119,6 +117,7 @@ class LeaveOneOutSchedule(Schedule):
     def gradient(self, i: int, closure: Closure, start: ReplayState) -> Vector:
         """The gradient of micro-batch i, from where it is."""
         if self.where == "recompute":
+            self.step.displacement.restore()  # that of the micro-batch before is still there
             start.put_back()
             return self.step.passes.again(closure)
         g, self.stored[i] = self.stored[i], []

@@ -94,7 +94,7 @@ def torch_version() -> str:
 def cpu(sets: Iterable[str] | None = None) -> Library:
     """The ops for the CPU, through the stable ABI, for these instruction sets or for all that the architecture knows."""
     torch = torch_folder()
-    known = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ""}
+    known = INSTRUCTION_SETS if processor.is_x86() else {"portable": ""}
     chosen = [isa for isa in known if sets is None or isa in sets]
     kernels = tuple(
         Unit("cpu/kernels.cpp", f"kernels_{isa}.o", (f"-DGRADALIGN_ISA={isa}", *known[isa].split())) for isa in chosen
@@ -117,9 +117,8 @@ def cpu_here() -> Library:
     if found is None:
         return cpu()
     named = os.environ.get("GRADALIGN_CPU_ISA")
-    return cpu(
-        [named] if named in found else found[:1]
-    )  # one that does not run here is refused when a kernel is chosen
+    # A name that is not among them is refused when a kernel is chosen.
+    return cpu([named] if named in found else found[:1])
 
 
 def module() -> Library:

@@ -1,4 +1,4 @@
-"""Which instruction sets of the CPU kernels this processor has."""
+"""What this processor has, and which instruction sets of the CPU kernels it runs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import platform
 FLAGS = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "avx2": ("avx2", "fma"), "portable": ()}
 
 
-def instruction_sets(cpuinfo: str = "/proc/cpuinfo") -> tuple[str, ...] | None:
-    """Those that run here, the widest first; None where the system does not say."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ("portable",)
+def is_x86() -> bool:
+    """Whether the kernels have instruction sets of their own for this architecture."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str] | None:
+    """Its features in the words of Linux; None where the system does not say."""
     try:
         with open(cpuinfo) as file:
-            line = next((line for line in file if line.startswith("flags")), None)
+            line = next((line for line in file if line.startswith(("flags", "Features"))), None)
     except OSError:
         return None
-    if line is None:
-        return None
-    present = set(line.split())
-    return tuple(isa for isa, flags in FLAGS.items() if present.issuperset(flags))
+    return None if line is None else frozenset(line.partition(":")[2].split())
+
+
+def instruction_sets(cpuinfo: str = "/proc/cpuinfo") -> tuple[str, ...] | None:
+    """Those that run here, the widest first; None where the system does not say."""
+    if not is_x86():
+        return ("portable",)
+    present = flags(cpuinfo)
+    return None if present is None else tuple(isa for isa, needed in FLAGS.items() if present.issuperset(needed))

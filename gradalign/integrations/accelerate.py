@@ -93,7 +93,7 @@ class Window:
             loss = closure()
             self._accelerator.backward(loss)
             return loss.detach()
-        divided = _Divided(closure, self._accelerator.gradient_accumulation_steps, self._aligner)
+        divided = _Divided(closure, self._accelerator.gradient_accumulation_steps, self._method())
         self._step.backward(divided)
         assert divided.loss is not None
         return divided.loss
@@ -106,10 +106,8 @@ class Window:
         if self._visited == 0:
             self._plain = self._coming(accelerator) < k
             if not self._plain:
-                aligner = self._aligner()
-                assert aligner is not None
                 differentiation = Differentiation(accelerator)
-                step = aligner.accumulate(k, reduction="sum", backward=differentiation.backward)
+                step = self._method().accumulate(k, reduction="sum", backward=differentiation.backward)
                 self._step = step.__enter__()
         elif accelerator.sync_gradients and self._step is not None and self._visited + 1 < k:
             raise RuntimeError(
@@ -136,6 +134,11 @@ class Window:
         if step is not None:
             interrupted = InterruptedError("an exception left a block of accumulate")
             step.__exit__(InterruptedError, interrupted, None)
+
+    def _method(self) -> Method:
+        aligner = self._aligner()
+        assert aligner is not None  # the caller of `accumulate` holds it
+        return aligner
 
     def _follow(self, state: Any) -> None:
         """Count the place in the active data loader."""
@@ -190,14 +193,14 @@ class _Divided:
         loss: of the base pass.
     """
 
-    def __init__(self, closure: Callable[[], Tensor], k: int, aligner: Callable[[], Method | None]) -> None:
+    def __init__(self, closure: Callable[[], Tensor], k: int, aligner: Method) -> None:
         self._closure, self._k, self._aligner = closure, k, aligner
         self.loss: Tensor | None = None
 
     def __call__(self) -> Tensor:
         """The loss over k."""
-        loss, aligner = self._closure(), self._aligner()
-        if aligner is None or not aligner.displaced:
+        loss = self._closure()
+        if not self._aligner.displaced:
             self.loss = loss.detach()
         return loss / self._k
 

@@ -279,8 +279,7 @@ def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
             "automatic_optimization: expected True; got False, where the module calls its own backward; call "
             "aligner.backward(..., backward=self.manual_backward) in training_step instead of using this callback"
         )
-    callbacks = trainer.callbacks
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         return  # epochs in which it accumulates nothing are trained plainly
     if trainer.accumulate_grad_batches < 2 and not off:
         raise ValueError(
