@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "tensor/row.h"
@@ -29,9 +30,18 @@ inline bool same_memory(const Row& a, const Row& b) {
   return a.data == b.data && a.number == b.number && same_shape(a, b) && std::equal(a.strides, a.strides + a.ndim, b.strides);
 }
 
+// Whether no element is in two places, as gradalign.engine.addresses.repeats says it.
 inline bool owns_elements(const Row& row) {
-  for (int64_t d = 0; d < row.ndim && row.numel > 1; ++d) {
-    if (row.strides[d] == 0 && row.sizes[d] > 1) return false;
+  if (row.flat || row.numel <= 1) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (int64_t d = 0; d < row.ndim; ++d) {
+    if (row.sizes[d] > 1) dims.emplace_back(row.strides[d], row.sizes[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return false;
+    reach += (size - 1) * stride;
   }
   return true;
 }

@@ -2,8 +2,8 @@
 
 Every function takes lists of tensors of one device and works on all of them at once. Scalars are 0-dim tensors on that
 device, so that nothing is read back to the host; reductions come back as float64 tensors on that device. Arithmetic is done
-in the wider of float32 and the storage dtype and rounded once at the store. Where `d` is the displacement and `delta`
-what the dtype of the parameters could represent of it:
+in the wider of float32 and the storage dtype and rounded once at the store (float64 to 16 bits by way of float32). Where `d`
+is the displacement and `delta` what the dtype of the parameters could represent of it:
 
 | op | per element | returns |
 |---|---|---|
@@ -132,7 +132,7 @@ def perturb_(
 
 
 def restore_(params: Tensors, backups: Tensors) -> None:
-    """Put theta back: theta <- backup, bit for bit where the dtypes agree, else rounded once.
+    """Put theta back: theta <- backup, bit for bit where the dtypes agree, else rounded (float64 to 16 bits by way of float32).
 
     Args:
         params: the tensors to restore; written.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -106,7 +107,8 @@ class Recent(Generic[Value]):
         """The value of the key, made if it is not there."""
         value = self._values.get(key)
         if value is not None:
-            self._values.move_to_end(key)
+            with suppress(KeyError):  # another thread made it leave
+                self._values.move_to_end(key)
             return value
         value = self._values[key] = make()
         if len(self._values) > self._capacity:

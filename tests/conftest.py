@@ -30,11 +30,11 @@ def default_dtype():
 @contextlib.contextmanager
 def skipping_where_an_asset_is_missing():
     """Without an asset a test is skipped, with the command that installs it; in CI it fails."""
-    from gradalign.cli.workload.assets import MissingAsset
+    from gradalign.cli.workload.assets import MissingAssetError
 
     try:
         yield
-    except MissingAsset as error:
+    except MissingAssetError as error:
         if os.environ.get("GRADALIGN_REQUIRE_ASSETS"):
             raise
         pytest.skip(str(error))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradalign.backends import gpus, rows, signatures
+from gradalign.backends import gpus, op_validation, rows, signatures
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
@@ -154,7 +154,8 @@ def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> N
     written = (params, *states, masters, steps)
     if options.zero_grads:
         written += (grads,)
-    _run(options.op, written, (params, grads, *states, masters, steps, *scalars), vars(options))
+    check = functools.partial(op_validation.state_of_params, tensors, options)
+    _run(options.op, written, (params, grads, *states, masters, steps, *scalars), vars(options), check)
 
 
 @functools.cache
@@ -174,9 +175,14 @@ def _lists_of(name: str) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
 
 
 def _run(
-    name: str, written: tuple[Tensors, ...], args: tuple[Any, ...], options: Mapping[str, object] | None = None
+    name: str,
+    written: tuple[Tensors, ...],
+    args: tuple[Any, ...],
+    options: Mapping[str, object] | None = None,
+    check: Callable[[bytearray | None], None] | None = None,
 ) -> Any:
     lists: tuple[tuple[Tensor, ...], ...] = ()  # for as long as the kernel runs
+    read: bytearray | None = None
     if len(args[0]) >= LEAST_ROWS:
         are_lists, are_others = _lists_of(name)
         lists = tuple(map(rows.kept, compress(args, are_lists)))
@@ -184,6 +190,8 @@ def _run(
         if read is not None:
             name += ".rows"
             args = (lists[0][0], torch.frombuffer(read, dtype=torch.int64), *compress(args, are_others))
+    if check is not None:
+        check(read)
     kernel = functools.partial(_kernel(name), **options) if options else _kernel(name)
     if not written:
         return kernel(*args)

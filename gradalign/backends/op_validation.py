@@ -12,9 +12,9 @@ from torch.nn import Parameter
 
 from gradalign.backends import rows
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
-from gradalign.engine.addresses import span
+from gradalign.engine.addresses import repeats, span
 
-DTYPE, DEVICE = map(attrgetter, ("dtype", "device"))
+DTYPE, DEVICE, SHAPE = map(attrgetter, ("dtype", "device", "shape"))
 DIM = methodcaller("dim")
 
 
@@ -57,6 +57,35 @@ def _agree(lists: list[Sequence[Tensor]], num_mutated: int) -> bool:
     kept = tuple(map(rows.kept, lists))
     module, read = rows.reader(), rows.read(kept)
     return module is not None and read is not None and module.agree(read, num_mutated)
+
+
+def state_of_params(tensors: StepTensors, options: StepOptions, read: bytearray | None) -> None:
+    """The lists of an optimizer step have the shapes of its parameters; kernels see elements and no shapes.
+
+    Args:
+        tensors: the lists.
+        options: of the step.
+        read: the rows of all lists, where they were read.
+    """
+    params, grads, states, masters, _ = tensors
+    module = rows.reader()
+    if read is not None and module is not None:
+        if module.same_shapes(read, 3 + len(states)):
+            return
+    elif _same_shapes(params, (grads, *states, masters)):
+        return
+    for name, list_ in {"grads": grads, **dict(zip(options.states, states, strict=True)), "masters": masters}.items():
+        for i, (p, t) in enumerate(zip(params, list_, strict=False)):
+            if t.shape != p.shape:
+                raise ValueError(
+                    f"{options.op}: expected {name}[{i}] to have the shape of params[{i}], {tuple(p.shape)}; got "
+                    f"{tuple(t.shape)}; after a parameter got another shape make a new optimizer"
+                )
+
+
+def _same_shapes(params: Tensors, others: Sequence[Tensors]) -> bool:
+    shapes = list(map(SHAPE, params))
+    return all(list(map(SHAPE, other)) == shapes for other in others if other)
 
 
 def tensor_list(op: str, name: str, tensors: Any) -> None:
@@ -123,11 +152,10 @@ def backups_hold(op: str, backups: Tensors, params: Tensors, wider: bool) -> Non
 def _no_overlap(op: str, mutated: dict[str, Sequence[Tensor]], read: dict[str, Sequence[Tensor]]) -> None:
     for name, tensors in mutated.items():
         for i, t in enumerate(tensors):
-            if t.numel() > 1 and any(
-                stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)
-            ):
+            if not t.is_contiguous() and t.numel() > 1 and repeats(t):
                 raise ValueError(
-                    f"{op}: expected {name}[{i}] to own each of its elements; got an expanded tensor; clone it first"
+                    f"{op}: expected {name}[{i}] to own each of its elements; got a tensor with an element in several places "
+                    "(expanded, or windows of one buffer); clone it first"
                 )
     spans = [
         (*span(t), name in mutated, i, name, _layout(t))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gradalign.backends.chunks import chunks, compute_dtype
 from gradalign.backends.reference_scalars import aim as aim
@@ -59,7 +60,7 @@ def perturb_(
     for i, (p, backup, x) in enumerate(zip(params, backups, xs, strict=True)):
         y = None if ys is None else ys[i]
         dtype = compute_dtype(*(t.dtype for t in (p, backup, x, y) if t is not None))
-        aliased = not from_backups and (backup is x or backup is y)
+        aliased = not from_backups and (_one_memory(backup, x) or (y is not None and _one_memory(backup, y)))
         moved = torch.empty_like(p) if aliased else p
         if not (aliased or from_backups):
             backup.copy_(p)
@@ -115,6 +116,12 @@ def combine_(outs: Tensors, xs: Tensors, ys: Tensors, a: Tensor, b: Tensor) -> T
             stored = _flat(oc.to(dtype))
             total += _dot(stored, stored)
     return total
+
+
+def _one_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors begin at one address; those that have one in common and are worked on together are the same."""
+    known = {Tensor, Parameter}.issuperset((type(a), type(b)))
+    return a is b or (known and a.numel() > 0 and a.device == b.device and a.data_ptr() == b.data_ptr())
 
 
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def _interpreted() -> bool:
 
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
+    op_validation.state_of_params(tensors, options, None)
     params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars))[
         : len(tensors.in_order())
     ]

@@ -19,6 +19,17 @@ def span(t: Tensor) -> tuple[int, int]:
     return first, first + (last + 1) * t.element_size()
 
 
+def repeats(t: Tensor) -> bool:
+    """Whether an element may be in two places of one tensor (expanded, or windows of one buffer)."""
+    reach = 0
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
+
+
 class ParamMemory:
     """The addresses of some parameters, as they are now.
 

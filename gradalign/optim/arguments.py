@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign.engine import validation
+from gradalign.engine.addresses import repeats
 
 NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening")
 OF_ALL_GROUPS = ("max_grad_norm", "clear", "skip_nonfinite", "backend")
@@ -99,10 +100,21 @@ def not_differentiable(value: bool) -> None:
 
 
 def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
-    """Parameters are real; not float16 with stochastic rounding."""
+    """Parameters are real, given once, and no part of a flat one of FSDP1; not float16 with stochastic rounding."""
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError(
+            "expected every parameter once; got one several times in a group; a step would be taken several times"
+        )
     for p in params:
         if not hasattr(p, "placements"):
             validation.real_and_whole(p)
+        if not p.is_floating_point() or p.dtype.itemsize < 2:
+            raise TypeError(f"expected parameters of 16 bits or more, with a floating point; got {p.dtype}")
+        if getattr(p, "_fsdp_flattened", False):
+            raise TypeError(
+                "expected parameters, or shards of fully_shard; got those of FSDP1, whose norms over ranks are not known here; "
+                "use fully_shard, its successor"
+            )
         if stochastic and p.dtype == torch.float16:
             raise TypeError(
                 "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "
@@ -115,10 +127,11 @@ def not_expanded(params: Sequence[Tensor]) -> None:
     if all(map(Tensor.is_contiguous, params)):
         return
     for p in params:
-        if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+        if not p.is_contiguous() and repeats(p):
             raise ValueError(
-                f"expected parameters that own each of their elements; got an expanded one of shape {tuple(p.shape)}; "
-                "clone it first, or make the unexpanded tensor the parameter"
+                f"expected parameters that own each of their elements; got one of shape {tuple(p.shape)} with an element in "
+                "several places (expanded, or windows of one buffer); clone it first, or make the unexpanded tensor the "
+                "parameter"
             )
 
 

@@ -123,6 +123,8 @@ class FusedOptimizer(StatefulOptimizer):
         # A kernel that zeroes what it has read would take a shared gradient from the parameters that come later.
         shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
         zero_grads = self.clear == "zero" and not shared
+        for batch in batches:  # whatever refuses does so before anything is stepped
+            dispatch.backend(self.backend, batch.device.type, batch.dtypes)
         scalars = DeviceScalars()
         rates = self._rates(batches, scale, scalars)
         for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):

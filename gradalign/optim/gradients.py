@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends import dispatch
-from gradalign.engine.addresses import ParamMemory, span
+from gradalign.engine.addresses import ParamMemory, repeats, span
 from gradalign.engine.devices import to_device
 from gradalign.engine.mesh import Mesh
 from gradalign.optim.batch import Batch
@@ -100,7 +100,7 @@ def own_memory(tensors: Sequence[Tensor]) -> bool:
     if all(map(Tensor.is_contiguous, tensors)):
         firsts = list(map(Tensor.data_ptr, tensors))
         ends = sorted(map(add, firsts, map(attrgetter("nbytes"), tensors)))
-    elif any(map(_repeats, tensors)):
+    elif any(map(repeats, tensors)):
         return False
     else:
         spans = list(map(span, tensors))
@@ -145,17 +145,6 @@ def _apart(grads: Sequence[Tensor], tensors: Sequence[Tensor], name: str) -> Non
                 f'clear="zero": expected gradients with memory of their own; got one of shape {tuple(g.shape)} that shares '
                 f"memory with {name}, which would be zeroed too; clone it first, or leave the clearing to zero_grad()"
             )
-
-
-def _repeats(t: Tensor) -> bool:
-    """Whether an element may be in two places of one tensor (expanded, or windows of one buffer)."""
-    reach = 0
-    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += (size - 1) * stride
-    return False
 
 
 def zero(grads: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gradalign.backends.chunks import chunks
 from gradalign.engine.torch_internals import held
@@ -24,17 +25,24 @@ class MasterVersions:
     """
 
     def __init__(self) -> None:
-        self._versions: dict[Tensor, int] = {}
+        self._versions: dict[Tensor, object] = {}
 
     def matched(self, params: Iterable[Tensor]) -> None:
         """These parameters are the rounding of their masters as they are now."""
-        self._versions.update((p, held(p)._version) for p in params)
+        self._versions.update((p, _version(held(p))) for p in params)
 
     @torch.no_grad()
     def follow(self, param: Tensor, master: Tensor) -> None:
         """Bring the master up to date, if the parameter may have changed without it."""
-        if self._versions.get(param) == held(param)._version:
+        if self._versions.get(param) == _version(held(param)):
             return
         for mc, pc in chunks(held(master), held(param).detach()):
             mc.copy_(torch.where(mc.to(pc.dtype) == pc, mc, pc.float()))
         self.matched((param,))
+
+
+def _version(t: Tensor) -> object:
+    """How often it was written, and where it is: another tensor in its place may have been written as often."""
+    if t.is_inference():  # nobody counts: equal to no other
+        return object()
+    return t._version, t.data_ptr() if type(t) in (Tensor, Parameter) else 0  # fakes have no memory

@@ -24,6 +24,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     _first_moment_name = "exp_avg"
+    _corrects_bias = True  # by the number of steps
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
@@ -45,6 +46,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         state = self.state[param]
         for name in self._all_names(param.dtype, group):
             if name in state:
+                self._widen(state, name, param, group)
                 continue
             if name == "master":
                 state[name] = make_master(param)
@@ -55,6 +57,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 state[name] = torch.zeros_like(
                     param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
                 )
+
+    def _widen(self, state: dict[str, Any], name: str, param: Tensor, group: Mapping[str, Any]) -> None:
+        """State that was made under other settings gets the precision of these."""
+        if name in self._state_names(group):
+            dtype = torch.promote_types(state[name].dtype, self._moment_dtype(param, group))
+            state[name] = state[name].to(dtype)
 
     @staticmethod
     def _moment_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -175,6 +183,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def _place_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[param]
+        if self._corrects_bias and "step" not in state and any(name in state for name in self._state_names(group)):
+            raise ValueError(
+                f"load_state_dict: expected the number of steps beside the moments of every parameter; got {sorted(state)} "
+                'without "step", with which the moments would be taken for those of the first step'
+            )
         for name, value in state.items():
             least = torch.float32 if name == "master" else self._moment_dtype(param, group)
             state[name] = exchange.place_state(value, name, param, least)

@@ -27,7 +27,9 @@ def verdict(mutated, read) -> str:
 @st.composite
 def views(draw) -> torch.Tensor:
     """Of one memory of 64 elements, which the test fills in."""
-    kind = draw(st.sampled_from(["flat"] * 4 + ["turned", "strided", "expanded", "integers", "double", "own"]))
+    kind = draw(
+        st.sampled_from(["flat"] * 4 + ["turned", "strided", "expanded", "windows", "integers", "double", "own"])
+    )
     start, size = draw(st.integers(0, 48)), draw(st.sampled_from([0, 1, 4, 4, 4, 6]))
     return kind, start, size
 
@@ -38,6 +40,7 @@ def made(base: torch.Tensor, kind: str, start: int, size: int) -> torch.Tensor:
         "flat": lambda: flat,
         "turned": lambda: flat.view(2, -1).t() if size % 2 == 0 and size else flat,
         "strided": lambda: base[start : start + 2 * size : 2],
+        "windows": lambda: base[start:].as_strided((2, size), (max(size // 2, 1), 1)),
         "expanded": lambda: base[start : start + 1].expand(size),
         "integers": lambda: base.view(torch.int32)[start : start + size],
         "double": lambda: base[: 2 * (start // 2) + 0].view(torch.float64)[:size],
@@ -70,6 +73,7 @@ GOOD = {
     "in place": lambda a, b: ([a, b], [a, b]),
     "nothing in it": lambda a, b: ([a[:0]], [b[:0]]),
     "turned": lambda a, b: ([a.view(2, 3).t()], [b.view(3, 2)]),
+    "with gaps": lambda a, b: ([a.as_strided((2, 2), (3, 2))], [b[:4].view(2, 2)]),
 }
 
 
@@ -85,6 +89,7 @@ BAD = {
     "shapes": lambda x: ([x], [torch.ones(3, 2)]),
     "integers": lambda x: ([x], [torch.ones(2, 3, dtype=torch.int32)]),
     "devices": lambda x: ([x], [torch.ones(2, 3, device="meta")]),
+    "windows": lambda x: ([torch.ones(12).as_strided((2, 3), (2, 1))], [x]),
     "an expanded one": lambda x: ([torch.ones(1).expand(2, 3)], [x]),
     "overlap": lambda x: ([x.view(6)[:5]], [x.view(6)[1:]]),
     "shifted in its list": lambda x: ([x[0], x[1]], [x[1], x[0]]),

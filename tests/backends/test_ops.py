@@ -84,6 +84,14 @@ def test_overlapping_tensors_are_refused():
     assert base.eq(0).all()
 
 
+def test_a_backup_is_the_memory_of_a_direction(backend):
+    params, backups = [torch.zeros(5)], [torch.arange(5.0)]
+    sums = backend.perturb_(params, backups, [backups[0].detach()], torch.tensor(1.0))
+    assert sums.tolist() == [30.0, 30.0, 30.0]
+    assert params[0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert backups[0].tolist() == [0.0] * 5
+
+
 @pytest.mark.parametrize("num", [2, 40])
 def test_a_read_in_place_does_not_hide_another_one(num):
     """The first of two reads of one tensor is in its own place, the second is not."""

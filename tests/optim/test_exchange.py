@@ -259,6 +259,19 @@ def test_state_of_another_shape_is_refused_and_nothing_is_loaded(name):
     assert all(torch.equal(optimizer.state[params[0]][k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("cls", [AdamW, LAMB])
+def test_moments_without_their_number_of_steps_are_refused(cls):
+    (p,) = clones([torch.ones(3)])
+    optimizer = cls([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["state"][0]["step"]
+    with pytest.raises(ValueError, match='expected the number of steps beside the moments.*without "step"'):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state[p]["step"] == 1
+
+
 def test_a_load_that_fails_in_between_leaves_the_optimizer_as_it_was(monkeypatch):
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
     optimizer = AdamW(params, lr=0.1)

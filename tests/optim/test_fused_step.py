@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import tempfile
 
 import pytest
 import torch
 from support.optim_cases import clones, parameters, set_gradients
+from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from gradalign.optim import LAMB, SGD, AdamW
 
@@ -346,11 +349,17 @@ def test_settings_out_of_range_are_refused(cls, kwargs, error, words):
     [
         (torch.ones(2, dtype=torch.complex64), {}, "expected real parameters; got torch.complex64"),
         (torch.ones(2, dtype=torch.float16), {"stochastic_rounding": True}, "expected bfloat16 .* got torch.float16"),
+        (torch.ones(2, dtype=torch.int32), {}, "expected parameters of 16 bits or more, .*got torch.int32"),
+        (
+            torch.ones(2).to(torch.float8_e4m3fn),
+            {},
+            "expected parameters of 16 bits or more, .*got torch.float8_e4m3fn",
+        ),
     ],
 )
 def test_parameters_of_another_kind_are_refused(param, kwargs, words):
     with pytest.raises(TypeError, match=words):
-        AdamW([param.requires_grad_()], **kwargs)
+        AdamW([param], **kwargs)
     optimizer = AdamW([torch.ones(1, requires_grad=True)], **kwargs)
     with pytest.raises(TypeError, match=words):
         optimizer.add_param_group({"params": [param]})
@@ -359,7 +368,7 @@ def test_parameters_of_another_kind_are_refused(param, kwargs, words):
 
 @each_kind
 def test_expanded_parameters_are_refused(kind, backend):
-    words = r"own each of their elements; got an expanded one of shape \(4,\); clone it first"
+    words = r"own each of their elements; got one of shape \(4,\) with an element in several places"
     with pytest.raises(ValueError, match=words):
         make(kind, [torch.zeros(1).expand(4).detach().requires_grad_()], backend)
     p = torch.zeros(4, requires_grad=True)
@@ -372,6 +381,52 @@ def test_expanded_parameters_are_refused(kind, backend):
     with pytest.raises(ValueError, match=words):
         optimizer.step()
     assert torch.equal(p.detach(), torch.zeros(4))
+
+
+def test_a_parameter_that_is_given_twice_is_refused():
+    p = torch.ones(2, requires_grad=True)
+    with (
+        pytest.raises(ValueError, match="expected every parameter once; got one several times"),
+        pytest.warns(match="duplicate"),
+    ):
+        AdamW([p, p])
+
+
+def test_windows_of_one_buffer_are_refused():
+    base = torch.zeros(10)
+    with pytest.raises(ValueError, match="an element in several places"):
+        AdamW([base.as_strided((4, 4), (2, 1))])
+    AdamW([base.as_strided((5, 2), (1, 5))])
+
+
+def test_the_parameters_of_fsdp1_are_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=0, world_size=1)
+        try:
+            for original in (False, True):
+                model = FullyShardedDataParallel(
+                    torch.nn.Linear(4, 2), device_id=torch.device("cpu"), use_orig_params=original
+                )
+                with pytest.raises(TypeError, match="got those of FSDP1.*use fully_shard"):
+                    AdamW(model.parameters())
+        finally:
+            distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("num", [1, 100])
+def test_a_parameter_of_another_shape_than_its_state_is_refused(num, backend):
+    params = [torch.zeros(2, 5, requires_grad=True) for _ in range(num)]
+    optimizer = AdamW(params, backend=backend)
+    for p in params:
+        p.grad = torch.ones(2, 5)
+    optimizer.step()
+    params[-1].grad = None
+    params[-1].data = torch.zeros(5, 2)
+    params[-1].grad = torch.ones(5, 2)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises((ValueError, RuntimeError)):  # the reference says it in torch's words
+        optimizer.step()
+    assert backend == "reference" or all(map(torch.equal, params, before))
 
 
 EXTRA = {

