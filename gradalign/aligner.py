@@ -162,7 +162,10 @@ class GradAlign(Method):
         return replace(super()._carried(space), memory=self._estimator_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the number of complete steps, and `momentum`'s mean of past gradients (at first zeros)."""
+        """What a resumed run needs: the number of complete steps, and what the estimator remembers.
+
+        That is `momentum`'s mean of past gradients (at first zeros), or whose turn it is in `Split(probes="rotate")`.
+        """
         remembered = self._estimator_memory.state_dict(self._all_parameters, self._weight.may_act)
         return super().state_dict() | remembered
 
@@ -176,7 +179,7 @@ class GradAlign(Method):
         """Go on from a `state_dict`.
 
         Raises:
-            ValueError: a state without the number of steps; a mean of other parameters.
+            ValueError: a state without the number of steps; a mean of other parameters; a negative turn.
         """
         before = self._progress
         super().load_state_dict(state)

@@ -56,3 +56,48 @@ SIMPLE = {"weight": 0.1}
 def test_invalid_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         GradAlign(nn.Linear(2, 1), **(SIMPLE | options))
+
+
+def gradient_of(model, loss, micro_batches, weight, **options):
+    aligner = GradAlign(model, weight, check_replay=False, **options)
+    aligner.backward(lambda x: loss(model(x)), micro_batches)
+    grads = torch.cat([p.grad.flatten().double() for p in model.parameters()])
+    model.zero_grad()
+    return grads, aligner.stats
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("objective", ["variance", "cosine"])
+@pytest.mark.parametrize("estimator", ["leave_one_out", "split", "prefix", "exact"])
+def test_gradients_that_are_one_leave_nothing_to_align(objective, estimator, dtype, backend):
+    """What is left of their difference is rounding, which "direction" would blow up to a displacement like any other."""
+    model = nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 1)).to(dtype)
+    same = [torch.randn(8, 20).to(dtype)] * 7
+    options = {"objective": objective, "estimator": estimator, "backend": backend}
+    expected, _ = gradient_of(model, lambda y: (y - 1).square().mean(), same, 0.0, **options)
+    found, stats = gradient_of(model, lambda y: (y - 1).square().mean(), same, 1.0, **options)
+    assert float((found - expected).norm() / expected.norm()) < torch.finfo(dtype).eps
+    assert float(stats.term_norm) == 0
+
+
+def test_one_parameter_alone_has_no_angle():
+    """The displacement of the cosine is at a right angle to the gradient: in one dimension there is none."""
+    model = nn.Linear(1, 1, bias=False)
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        micro_batches = [torch.randn(4, 1, dtype=dtype) for _ in range(4)]
+        for estimator in ("split", "leave_one_out", "prefix", "exact"):
+            _, stats = gradient_of(
+                model, lambda y: (y - 1).square().mean(), micro_batches, 0.1, objective="cosine", estimator=estimator
+            )
+            assert float(stats.term_norm) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("estimator", ["split", "leave_one_out", "prefix", "symmetric", "exact"])
+def test_a_term_that_is_rounding_is_not_rescaled_to_the_gradient(estimator, dtype):
+    model = nn.Linear(1000, 10).to(dtype)  # a loss that is linear in it has no curvature
+    micro_batches = [torch.randn(64, 1000).to(dtype) for _ in range(8)]
+    _, stats = gradient_of(model, torch.mean, micro_batches, 0.3, normalize="gradient", estimator=estimator)
+    assert float(stats.term_norm) == 0

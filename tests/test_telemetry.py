@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import oracle
 from support.networks import Counting, make
 from torch import nn
 
 import gradalign
 from gradalign.engine.sketch import WIDTH, cosines
-from gradalign.estimators import Split
+from gradalign.estimators import LeaveOneOut, Prefix, Split
 from gradalign.telemetry import RunningSum, logs, plot_tasks
 
 # Elements, rows of a micro-batch, micro-batches of a step, steps.
@@ -36,6 +37,44 @@ def test_both_parts_are_unbiased(estimator, weight):
         standard_error = float(values.std()) / STEPS**0.5
         assert abs(float(values.mean()) - expected) < 3.5 * standard_error
         assert standard_error < 0.042 * expected
+
+
+ALL = [(i, j) for i in range(5) for j in range(i)]
+PROBES = [(i, j) for i in (3, 4) for j in range(i)]
+TWO = {"estimator": Split(0.4)}
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs", "noise"),
+    [
+        ({"objective": "variance", **TWO}, PROBES, False),
+        ({"normalize": "gradient", **TWO}, PROBES, False),
+        ({"objective": "cosine", **TWO}, ALL, True),
+        ({"objective": "cosine", "estimator": Split(0.1)}, ALL, True),
+        ({"estimator": "prefix"}, ALL, True),
+        ({"estimator": Prefix(block=2)}, [(i, j) for i in range(5) for j in range(i // 2 * 2)], False),
+        ({"estimator": "symmetric"}, [(i, j) for i in (3, 4) for j in range(3)], False),
+        ({"estimator": "leave_one_out"}, ALL, True),
+        ({"estimator": "exact"}, ALL, True),
+        ({"estimator": LeaveOneOut(gradients="recompute")}, [], False),
+        ({"estimator": LeaveOneOut(gradients="recompute"), "objective": "variance"}, [], False),
+        ({"estimator": LeaveOneOut(gradients="recompute"), "objective": "cosine"}, ALL, True),
+        ({"estimator": LeaveOneOut(gradients="recompute"), "telemetry": True}, ALL, True),
+    ],
+    ids=str,
+)
+def test_dot_is_the_mean_over_these_pairs(options, pairs, noise):
+    model, loss_fn, batches = make(Counting, k=5)
+    g = oracle.gradients(model, loss_fn, batches)[1]
+    model.count.zero_()
+    aligner = gradalign.GradAlign(model, 0.1, check_replay=False, **options)
+    aligner.backward(loss_fn, batches)
+    if pairs:
+        expected = sum(float(g[i] @ g[j]) for i, j in pairs) / len(pairs)
+        assert float(aligner.stats.dot) == pytest.approx(expected, rel=1e-9)
+    else:
+        assert aligner.stats.dot is None
+    assert (aligner.stats.noise_scale is not None) is noise
 
 
 CHOICES = [Split(probes="rotate"), "split", "prefix", "leave_one_out", "symmetric", "momentum", "exact"]

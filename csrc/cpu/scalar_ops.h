@@ -14,10 +14,10 @@ inline const double* numbers_of(const Tensor& tensor, int64_t num, const char* o
 }
 
 inline Tensor aim_cpu(const Tensor& sums, const Tensor& scale_x, const Tensor& own, double radius, double alpha, double beta,
-                      double part, bool unit, bool others) {
+                      double part, bool unit, bool others, double rounding) {
   double result[kAim];
   aim(numbers_of(sums, 3, "aim"), scalar_of(scale_x, "aim", "scale_x"), scalar_of(own, "aim", "own"),
-      {radius, alpha, beta, part, unit, others}, result);
+      {radius, alpha, beta, part, unit, others, rounding}, result);
   return sums_tensor(result, kAim);
 }
 

@@ -13,11 +13,11 @@ inline const double* numbers_of(const Tensor& tensor, int64_t num, const char* o
 }
 
 inline Tensor aim_cuda(const Tensor& sums, const Tensor& scale_x, const Tensor& own, double radius, double alpha, double beta,
-                       double part, bool unit, bool others) {
+                       double part, bool unit, bool others, double rounding) {
   cuda::Call call("aim", Tensors(std::vector<Tensor>{}), sums);
   Tensor result = call.doubles(kAim);
   cuda::aim(numbers_of(sums, 3, "aim"), {call.scalar(scale_x, "scale_x"), call.scalar(own, "own")},
-            {radius, alpha, beta, part, unit, others}, call.place(), doubles_of(result));
+            {radius, alpha, beta, part, unit, others, rounding}, call.place(), doubles_of(result));
   return result;
 }
 

@@ -17,21 +17,24 @@ struct Aiming {
   double part;         // what of the own gradient is in the reference; only with `others`
   bool unit;           // x is a mean of unit gradients: alpha and beta follow from the sums
   bool others;         // the reference is the sum over all, and x that over all but the own gradient
+  double rounding;     // of the squares of what cancels in v: what its own square has to exceed
 };
 
 constexpr int kAim = 5;      // scale_x, scale_y, eps, ||v||, norm of the gradient that the radius is compared with
 constexpr int kReached = 3;  // eps as achieved, q with H w s ~ q (difference of gradients), cosine between asked and achieved
 
 GRADALIGN_HD void aim(const double* sums, double scale_x, double own, const Aiming& aiming, double* result) {
-  double xx = sums[0], xg = sums[1];
+  double xx = sums[0], xg = sums[1], parts = sums[0];
   const double gg = sums[2];
   double share = 0;
   if (aiming.others) {
     share = !aiming.unit ? aiming.part : gg > 0 ? 1 / sqrt(gg) : 0.0;
-    xx = (xx - 2 * share * xg) + share * share * gg;
+    parts = xx + share * share * gg;
+    xx = parts - 2 * share * xg;
     xg = xg - share * gg;
   }
   xx = xx * (scale_x * scale_x);
+  parts = parts * (scale_x * scale_x);
   xg = xg * scale_x * own;
   const double square = gg * (own * own);
   double alpha = aiming.alpha, beta = aiming.beta;
@@ -40,8 +43,9 @@ GRADALIGN_HD void aim(const double* sums, double scale_x, double own, const Aimi
     alpha = 1 / norm;
     beta = -xg / (norm * norm * norm);
   }
-  const double v_square = alpha * alpha * xx + 2 * alpha * beta * xg + beta * beta * square;
-  const double norm = sqrt(v_square < 0 ? 0.0 : v_square);
+  const double own_part = beta * beta * square;
+  const double v_square = alpha * alpha * xx + 2 * alpha * beta * xg + own_part;
+  const double norm = sqrt(v_square <= aiming.rounding * (alpha * alpha * parts + own_part) ? 0.0 : v_square);
   const bool usable = norm > 0 && norm <= DBL_MAX;
   const double eps = 1 / norm * aiming.radius;
   const double first = usable ? eps * alpha * scale_x : 0.0;

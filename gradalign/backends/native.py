@@ -138,9 +138,10 @@ def aim(
     part: float,
     unit: bool,
     others: bool,
+    rounding: float,
 ) -> Tensor:
     """[scale_x, scale_y, eps, norm, gradient norm] of a displacement, see `reference_scalars.aim`."""
-    return _kernel("aim")(sums, scale_x, own, radius, alpha, beta, part, unit, others)
+    return _kernel("aim")(sums, scale_x, own, radius, alpha, beta, part, unit, others, rounding)
 
 
 def reached(sums: Tensor, aimed: Tensor, direction: bool) -> Tensor:

@@ -131,7 +131,7 @@ def _scaled(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.dot(x, y).double()
+    return torch.dot(x.double(), y.double())  # sums of float32 are off by more than what cancels between them
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def aim(
     part: float,
     unit: bool,
     others: bool,
+    rounding: float,
 ) -> Tensor:
     """The displacement d = scale_x x + scale_y g = eps v, v = alpha x + beta g, of length `radius`.
 
@@ -32,6 +33,8 @@ def aim(
         part: what of g is in x, with `others`, where x is no sum of unit gradients.
         unit: x is a mean of unit gradients, and v = (x - (x . g^) g^) / ||g||.
         others: x is the sum over all micro-batches, and g is to be compared with all others.
+        rounding: v counts as 0 where ||v||^2 is no more than this share of the sum of squares of what cancels in it: identical
+            micro-batches leave rounding, which would be displaced by the whole radius.
 
     Returns:
         [scale_x, scale_y, eps, ||v||, norm of the mean, or with `unit` of the own, gradient]; the first three are 0 where ||v||
@@ -39,12 +42,17 @@ def aim(
     """
     xx, xg, gg = sums.unbind()
     share: Tensor | None = None
+    parts = xx
     if others:
         share = inverse_length(gg) if unit else torch.full_like(gg, part)
-        xx, xg = xx - 2 * share * xg + share**2 * gg, xg - share * gg
-    xx, xg, gg = xx * scale_x**2, xg * scale_x * own, gg * own**2
+        parts = xx + share**2 * gg
+        xx, xg = parts - 2 * share * xg, xg - share * gg
+    factor = scale_x**2
+    xx, xg, gg, parts = xx * factor, xg * scale_x * own, gg * own**2, parts * factor
     a, b = (1 / gg.sqrt(), -xg / gg.sqrt() ** 3) if unit else (torch.full_like(xx, alpha), torch.full_like(xx, beta))
-    norm = (a**2 * xx + 2 * a * b * xg + b**2 * gg).clamp_min(0).sqrt()
+    own_part = b**2 * gg
+    square = a**2 * xx + 2 * a * b * xg + own_part
+    norm = torch.where(square <= rounding * (a**2 * parts + own_part), 0.0, square).sqrt()
     usable = norm.isfinite() & (norm > 0)
     eps = radius / norm
     eps, first, second = (torch.where(usable, value, 0.0) for value in (eps, eps * a * scale_x, eps * b * own))

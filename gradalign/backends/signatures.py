@@ -158,7 +158,7 @@ SCHEMAS = {**VECTOR_OPS, **{op: kind.schema() for op, kind in STEPS.items()}}
 # On single numbers, behind the native backend only: what an objective makes of sums of products, see `reference_scalars`.
 SCALAR_OPS = {
     "aim": "(Tensor sums, Tensor scale_x, Tensor own, float radius, float alpha, float beta, float part, bool unit, "
-    "bool others) -> Tensor",
+    "bool others, float rounding) -> Tensor",
     "reached": "(Tensor sums, Tensor aimed, bool direction) -> Tensor",
 }
 

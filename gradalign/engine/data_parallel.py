@@ -54,7 +54,10 @@ class DataParallel(Ranks):
 
         Raises:
             RuntimeError: inside `torch.distributed.algorithms.Join`.
+            ValueError: a communication hook was registered since the last step.
         """
+        for wrapper in self._wrappers:
+            _averages_by_itself(wrapper)
         if any(map(torch_internals.inside_join, self._wrappers)):
             raise RuntimeError(
                 "expected the same number of micro-batches on all ranks; got a step inside Join, whose ranks may have no "
@@ -106,6 +109,18 @@ def _supported(wrapper: DistributedDataParallel) -> None:
         raise ValueError(f"{name} without mixed_precision; got one with it; use torch.autocast in loss_fn instead")
     if torch_internals.has_buffer_hook(wrapper):
         raise ValueError(f"{name} whose buffers are broadcast from rank 0 or not at all; got a hook for buffers")
+    _averages_by_itself(wrapper)
     ignored = torch_internals.ignored_names(wrapper)
     if any(p.requires_grad and name_ in ignored for name_, p in wrapper.module.named_parameters()):
         raise ValueError(f"{name} that averages all gradients; got parameters that it ignores; freeze or include them")
+
+
+def _averages_by_itself(wrapper: DistributedDataParallel) -> None:
+    """Refuse communication hooks, which need not give the mean, nor be linear, nor leave parameters alone."""
+    hook = torch_internals.comm_hook(wrapper)
+    if hook is not None:
+        raise ValueError(
+            "model: expected DistributedDataParallel that averages gradients by itself; got the communication hook "
+            f"{hook}: what it loses to compression would be divided by the radius, what it remembers mixes passes, and an "
+            "optimizer in it would step between them; register none (allreduce_hook, which is the plain mean, may stay)"
+        )

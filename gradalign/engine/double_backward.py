@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -13,6 +14,9 @@ from gradalign.engine.graph import nodes
 
 # The code object that `once_differentiable` gives every backward.
 ONCE = once_differentiable(lambda ctx: None).__code__
+
+WEIGHT_NORM = "WeightNormInterfaceBackward"  # how the names of its nodes begin
+AOT = "._aot_autograd."  # in the name of the module that has the functions of torch.compile, but for backend="eager"
 
 NO_SECOND_DERIVATIVE = ("not implemented", "does not require grad", "ouble backward", "differentiate twice")
 
@@ -42,24 +46,36 @@ def no_refusal(grads: Iterable[Tensor]) -> None:
 
 
 def no_once_only(loss: Tensor) -> None:
-    """The loss has second derivatives all the way."""
-    if any(getattr(type(node), "_forward_cls", None) is CheckpointFunction for node in nodes([loss])):
-        raise RuntimeError(
-            "trying to differentiate twice a reentrant checkpoint, whose backward hides the parameters behind it; use "
+    """The loss has second derivatives all the way, and torch has them right."""
+    for node in nodes([loss]):
+        found = _obstacle(node)
+        if found is not None:
+            raise RuntimeError(f"trying to differentiate twice {found}")
+
+
+def _obstacle(node: Any) -> str | None:
+    """Why the backward of a node cannot be differentiated, None where it can.
+
+    - Where the gradient that reaches a function of `once_differentiable` is a constant, torch differentiates twice and leaves
+      its part out.
+    - What torch.compile makes refuses it late, or in words of its own ("donated buffers").
+    - The fused kernel of weight_norm saves the norm of the direction, which torch takes for a constant in the second
+      derivative: right where the direction is one. Without the kernel, as for the norm of a whole tensor, there is no such
+      node.
+    """
+    function = getattr(type(node), "_forward_cls", None)
+    if function is CheckpointFunction:
+        return (
+            "a reentrant checkpoint, whose backward hides the parameters behind it; use "
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
-    name = once_only(loss)
-    if name is not None:
-        raise RuntimeError(f"trying to differentiate twice {name}, which was marked with @once_differentiable")
-
-
-def once_only(loss: Tensor) -> str | None:
-    """A function on the way of a loss whose backward cannot be differentiated, by name.
-
-    Where the gradient that reaches it is a constant, torch differentiates twice and leaves its part out.
-    """
-    for node in nodes([loss]):
-        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
-        if getattr(backward, "__code__", None) is ONCE:
-            return node.name()
+    if AOT in getattr(function, "__module__", ""):
+        return "what torch.compile made; leave it out, or use torch.compile(..., backend='eager')"
+    if getattr(getattr(function, "backward", None), "__code__", None) is ONCE:
+        return f"{node.name()}, which was marked with @once_differentiable"
+    if node.name().startswith(WEIGHT_NORM) and node.next_functions[0][0] is not None:
+        return (
+            "weight_norm, whose second derivative in torch is wrong; write the normalisation out, as a parametrization that "
+            "returns g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)"
+        )
     return None

@@ -96,6 +96,11 @@ class Mesh(Ranks):
         return torch_internals.forward_dtypes(self._sharded)
 
     @property
+    def reduce_dtypes(self) -> set[torch.dtype]:
+        """Those of the mixed precision policies."""
+        return torch_internals.reduce_dtypes(self._sharded)
+
+    @property
     def devices(self) -> set[torch.device]:
         """That of the mesh: parameters may be offloaded to the CPU."""
         kind = self._mesh.device_type

@@ -147,7 +147,7 @@ class Method(ABC):
     def _carried(self, space: ParamSpace) -> Carried:
         """What a step takes over from those before it."""
         masters = None if self._optimizer is None else [self._optimizer.master(p) for p in space.params]
-        return Carried(self.num_steps, masters, None if self._optimizer is None else self._optimizer.master)
+        return Carried(masters, None if self._optimizer is None else self._optimizer.master)
 
     @property
     def displaced(self) -> bool:

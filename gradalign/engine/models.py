@@ -206,9 +206,15 @@ def gradients_apart(modules: Iterable[nn.Module], params: Sequence[Tensor], grad
 
 
 def no_consuming_hooks(params: Iterable[Tensor]) -> None:
-    """No parameter hands its gradient on as soon as it is accumulated."""
-    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
+    """No parameter hands its gradient on as soon as it is accumulated.
+
+    `torch.distributed.optim._apply_optimizer_in_backward` hooks nodes of the graph, which cannot be asked for their hooks, and
+    leaves its optimizers on the parameters.
+    """
+    if any(
+        getattr(p, "_post_accumulate_grad_hooks", None) or getattr(p, "_in_backward_optimizers", None) for p in params
+    ):
         raise ValueError(
-            "expected parameters without post-accumulate-grad hooks; got some (an optimizer fused into backward?): they would "
-            "consume the scaled gradients of single passes; step the optimizer after aligner.backward instead"
+            "expected parameters without post-accumulate-grad hooks or optimizers in backward; got some: they would consume "
+            "the scaled gradients of single passes; step the optimizer after aligner.backward instead"
         )

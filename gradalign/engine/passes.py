@@ -184,7 +184,7 @@ class Passes:
         self.count += 1
         if not pairs:
             return self._space.zeros()
-        with double_backward.twice_differentiable():
+        with double_backward.twice_differentiable(), _without_hooks(self._space.params):
             double_backward.no_refusal(g for g, _ in pairs)
             return list(
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
@@ -291,7 +291,9 @@ class Passes:
     def forward_dtype(self) -> torch.dtype:
         """The least precise dtype that the forward is known to compute in."""
         params = (p for model in self.models for p in model.parameters() if p.is_floating_point())
-        dtypes = {p.dtype for p in params} | self._autocast_dtypes
+        dtypes = {
+            p.dtype for p in params if p.dtype.itemsize > 1
+        } | self._autocast_dtypes  # 8 bits: stored, not computed in
         if self._graphs.casts_to_16_bit and not self._autocast_dtypes:
             dtypes.add(torch.bfloat16)
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
@@ -370,6 +372,19 @@ class Passes:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]
+
+
+@contextmanager
+def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
+    """Hooks on gradients are in the graph of the first gradient already, and would be applied to its derivative once more."""
+    held = [(hooks, dict(hooks)) for hooks in (p._backward_hooks for p in params) if hooks]
+    try:
+        for hooks, _ in held:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, kept in held:
+            hooks.update(kept)
 
 
 def _autocast_dtypes(devices: Iterable[torch.device]) -> set[torch.dtype]:

@@ -68,6 +68,11 @@ class Ranks(ABC):
         return set()
 
     @property
+    def reduce_dtypes(self) -> set[torch.dtype]:
+        """The dtypes that torch casts gradients to before it reduces them."""
+        return set()
+
+    @property
     def devices(self) -> set[torch.device]:
         """Where the forward runs, beside where the parameters are."""
         return set()

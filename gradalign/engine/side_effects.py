@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class SideEffects:
         compare_values: bool = False,
     ) -> None:
         self._modules = list(modules)
-        renormalised = _renormalised(self._modules) if look_into_batches else frozenset()
+        renormalised = set(map(id, renormalised_weights(self._modules))) if look_into_batches else set()
         self._frozen, self._trained = (
             [p for p in params if not p.is_inference() and id(p) not in renormalised] for params in (frozen, trained)
         )
@@ -144,24 +145,26 @@ class SideEffects:
 
 
 def no_tensor_filled_again(micro_batches: Sequence[Any]) -> None:
-    """No two micro-batches that an iterator gave consist of the same tensors, which it then filled with the last one.
+    """No two micro-batches that an iterator gave consist of the same tensors or arrays, which it then filled with the last one.
 
     Raises:
         ValueError: says which two.
     """
+    numpy = sys.modules.get("numpy")  # without it there are no arrays
+    kinds = (Tensor,) if numpy is None else (Tensor, numpy.ndarray)
     seen: dict[tuple[int, ...], int] = {}
     for number, micro_batch in enumerate(micro_batches, 1):
-        ids = tuple(map(id, tensors_of(micro_batch, set())))
+        ids = tuple(map(id, tensors_of(micro_batch, set(), kinds)))
         if ids and ids in seen:
             raise ValueError(
                 f"micro_batches: expected tensors of their own for every micro-batch of an iterator; got the same in "
-                f"{seen[ids]} and {number}, which all hold the last micro-batch where they are filled again; yield clones, or "
-                "pass a list where the same micro-batch is meant"
+                f"{seen[ids]} and {number}, which all hold the last micro-batch where they are filled again; yield clones "
+                "or copies, or pass a list where the same micro-batch is meant"
             )
         seen[ids] = number
 
 
-def tensors_of(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def tensors_of(value: Any, seen: set[int], kinds: tuple[type, ...] = (Tensor,)) -> Iterator[Any]:
     """The tensors of a micro-batch: in nested dicts, lists and tuples, and in the attributes of an object.
 
     Other mappings are left alone: reading them may compute something.
@@ -169,32 +172,33 @@ def tensors_of(value: Any, seen: set[int]) -> Iterator[Tensor]:
     Args:
         value: the micro-batch, or a part of it.
         seen: identities of the containers that were walked.
+        kinds: what counts as a tensor.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, kinds):
         yield value
     elif not isinstance(value, (str, bytes, int, float)) and id(value) not in seen:
         seen.add(id(value))
-        for inner in _parts(value):
-            yield from tensors_of(inner, seen)
+        for inner in _parts(value, kinds):
+            yield from tensors_of(inner, seen, kinds)
 
 
-def _parts(value: Any) -> Iterable[Any]:
+def _parts(value: Any, kinds: tuple[type, ...]) -> Iterable[Any]:
     if isinstance(value, UserDict):
-        return _parts(value.data)
+        return _parts(value.data, kinds)
     if isinstance(value, dict):
         return list(dict.values(value))
     if isinstance(value, (list, tuple)):
         # A long list of numbers has no tensors, and is not walked.
-        return value if any(isinstance(inner, (Tensor, dict, list, tuple)) for inner in value[:8]) else value[:8]
+        return value if any(isinstance(inner, (*kinds, dict, list, tuple)) for inner in value[:8]) else value[:8]
     if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
-        return [inner for inner in vars(value).values() if isinstance(inner, (Tensor, dict, UserDict, list, tuple))]
+        return [inner for inner in vars(value).values() if isinstance(inner, (*kinds, dict, UserDict, list, tuple))]
     return ()
 
 
-def _renormalised(modules: Iterable[nn.Module]) -> frozenset[int]:
-    """Identities of the weights that an embedding renormalises in its forward."""
-    inner = (m for module in modules for m in module.modules())
-    return frozenset(id(m.weight) for m in inner if getattr(m, "max_norm", None) is not None and hasattr(m, "weight"))
+def renormalised_weights(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The weights that an embedding renormalises in its forward (`max_norm`)."""
+    inner = (m for module in modules for m in module.modules() if getattr(m, "max_norm", None) is not None)
+    return [weight for weight in (getattr(m, "weight", None) for m in inner) if isinstance(weight, Tensor)]
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

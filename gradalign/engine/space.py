@@ -72,6 +72,11 @@ class ParamSpace:
             self.measured = [i for i, p in enumerate(self.params) if id(p) in chosen]
             self.others = sorted(set(self.everywhere) - set(self.measured))
         self.home = self.params[0].device
+        # Where gradients cancel, what is left may be their rounding: the length of a sum or difference of some relative to
+        # theirs, and the square of a length that is computed from sums of products.
+        eps = max(torch.finfo(self.params[i].dtype).eps for i in self.measured)
+        self.grain = eps if eps > 1e-4 else 4 * eps
+        self.rounding = max((2 * eps) ** 2, 2.0**-46 if eps < 1e-10 else 2.0**-36)
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
         self._kinds = {(p.device, p.dtype) for p in self.params}
         for device, dtype in self._kinds:

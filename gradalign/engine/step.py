@@ -107,14 +107,12 @@ class Carried:
     """What a step takes over from the steps before it.
 
     Attributes:
-        index: how many steps were completed.
         masters: float32 masters of the parameters, where the optimizer keeps some.
         follow_master: brings the master of a parameter up to date after the parameter was written.
         memory: what the estimator remembers.
         frozen_low_precision: whether the models have frozen parameters in 16 bits, so that they compute in 16 bits.
     """
 
-    index: int
     masters: Vector | None = None
     follow_master: Callable[[Tensor], Any] | None = None
     memory: Memory = field(default_factory=Memory)
@@ -157,7 +155,6 @@ class Step:
         self.loss_scale = scaling.scale
         self.loss_share = scaling.share
         self._carried = carried
-        self.index = carried.index
         self.memory = carried.memory
         self.displacement = Displacement(space, carried.masters, carried.follow_master)
         self.agreement = Agreement(self.num if self.sources is None else self.sources.num, space.scalar(0.0))
@@ -188,8 +185,10 @@ class Step:
 
     @cached_property
     def _low_precision(self) -> bool:
-        """Whether parameters say that the model computes in 16 bits."""
-        params = self.space.params
+        """Whether parameters say that the model computes in 16 bits, or gradients are reduced in 16."""
+        params, ranks = self.space.params, self.space.ranks
+        if ranks is not None and ranks.reduce_dtypes & LOW_PRECISION:
+            return True
         return self._carried.frozen_low_precision or any(params[i].dtype in LOW_PRECISION for i in self.space.measured)
 
     @property
@@ -222,6 +221,7 @@ class Step:
             part,
             objective.unit,
             others,
+            self.space.rounding,
         )
         aim = Aim(numbers, *numbers.unbind())
         self.gradient_norm = aim.gradient_norm
@@ -302,7 +302,8 @@ class Step:
             if self.settings.normalize == "gradient":
                 both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
                 square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
-                factor = torch.where((norm > 0) & (factor != 0), total_norm / norm * factor.sign(), 0.0)
+                more = norm > space.grain * total_norm  # than the rounding of the gradients whose difference it is
+                factor = torch.where(more & (factor != 0), total_norm / norm * factor.sign(), 0.0)
             self._term = None if self.separate else (square, factor)
             self._square = space.combine(total, total, term.vector, space.one(), -self.weight * factor)
             if self.separate:

@@ -36,6 +36,19 @@ def has_buffer_hook(wrapper: DistributedDataParallel) -> bool:
     return hasattr(wrapper, "buffer_hook")
 
 
+def comm_hook(wrapper: DistributedDataParallel) -> str | None:
+    """The name of a hook that averages gradients in the wrapper's place; None where there is none or it does the same.
+
+    Hooks in C++ are not among `_comm_hooks`, which has the functions themselves: the wrapper's log has the names of both kinds.
+    """
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    if [hook for hook, _ in wrapper._comm_hooks] == [allreduce_hook]:
+        return None
+    name = wrapper._get_ddp_logging_data().get("comm_hook")
+    return None if name == str(torch.distributed.BuiltinCommHookType.ALLREDUCE) else name
+
+
 def ignored_names(wrapper: DistributedDataParallel) -> set[str]:
     """The names of the parameters that the wrapper leaves alone."""
     return wrapper.parameters_to_ignore
@@ -160,6 +173,11 @@ def gathered_params(modules: Sequence[Any]) -> list[Tensor]:
 def forward_dtypes(modules: Sequence[Any]) -> set[torch.dtype]:
     """What mixed precision policies cast parameters to."""
     return {group.mp_policy.param_dtype for group in _groups(modules)} - {None}
+
+
+def reduce_dtypes(modules: Sequence[Any]) -> set[torch.dtype]:
+    """What mixed precision policies cast gradients to before they are reduced."""
+    return {group.mp_policy.reduce_dtype for group in _groups(modules)} - {None}
 
 
 def _groups(modules: Sequence[Any]) -> Iterator[Any]:

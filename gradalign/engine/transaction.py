@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementInfo
-from gradalign.engine.passes import Closure
+from gradalign.engine.passes import Closure, Recorded
 from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
@@ -85,7 +85,7 @@ class OpenStep:
     def begin(self) -> None:
         """What comes before the first pass."""
         ranks = self.step.space.ranks
-        if self.passes.records and can_be_seen(self.step):
+        if self.passes.records and _is_differentiated_alone(self.step):
             self.passes.describe = Sketch(self.step.space).of
         if ranks is not None:
             if self.to_compare:
@@ -129,22 +129,32 @@ class OpenStep:
         step, passes, recorded = self.step, self.passes, self.passes.take_recorded()
         if recorded is None:
             return
-        gradient: Vector | None = None
-        if can_be_seen(step):
-            gradient = step.space.zeros()
-            try:
-                again = passes.differentiate_recorded(recorded, gradient)
-            except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
-                gradient = None
-        if gradient is None:
-            again = passes.evaluate_again(recorded)
+        first, seen = recorded.gradient, can_be_seen(step)
+        again, gradient = self._once_more(recorded)
         check_replay(passes, recorded, again, step.radius, gradient_norm, step.loss_share)
+        if gradient is not None and passes.describe is not None:
+            sketch = passes.describe(gradient)
+            if not seen:
+                gradient = None
+                if first is None:  # somebody else differentiated: two repetitions are compared
+                    _, other = self._once_more(recorded)
+                    first = None if other is None else passes.describe(other)
+            if first is not None:
+                check_gradient(first, sketch, passes.epsilon(recorded))
         if gradient is not None:
-            if recorded.gradient is not None and passes.describe is not None:
-                check_gradient(recorded.gradient, passes.describe(gradient), passes.epsilon(recorded))
             self.doubt = staircase(step, recorded, gradient)
         elif passes.autocast or passes.forward_dtype in LOW_PRECISION:
             self.doubt = in_16_bits(step, recorded)
+
+    def _once_more(self, recorded: Recorded) -> tuple[Tensor, Vector | None]:
+        """The loss of a recorded base pass, evaluated again, and its own gradient where that can be told."""
+        if _is_differentiated_alone(self.step):
+            gradient = self.step.space.zeros()
+            try:
+                return self.passes.differentiate_recorded(recorded, gradient), gradient
+            except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
+                pass
+        return self.passes.evaluate_again(recorded), None
 
     def check_replay_now(self) -> None:
         """The same while control is about to go to the caller, whose closure may mean another micro-batch afterwards."""
@@ -180,6 +190,11 @@ class OpenStep:
         return DisplacementInfo(stats.radius, dtypes, self.step.displacement.with_masters)
 
 
+def _is_differentiated_alone(step: Step) -> bool:
+    """Whether a backward of its own tells nobody else: other ranks, or hooks on gradients, which would see more of them."""
+    return step.space.ranks is None and not step.hooked
+
+
 class Fingerprint(NamedTuple):
     """Which `.grad` there were, and the versions of parameters and gradients, when control went to the caller."""
 
@@ -200,6 +215,9 @@ class Fingerprint(NamedTuple):
                 f"accumulate: expected .grad and parameters to be left alone between the micro-batches of a step; got changed "
                 f"{' and '.join(changed)}; clip, step and zero_grad after the `with` block, and call no other backward in it"
             )
+
+
+NOTHING = Fingerprint([], [], [])
 
 
 @dataclass(frozen=True)
@@ -226,7 +244,7 @@ class Accumulation:
         self._k = k
         self._open: OpenStep | None = None
         self._grad_enabled = True
-        self._fingerprint = Fingerprint([], [], [])
+        self._fingerprint = NOTHING
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Accumulation:
@@ -277,15 +295,20 @@ class Accumulation:
 
     def _visit(self, step: OpenStep, closure: Closure) -> Tensor:
         """The passes of a micro-batch."""
-        now = step.fingerprint()
-        if now.param_versions != self._fingerprint.param_versions:
-            step.keep_buffers()
-        self._fingerprint.check(now)
+        self._check_untouched(step)
         loss = step.schedule.visit(closure)
         step.check_replay_now()
         self._losses.append(loss)
         self._fingerprint = step.fingerprint()
         return loss
+
+    def _check_untouched(self, step: OpenStep) -> None:
+        """Nobody wrote parameters or gradients since the last visit, whose fingerprint is let go: it holds a gradient."""
+        before, self._fingerprint = self._fingerprint, NOTHING
+        now = step.fingerprint()
+        if now.param_versions != before.param_versions:
+            step.keep_buffers()
+        before.check(now)
 
     def _fail(self, step: OpenStep | None) -> None:
         """Everything as before the step."""

@@ -282,13 +282,18 @@ class SourcesSplit(_BySource):
         losses: list[Tensor] = []
         anchors = self.sources.members[: -self.m]
         for places in anchors:
-            g = self.step.space.zeros()
-            losses += [self.base_pass(closures[i], g, more=i != places[-1]) for i in places]
-            self.sums.add(g, len(places))
+            losses += self.anchor([closures[i] for i in places])
         reference = self.sums.freeze() if self.m > 1 else self.sums.reference
         for places in self.sources.members[-self.m :]:
             more = places is not self.sources.members[-1]
             losses += self.probe([closures[i] for i in places], reference, len(anchors), more)
+        return losses
+
+    def anchor(self, closures: Sequence[Closure]) -> list[Tensor]:
+        """Base passes of a source that is no probe; returns its losses. Its own gradient is let go here, before the probes."""
+        g, size = self.step.space.zeros(), len(closures)
+        losses = [self.base_pass(closure, g, more=i < size) for i, closure in enumerate(closures, 1)]
+        self.sums.add(g, size)
         return losses
 
     def probe(self, closures: Sequence[Closure], reference: Vector, num_anchors: int, more: bool) -> list[Tensor]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradalign.engine.displacement import no_writes
@@ -76,6 +76,9 @@ class Momentum(Estimator):
 class PastGradients(Memory):
     """A mean of the gradients of past steps."""
 
+    def follow(self, models: Iterable[nn.Module], trained: Sequence[Parameter]) -> None:
+        """Parameters may have been replaced since the last step."""
+
     @abstractmethod
     def over(self, space: ParamSpace) -> Vector:
         """The mean, for these parameters."""
@@ -89,6 +92,7 @@ def past_gradients(step: Step) -> PastGradients:
     """What the aligner of this step remembers."""
     assert isinstance(step.memory, PastGradients)
     step.memory.commit()  # where an interrupt kept the last step from it
+    step.memory.follow(step.passes.models, step.space.params)
     return step.memory
 
 
@@ -178,6 +182,20 @@ class RunningMean(PastGradients):
         self.mean, self._params = mean, params
         self._before = None
 
+    def follow(self, models: Iterable[nn.Module], trained: Sequence[Parameter]) -> None:
+        """The mean is that of the parameters in their places, where all were replaced."""
+        self._params = list(self._owners(trained, lambda: [p for model in models for p in model.parameters()]))
+
+    def _owners(
+        self, trained: Sequence[Parameter], everything: Callable[[], Iterable[Parameter]]
+    ) -> Sequence[Parameter]:
+        """Whose mean it is: where all parameters were replaced (`load_state_dict(assign=True)`), those in their places."""
+        owners = self._params
+        known = set(map(id, owners))
+        if not known.isdisjoint(map(id, trained)) or not known.isdisjoint(map(id, everything())):
+            return owners
+        return trained if [p.shape for p in trained] == [p.shape for p in owners] else owners
+
     def state_dict(self, params: Callable[[], Sequence[Parameter]], remembers: bool) -> dict[str, Any]:
         """The mean of every parameter of the models: zeros where it is trained and has none yet, None where it is frozen."""
         if self._loaded_for is not None:
@@ -185,10 +203,7 @@ class RunningMean(PastGradients):
         if not self.mean and not remembers:
             return {"mean": []}
         everything = params()
-        owners = self._params
-        if set(map(id, owners)).isdisjoint(map(id, everything)):  # all were replaced, by load_state_dict(assign=True)
-            trained = [p for p in everything if p.requires_grad]
-            owners = trained if [p.shape for p in trained] == [p.shape for p in owners] else owners
+        owners = self._owners([p for p in everything if p.requires_grad], lambda: everything)
         means = {id(p): m for p, m in zip(owners, self.mean, strict=True)}
         return {"mean": [_to_save(means.get(id(p)), p) for p in everything]}
 

@@ -12,17 +12,20 @@ probe's own gradient (variance, cosine), each probe is evaluated at theta first 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import chain
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gradalign.backends.reference_scalars import inverse_length
 from gradalign.engine.comparison import add_displaced, compare
 from gradalign.engine.devices import sum_in_order
 from gradalign.engine.estimator import Estimator
+from gradalign.engine.memory import Memory
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sources import Sources
@@ -30,7 +33,7 @@ from gradalign.engine.space import Vector
 from gradalign.engine.step import Step, stacked
 from gradalign.engine.sums import Sums
 from gradalign.engine.term import Term
-from gradalign.engine.validation import fraction, one_of
+from gradalign.engine.validation import count, fraction, one_of
 from gradalign.estimators.by_source import SourcesSplit, plain_by_source
 
 ProbeChoice = Literal["last", "rotate"]
@@ -47,7 +50,8 @@ class Split(Estimator):
 
     Attributes:
         probe_fraction: share of the micro-batches that are probes, above 0 and at most 1.
-        probes: which they are: the "last", or "rotate" (each position equally often; anchors' base passes first).
+        probes: which they are: the "last", or "rotate" (over the steps with the term each position equally often; anchors'
+            base passes first).
 
     Raises:
         ValueError: a share out of range, or another choice of probes.
@@ -71,34 +75,80 @@ class Split(Estimator):
         m = num_probes(step.num, self.probe_fraction)
         step.separate = step.separate and step.settings.objective.own  # else all probes have one displacement anyway
         schedule = (OwnDirectionSplit if step.settings.objective.own else SharedDirectionSplit)(step, total, m)
-        return schedule if self.probes == "last" else Reordered(schedule, self._order(step.num, step.index, m))
+        return schedule if self.probes == "last" else Reordered(schedule, self._order(step, step.num, m))
 
     def make_inactive(self, step: Step, total: Vector) -> Schedule:
         """The plain loop; with telemetry it measures the agreement of sources."""
         return plain_by_source(step, total)
 
-    def _order(self, num: int, index: int, m: int) -> list[int]:
-        """Anchors, then probes: the last m of num, or in step s those at positions s m, s m + 1, ... (mod num)."""
+    def memory(self, optimizer: Any) -> Memory:
+        """Whose turn it is to be a probe, where that rotates."""
+        return Turns() if self.probes == "rotate" else super().memory(optimizer)
+
+    def _order(self, step: Step, num: int, m: int) -> list[int]:
+        """Anchors, then probes: the last m of num, or in turn t those at positions t m, t m + 1, ... (mod num)."""
         if self.probes == "last":
             return list(range(num))
-        probes = [(index * m + j) % num for j in range(m)]
+        assert isinstance(step.memory, Turns)
+        turn = step.memory.begin(step.active)
+        probes = [(turn * m + j) % num for j in range(m)]
         return [i for i in range(num) if i not in probes] + sorted(probes)
 
     def _by_source(self, step: Step, total: Vector, sources: Sources) -> Schedule:
         """The same with sources for micro-batches: m of the S sources are probes."""
         m = num_probes(sources.num, self.probe_fraction)
-        turned = [sources.members[s] for s in self._order(sources.num, step.index, m)]
-        order = [i for places in turned for i in places]
+        turned = [sources.members[s] for s in self._order(step, sources.num, m)]
         settings = step.settings
         schedule: Schedule
         if sources.even and not settings.objective.own and not settings.telemetry:
-            # A mean over sources is one over their micro-batches, and no micro-batch's own gradient is asked for.
+            # A mean over sources is one over their micro-batches, and no micro-batch's own gradient is asked for: which of the
+            # anchors, or of the probes, comes first is of no consequence.
+            order = [i for part in (turned[:-m], turned[-m:]) for i in sorted(chain.from_iterable(part))]
             schedule = SharedDirectionSplit(step, total, m * len(turned[0]))
         else:
+            order = list(chain.from_iterable(turned))
             place = {i: position for position, i in enumerate(order)}
             ordered = Sources(tuple(tuple(place[i] for i in places) for places in turned))
             schedule = SourcesSplit(step, total, ordered, m)
         return schedule if order == list(range(step.num)) else Reordered(schedule, order)
+
+
+class Turns(Memory):
+    """How many steps had the term so far: which positions are probes next, where they rotate.
+
+    Steps are no measure of it: with `every`, or a weight that is 0 again and again, some positions would never be probes.
+    """
+
+    def __init__(self) -> None:
+        self._turn = self._before = 0
+        self._active = False
+
+    def begin(self, active: bool) -> int:
+        """The turn of a step, which takes it if it has the term."""
+        self._before, self._active = self._turn, active
+        return self._turn
+
+    def commit(self) -> None:
+        """The step has had its turn."""
+        self._turn = self._before + self._active
+
+    def roll_back(self) -> None:
+        """Its turn comes again."""
+        self._turn = self._before
+
+    def state_dict(self, params: Callable[[], Sequence[Parameter]], remembers: bool) -> dict[str, Any]:
+        """The turn."""
+        return {"turn": self._turn}
+
+    def load_state_dict(self, state: Mapping[str, Any], params: Callable[[], Sequence[Parameter]]) -> None:
+        """Go on with a saved turn; version 0.1.0 saved none, and took the number of steps for it.
+
+        Raises:
+            TypeError: a turn that is no integer.
+            ValueError: a negative one.
+        """
+        self._turn = self._before = count("turn", state.get("turn", state["num_steps"]), least=0)
+        self._active = False
 
 
 class Reordered(Schedule):
@@ -227,12 +277,13 @@ class SharedDirectionSplit(_Split):
         return self.base_pass(closure)
 
     def finish(self) -> dict[str, Tensor]:
-        """Fill `.grad`; in the lean form the dot product is the quotient of the probes' losses."""
+        """Fill `.grad`; in the lean form, and between sources, the dot product is the quotient of the probes' losses."""
         self.step.displacement.restore()
         self.step.close(self.total, self.term)
         change = stacked(self.losses, self.step.space.home) * self.step.loss_share
         quotient = self.step.settings.objective.alpha * sum_in_order(change) / (self.eps * self.m)
-        return {"dot": torch.where(self.eps != 0, quotient, 0.0)}
+        # Without a displacement it is 0, or NaN where the anchors' gradient is not finite.
+        return {"dot": torch.where(self.eps != 0, quotient, 0.0 * self.gradient_norm)}
 
     def displace(self) -> None:
         """theta -> theta + radius v^."""
@@ -240,6 +291,7 @@ class SharedDirectionSplit(_Split):
         aim = step.aim(
             step.space.norm_dot(self.total, over=step.space.measured), self.step.mean_scale(self.num_anchors)
         )
+        self.gradient_norm = aim.gradient_norm
         self.eps, q = step.displace(aim, self.total)
         self.gain = q * step.num / self.m
         self.sides = 2 if step.settings.central else 1
@@ -273,7 +325,10 @@ class SharedDirectionSplit(_Split):
             loss = step.passes.base_pass(closure, self.total, self.base_ratio, more=self.num_visited + 1 < step.num)
         else:
             loss, g = step.passes.isolated_pass(closure)
-            self.sums.add(g, num_before=self.num_visited)
+            if step.sources is None:
+                self.sums.add(g, num_before=self.num_visited)
+            else:  # products of micro-batches are not those of sources: as in the lean form, the dot product is the quotient
+                step.space.accumulate(self.total, g)
             if one_sided:
                 step.space.accumulate(self.term.vector, g, step.space.scalar(-1.0))
         if one_sided:

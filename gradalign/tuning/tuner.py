@@ -13,7 +13,7 @@ from gradalign.backends.dispatch import BackendName
 from gradalign.engine import validation
 from gradalign.engine.method import BatchClosure, Method, MethodOptions, Reduction, StepRequest
 from gradalign.engine.replay import RandomState
-from gradalign.engine.side_effects import no_tensor_filled_again
+from gradalign.engine.side_effects import no_tensor_filled_again, renormalised_weights
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
@@ -98,6 +98,7 @@ def tune(
     )
 
     random_state = RandomState({p.device for p in tuner.trainable()})
+    renormalised = _Renormalised(tuner.modules())
     grad_enabled, step = torch.is_grad_enabled(), None
     try:
         try:
@@ -110,9 +111,24 @@ def tune(
         finally:
             tuner._roll_back(step, grad_enabled)
             random_state.put_back()
+            renormalised.put_back()
     finally:  # once more, in case an interrupt came meanwhile
         tuner._roll_back(step, grad_enabled)
         random_state.put_back()
+        renormalised.put_back()
+
+
+class _Renormalised:
+    """Copies of the weights that a forward at theta writes, as in training: those of embeddings with `max_norm`."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._kept = [(w, w.detach().clone()) for w in renormalised_weights(modules)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The weights as they were."""
+        for weight, value in self._kept:
+            weight.copy_(value)
 
 
 def _measure(differences: Differences, radii: Sequence[float], method: str) -> TuningResult:
@@ -175,6 +191,10 @@ class _Tuner(Method):
     def trainable(self) -> list[Parameter]:
         """All parameters that require grad."""
         return self._models.trainable()
+
+    def modules(self) -> list[nn.Module]:
+        """The models."""
+        return self._models.modules
 
     def _schedule(self, step: Step, total: Vector) -> Differences:
         return Differences(step, total, self._probe_fraction)

@@ -25,10 +25,10 @@ def number(value):
     return torch.full((), value, dtype=torch.float64)
 
 
-def aim(backend, name, sums=SUMS, scale_x=1.0, own=1.0, part=1.0, others=False):
+def aim(backend, name, sums=SUMS, scale_x=1.0, own=1.0, part=1.0, others=False, rounding=0.0):
     found = objective(name)
     scales = number(scale_x), number(own)
-    return backend.aim(sums, *scales, RADIUS, found.alpha, found.beta, part, found.unit, others)
+    return backend.aim(sums, *scales, RADIUS, found.alpha, found.beta, part, found.unit, others, rounding)
 
 
 @each_backend
@@ -77,6 +77,24 @@ def test_the_displacement_of_the_cosine_is_orthogonal_to_the_own_gradient(backen
 def test_nothing_is_displaced_without_a_length(backend, sums):
     """A length that is zero, whose square is rounded below zero, or that is not finite."""
     assert aim(backend, "variance", torch.tensor(sums, dtype=torch.float64)).tolist()[:3] == [0, 0, 0]
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["variance", "cosine"])
+@pytest.mark.parametrize("others", [False, True])
+def test_what_is_left_of_gradients_that_cancel_is_not_displaced_along(backend, name, others):
+    """x = g but for a part of 1e-8, or of 1e-4, at a right angle to g: the square of what is left is that part's."""
+    for off, usable in ((1e-8, False), (1e-4, True)):
+        x = torch.stack((X.norm(), torch.tensor(off, dtype=torch.float64)))
+        g = torch.stack((X.norm(), torch.tensor(0.0, dtype=torch.float64)))
+        total = x + (g / g.norm() if name == "cosine" else g) if others else x
+        sums = torch.stack((total @ total, total @ g, g @ g))
+        first, second, eps, norm, _ = aim(backend, name, sums, others=others, rounding=2.0**-36).tolist()
+        found = first * total + second * g
+        if usable:
+            assert torch.allclose(found, torch.tensor([0.0, RADIUS], dtype=torch.float64), atol=1e-4 * RADIUS)
+        else:
+            assert (first, second, eps, norm) == (0, 0, 0, 0)
 
 
 @each_backend

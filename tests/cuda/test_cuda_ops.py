@@ -120,7 +120,7 @@ def test_the_numbers_of_a_displacement(backend, objective, others):
     for x, g in torch.randn(20, 2, 4, generator=generator, dtype=torch.float64):
         sums = torch.stack((x @ x, x @ g, g @ g))
         scales = torch.tensor(0.7, dtype=torch.float64), torch.tensor(3.0)  # of any dtype, as all scalars
-        options = 0.01, objective.alpha, objective.beta, 0.3, objective.unit, others
+        options = 0.01, objective.alpha, objective.beta, 0.3, objective.unit, others, 1e-12
         found, expected = (b.aim(sums, *scales, *options) for b in (backend, reference))
         assert torch.allclose(found, expected, rtol=1e-14, atol=0)
         asked = torch.rand(3, generator=generator, dtype=torch.float64)

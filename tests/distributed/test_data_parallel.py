@@ -28,8 +28,9 @@ from support.rank_cases import (
     run_steps,
     same_on_all_ranks,
 )
+from support.rank_collectives import averaged_by
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
@@ -488,15 +489,14 @@ def test_a_loss_fn_that_is_impure_on_one_rank_is_refused_on_all(two_ranks):
 
 
 class Counted:
-    """A communication hook that counts how many times all parameters were averaged."""
+    """Counts how many times a wrapper averaged all parameters."""
 
     def __init__(self, model):
-        self.elements, self.model = 0, model
-        model.register_comm_hook(None, self.hook)
+        self.elements, self.model, self.average = 0, model, default_hooks._allreduce_fut
 
-    def hook(self, _, bucket):
-        self.elements += bucket.buffer().numel()
-        return allreduce_hook(dist.group.WORLD, bucket)
+    def __call__(self, group, gradients):
+        self.elements += gradients.numel()
+        return self.average(group, gradients)
 
     def of_n(self):
         """Averages of all parameters since the last call."""
@@ -509,9 +509,10 @@ def all_reduces(rank, options, weight, k, one_by_one):
     counted = Counted(model)
     aligner = GradAlign(model, weight, **options)
     counts = []
-    for _ in range(2):
-        run_steps(aligner, loss_of(model), batches_of(rank, k), model, one_by_one=one_by_one)
-        counts.append(counted.of_n())
+    with averaged_by(counted, model):
+        for _ in range(2):
+            run_steps(aligner, loss_of(model), batches_of(rank, k), model, one_by_one=one_by_one)
+            counts.append(counted.of_n())
     assert counts[0] == counts[1]
     return counts[0]
 
@@ -598,6 +599,69 @@ def refusals(rank):
 
 def test_refusals_say_what_to_do(two_ranks):
     two_ranks.run(refusals)
+
+
+def power_sgd(model):
+    model.register_comm_hook(powerSGD_hook.PowerSGDState(None, 1), powerSGD_hook.powerSGD_hook)
+
+
+def averaging(_, bucket):
+    return default_hooks.allreduce_hook(None, bucket)
+
+
+COMM_HOOKS = {
+    "powerSGD_hook": power_sgd,
+    "fp16_compress_hook": lambda model: model.register_comm_hook(None, default_hooks.fp16_compress_hook),
+    "averaging": lambda model: model.register_comm_hook(None, averaging),
+    "_hook_then_optimizer": lambda model: model._register_fused_optim(torch.optim.SGD, lr=0.1),
+    "BuiltinCommHookType.FP16_COMPRESS": lambda model: model._register_builtin_comm_hook(
+        dist.BuiltinCommHookType.FP16_COMPRESS
+    ),
+}
+EXACT_HOOKS = [
+    lambda model: model.register_comm_hook(None, default_hooks.allreduce_hook),
+    lambda model: model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE),
+]
+
+
+def hooks_refused(rank):
+    """A communication hook is refused whenever it is registered, with and without the term, and changes nothing."""
+    batches = batches_of(rank)
+    for name, register in COMM_HOOKS.items():
+        message = f"got the communication hook {name}.*register none"
+        model = wrapped(net())
+        register(model)
+        with pytest.raises(ValueError, match=message):
+            GradAlign(model, 0.0)
+        model = wrapped(net())
+        before = [p.detach().clone() for p in model.parameters()]
+        aligner = GradAlign(model, 0.05)
+        aligner.backward(loss_of(model), batches)
+        model.zero_grad()
+        register(model)
+        with pytest.raises(ValueError, match=message):
+            aligner.backward(loss_of(model), batches)
+        assert all(p.grad is None for p in model.parameters())
+        assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_communication_hooks_are_refused(two_ranks):
+    two_ranks.run(hooks_refused)
+
+
+def exact_hooks(rank):
+    """The error of gradients with a hook that averages as the wrapper does, against those without one."""
+    errors = []
+    for register in EXACT_HOOKS:
+        model, hooked = wrapped(net()), wrapped(net())
+        register(hooked)
+        found, expected = (run_steps(GradAlign(m, 0.05), loss_of(m), batches_of(rank), m, 2) for m in (hooked, model))
+        errors.append(difference(found, expected))
+    return errors
+
+
+def test_communication_hooks_that_only_average_are_accepted(two_ranks):
+    assert max(map(max, two_ranks.run(exact_hooks))) < TOLERANCE
 
 
 def joined(rank):

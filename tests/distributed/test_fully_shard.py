@@ -17,6 +17,7 @@ from support.rank_cases import (
     cases,
     compare_with_one_process,
     difference,
+    error,
     full,
     gradients,
     joint_batches,
@@ -327,6 +328,33 @@ def mixed_precision(rank):
 
 def test_a_policy_of_16_bits_has_the_radius_of_16_bits(two_ranks):
     assert two_ranks.run(mixed_precision) == [(RADIUS_LOW_PRECISION, RADIUS, torch.bfloat16)] * 2
+
+
+def term_reduced_in(dtype, rank, **options):
+    """The term of a float32 model whose gradients are cast to a dtype before they are reduced, and the radius."""
+    model = sharded(net().float(), mp_policy=MixedPrecisionPolicy(reduce_dtype=dtype))
+    batches, found = [(x.float(), y) for x, y in batches_of(rank)], []
+    for weight in (0.0, 0.05):
+        aligner = GradAlign(model, weight, objective="variance", **options)
+        aligner.backward(loss_of(model), batches)
+        found.append(gradients(model)[0])
+        model.zero_grad()
+    return found[0] - found[1], aligner.stats.radius
+
+
+def reduced_in_16_bits(rank):
+    """The radius, and the errors of the term at it and at the one of 32 bits."""
+    expected, _ = term_reduced_in(None, rank, radius=RADIUS, difference="central")
+    default, radius = term_reduced_in(torch.bfloat16, rank)
+    shorter, _ = term_reduced_in(torch.bfloat16, rank, radius=RADIUS)
+    return radius, error(default, expected), error(shorter, expected)
+
+
+def test_gradients_that_are_reduced_in_16_bits_have_the_radius_of_16_bits(two_ranks):
+    """The rounding of the reduction is divided by the radius."""
+    for radius, default, shorter in two_ranks.run(reduced_in_16_bits):
+        assert radius == RADIUS_LOW_PRECISION
+        assert default < shorter / 2
 
 
 def overflow(rank, weight, kind):

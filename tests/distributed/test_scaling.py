@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from support.rank_cases import same_on_all_ranks
-from support.rank_collectives import Collectives
+from support.rank_collectives import Collectives, averaged_by
 from support.ranks import Group
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -43,9 +43,9 @@ class Even(nn.Module):
         return self.second(torch.tanh(self.first(x)).view(len(x), -1, 4)).square().mean()
 
 
-def average(_, bucket):
+def average(_, gradients):
     """What the wrapper does by itself; a pretended group can do no more than this."""
-    mean = bucket.buffer() / dist.get_world_size()
+    mean = gradients / dist.get_world_size()
     dist.all_reduce(mean)
     future = torch.futures.Future()
     future.set_result(mean)
@@ -78,8 +78,8 @@ def all_counts(rank, cases, pretended=None):
     found, k = [], K if pretended is None else FEWER[0]
     for case in cases:
         model = DistributedDataParallel(Even())
-        model.register_comm_hook(None, average)
-        with_ddp = counted(model, options_of(*case), k)
+        with averaged_by(average, model):
+            with_ddp = counted(model, options_of(*case), k)
         model = Even()
         fully_shard(model.second)
         found.append((with_ddp, counted(fully_shard(model), options_of(*case), k)))
@@ -107,8 +107,8 @@ def counted_of_every_rank(rank, cases):
     buckets.BYTES = SMALL
     for case in cases:
         model = DistributedDataParallel(Even())
-        model.register_comm_hook(None, average)
-        calls, elements = counted(model, {**options_of(*case), "scope": "rank"})
+        with averaged_by(average, model):
+            calls, elements = counted(model, {**options_of(*case), "scope": "rank"})
         found.append((calls["allreduce_"], elements["allreduce_"]))
         assert same_on_all_ranks(*(p.grad for p in model.parameters()))
     buckets.BYTES = BYTES

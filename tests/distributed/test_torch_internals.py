@@ -11,6 +11,7 @@ import torch.distributed as dist
 from support.networks import Counting
 from support.rank_cases import batches_of, loss_of, net, sharded
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +25,8 @@ NAMES = {
     "gradient_as_bucket_view",
     "mixed_precision",
     "buffer_hook",
+    "_comm_hooks",
+    "_get_ddp_logging_data",
     "parameters_to_ignore",
     "_join_config",
     "will_sync_module_buffers",
@@ -88,6 +91,14 @@ def options_of_the_wrapper(rank):
     hooked = wrapped()
     hooked._register_buffer_comm_hook(None, lambda *_: None)
     assert (internals.has_buffer_hook(plain), internals.has_buffer_hook(hooked)) == (False, True)
+    registered = [wrapped() for _ in range(5)]
+    assert [internals.comm_hook(model) for model in registered] == [None] * 5
+    registered[1].register_comm_hook(None, default_hooks.allreduce_hook)
+    registered[2].register_comm_hook(None, default_hooks.fp16_compress_hook)
+    registered[3]._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
+    registered[4]._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+    names = [None, None, "fp16_compress_hook", None, "BuiltinCommHookType.FP16_COMPRESS"]
+    assert [internals.comm_hook(model) for model in registered] == names
     model = net(Buffered)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["linear.bias"])
     assert internals.ignored_names(DistributedDataParallel(model)) == {"linear.bias"}
@@ -181,6 +192,9 @@ def shards_of_a_parameter(rank):
 
     model = sharded(net(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     assert internals.forward_dtypes([model]) == {torch.bfloat16}
+    reducing = sharded(net(), mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16))
+    assert (internals.forward_dtypes([reducing]), internals.reduce_dtypes([reducing])) == (set(), {torch.bfloat16})
+    assert internals.reduce_dtypes([model]) == set()
     assert internals.forward_dtypes([sharded(net())]) == set()
     weight = model.encode.weight
     local = internals.held(weight)

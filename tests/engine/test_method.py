@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections import UserDict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.gradients import assert_close, grads
@@ -203,9 +205,31 @@ def test_an_iterator_that_fills_one_tensor_again_is_refused(wrap):
             batch if isinstance(batch, torch.Tensor) else next(iter(getattr(batch, "values", lambda: batch)()))
         ).mean()
 
-    with pytest.raises(ValueError, match=r"got the same in 1 and 2.*yield clones, or pass a list"):
+    with pytest.raises(ValueError, match=r"got the same in 1 and 2.*yield clones or copies, or pass a list"):
         GradAlign(model, 0.03).backward(loss_fn, (wrap(buffer.copy_(x)) for x in batches))
     for allowed in ((wrap(buffer.copy_(x).clone()) for x in batches), [wrap(buffer)] * 4):
+        GradAlign(model, 0.03).backward(loss_fn, allowed)
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"x": [x]}, lambda x: SimpleNamespace(x=x)])
+def test_an_iterator_that_fills_one_array_again_is_refused(wrap):
+    model, buffer = torch.nn.Linear(3, 2).double(), np.empty((4, 3))
+    batches = list(np.random.default_rng(0).normal(size=(4, 4, 3)))
+
+    def filled(x):
+        buffer[:] = x
+        return buffer
+
+    def loss_fn(batch):
+        while not isinstance(batch, np.ndarray):
+            batch = batch[0] if isinstance(batch, list) else next(iter(getattr(batch, "__dict__", batch).values()))
+        return model(torch.from_numpy(batch)).square().mean()
+
+    with pytest.raises(ValueError, match=r"got the same in 1 and 2.*yield clones or copies, or pass a list"):
+        GradAlign(model, 0.03).backward(loss_fn, (wrap(filled(x)) for x in batches))
+    mask = np.ones(3)  # one array that all have in common is no fault
+    for allowed in ((wrap(filled(x).copy()) for x in batches), [wrap(buffer)] * 4, ([x, mask] for x in batches)):
         GradAlign(model, 0.03).backward(loss_fn, allowed)
         model.zero_grad()
 

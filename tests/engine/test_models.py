@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.networks import Counting, make
 from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
 
 from gradalign import GradAlign
 from gradalign.engine.models import modules_of, params_of
@@ -43,6 +44,18 @@ def test_hooks_that_consume_gradients_are_refused():
         GradAlign(model, 0.1).backward(loss_fn, batches)
     handle.remove()
     GradAlign(model, 0.1).backward(loss_fn, batches)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_optimizers_in_backward_are_refused(before):
+    """Whether they come before the aligner or after it; no step of theirs is taken."""
+    model, loss_fn, batches = make(Counting)
+    aligner = None if before else GradAlign(model, 0.1)
+    theta = [p.detach().clone() for p in model.parameters()]
+    _apply_optimizer_in_backward(torch.optim.SGD, [model.linear.bias], {"lr": 0.1})
+    with pytest.raises(ValueError, match="got some.*step the optimizer after aligner.backward"):
+        (aligner or GradAlign(model, 0.1)).backward(loss_fn, batches)
+    assert all(map(torch.equal, model.parameters(), theta))
 
 
 def test_wrapped_modules_are_found_inside_others():

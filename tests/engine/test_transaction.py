@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
+
 import pytest
 import torch
 from support.gradients import assert_close, grads
@@ -36,6 +39,24 @@ def test_accumulate_gives_the_gradients_of_backward(objective, normalize, differ
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-12)
     for name, value in results[0][2].items():
         assert results[1][2][name] == (None if value is None else pytest.approx(value, rel=1e-6))
+
+
+def test_between_two_visits_no_gradient_is_kept_for_nothing():
+    model, loss_fn, batches = make(Counting, k=6)
+    kept = []
+
+    def watching(batch, before):
+        kept.append(before is not None and before() is not None)
+        return loss_fn(batch)
+
+    with GradAlign(model, 0.3, objective="cosine", check_replay=False).accumulate(6) as step:
+        for batch in batches:
+            grad = model.linear.weight.grad
+            before = None if grad is None else weakref.ref(grad)
+            del grad
+            step.backward(partial(watching, batch, before))
+    # Forwards of four anchors and of two probes twice: the first gradient becomes the sum; the term is there until the end.
+    assert kept == [False, True, False, False, False, False, True, True], kept
 
 
 def test_accumulate_counts_its_calls():

@@ -116,6 +116,47 @@ def test_split_makes_whole_sources_probes(fraction, labels, objective, form):
     check(Split(fraction), labels, objective, form, split_pairs(3, probes), passes)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("normalize", ["direction", "gradient"])
+@pytest.mark.parametrize("fraction", [0.25, 0.7])
+def test_dot_is_that_of_sources_where_the_term_is_stored_too(fraction, normalize, hooked):
+    model, loss_fn, batches = make(Awkward, k=6)
+    model.eval()
+    probes = [2] if fraction < 0.5 else [1, 2]
+    _, _, means = exact(model, loss_fn, batches, EVEN, "dot", "none", [])
+    if hooked:
+        model.head.weight.register_hook(lambda g: g)
+    _, _, aligner = step(model, loss_fn, batches, sources=EVEN, estimator=Split(fraction), normalize=normalize)
+    pairs = [float(means[s] @ means[t]) for s in probes for t in range(3 - len(probes))]
+    # A quotient of losses at radius 1e-5; the mean over pairs of micro-batches would be off by a multiple.
+    assert float(aligner.stats.dot) == pytest.approx(sum(pairs) / len(pairs), rel=1e-3)
+    assert aligner.stats.noise_scale is aligner.stats.noise_numerator is None
+    assert aligner.stats.passes == 6 + 2 * len(probes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "objective", "order"),
+    [
+        ("ababcc", "dot", [0, 1, 2, 3, 4, 5]),
+        ("abaccb", "norm", [0, 1, 2, 5, 3, 4]),
+        ("abaccc", "dot", [0, 2, 1, 3, 4, 5]),
+        ("ababcc", "variance", [0, 2, 1, 3, 4, 5]),
+        ("aabbcc", "cosine", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_base_passes_of_split_come_anchors_first(labels, objective, order):
+    model, loss_fn, batches = make(Awkward, k=6)
+    seen = []
+    aligner = gradalign.GradAlign(model, weight=0.5, objective=objective, check_replay=False)
+
+    def watching(numbered):
+        seen.extend([numbered[0]] * (not aligner.displaced))
+        return loss_fn(numbered[1])
+
+    aligner.backward(watching, list(enumerate(batches)), sources=list(labels))
+    assert seen == order
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize("objective", ["dot", "cosine"])
 def test_rotating_probes_take_the_sources_in_turn(objective, steps):
@@ -189,12 +230,14 @@ def test_tasks_are_measured_beside_sources(estimator):
     torch.testing.assert_close(aligner.stats.task_cosines, plain.stats.task_cosines)
 
 
-def test_accumulate_takes_the_labels_up_front():
+@pytest.mark.parametrize("labels", [IN_ORDER, "ababcc"])
+def test_accumulate_takes_the_labels_up_front(labels):
     model, loss_fn, batches = make(Awkward, k=6)
     model.eval()
-    expected, _, _ = step(model, loss_fn, batches, sources=IN_ORDER, normalize="none")
+    labels = list(labels)
+    expected, _, _ = step(model, loss_fn, batches, sources=labels, normalize="none")
     aligner = gradalign.GradAlign(model, weight=0.5, radius=1e-5, normalize="none")
-    with aligner.accumulate(6, sources=IN_ORDER) as open_step:
+    with aligner.accumulate(6, sources=labels) as open_step:
         for batch in batches:
             open_step.backward(lambda batch=batch: loss_fn(batch))
     params = trainable(model)

@@ -225,6 +225,27 @@ def test_a_mean_that_is_loaded_before_the_parameters_are_assigned_is_theirs():
     torch.testing.assert_close(again.state_dict()["mean"], expected)
 
 
+def test_a_run_whose_parameters_are_assigned_goes_on_with_their_mean():
+    """As one that is saved and loaded."""
+    gradients = []
+    for resumes in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        aligner = gradalign.GradAlign(model, 0.3, estimator="momentum")
+        for step in range(4):
+            if step == 3:
+                model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+                if resumes:
+                    saved, aligner = aligner.state_dict(), gradalign.GradAlign(model, 0.3, estimator="momentum")
+                    aligner.load_state_dict(saved)
+            model.zero_grad()
+            aligner.backward(lambda x, model=model: (model(x) - 1).square().mean(), list(torch.randn(4, 2, 4)))
+        gradients.append([p.grad for p in model.parameters()])
+        assert float(aligner.stats.displacement_cosine) > 0.99
+        assert aligner.stats.radius == 0.3
+    assert all(map(torch.equal, *gradients))
+
+
 def test_the_mean_of_the_trained_parameters_alone_is_loaded_where_they_are_the_same():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     model[0].requires_grad_(False)

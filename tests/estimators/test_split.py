@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support import oracle
@@ -157,6 +159,99 @@ def test_anchors_without_a_gradient_give_no_displacement_and_no_dot(where):
                 step.backward(lambda x=x: model(x).square().mean())
     assert float(aligner.stats.dot) == 0
     assert torch.isfinite(model.weight.grad).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_anchors_whose_gradient_is_not_finite_have_no_dot(normalize, value, backend):
+    model = torch.nn.Linear(3, 1)
+    batches = list(torch.randn(4, 2, 3))
+    batches[0][0, 0] = value
+    aligner = gradalign.GradAlign(model, 0.1, normalize=normalize, backend=backend)
+    aligner.backward(lambda x: model(x).square().mean(), batches)
+    assert aligner.stats.dot.isnan()
+    assert not aligner.stats.grad_norm.isfinite()
+
+
+class Probed:
+    """A model of two numbers, and which micro-batches were probes in each of its steps."""
+
+    def __init__(self, **options):
+        self.model = torch.nn.Linear(1, 1)
+        self.aligner = gradalign.GradAlign(self.model, **{"weight": 0.1, "check_replay": False} | options)
+        self.steps = []
+
+    def step(self, k=8, sources=None, fail=False):
+        self.steps.append([])
+        self.model.zero_grad()
+        try:
+            self.aligner.backward(partial(self.loss, fail), list(range(k)), sources=sources)
+        finally:
+            self.model.zero_grad()
+        return self.steps[-1]
+
+    def loss(self, fail, place):
+        if self.aligner.displaced:
+            self.steps[-1].append(place)
+            if fail:
+                raise ArithmeticError("in a probe")
+        return self.model(torch.full((1, 1), float(place + 1))).square().mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"every": 4},
+        {"every": 3},
+        {"weight": lambda step: float(step % 2)},
+        {"weight": lambda step: 0.1 * (step > 2)},
+    ],
+    ids=["always", "every 4", "every 3", "zero and one", "warm-up"],
+)
+def test_probes_rotate_over_the_steps_that_have_the_term(options):
+    run = Probed(estimator=Split(probes="rotate"), **options)
+    while sum(map(bool, run.steps)) < 8:
+        run.step()
+    assert [probes for probes in run.steps if probes] == [[0, 1], [2, 3], [4, 5], [6, 7]] * 2
+
+
+def test_whole_sources_rotate_in_the_same_way():
+    run = Probed(estimator=Split(probes="rotate"), every=2)
+    for _ in range(6):
+        run.step(k=6, sources=list("aabbcc"))
+    assert run.steps == [[0, 1], [], [2, 3], [], [4, 5], []]
+
+
+def test_a_turn_is_saved_and_a_failed_step_takes_none():
+    options = {"estimator": Split(probes="rotate"), "weight": lambda step: 0.1 * (step != 1)}
+    whole, first, second = (Probed(**options) for _ in range(3))
+    for _ in range(5):
+        whole.step()
+    for _ in range(3):
+        first.step()
+    with pytest.raises(ArithmeticError):
+        first.step(fail=True)
+    assert first.aligner.state_dict() == {"num_steps": 3, "turn": 2}
+    second.aligner.load_state_dict(first.aligner.state_dict())
+    for resumed in (first, second):
+        assert [resumed.step(), resumed.step()] == whole.steps[3:] == [[4, 5], [6, 7]]
+
+
+def test_a_state_without_a_turn_goes_on_with_the_number_of_steps():
+    old, new = (Probed(estimator=Split(probes="rotate")) for _ in range(2))
+    for _ in range(3):
+        old.step()
+    new.aligner.load_state_dict({"num_steps": 3})
+    assert new.step() == old.step() == [6, 7]
+    with pytest.raises(ValueError, match="turn: expected an integer of at least 0; got -1"):
+        new.aligner.load_state_dict({"num_steps": 9, "turn": -1})
+    assert new.aligner.state_dict() == {"num_steps": 4, "turn": 4}
+
+
+def test_probes_that_do_not_rotate_need_no_turn():
+    assert Probed().aligner.state_dict() == {"num_steps": 0}
 
 
 def rotated_pairs(k, index, m=2):

@@ -26,7 +26,13 @@ def high_water_mark() -> int:
 
 
 def report(method: str, dtype: str = "float32") -> None:
-    """Print both as JSON; `method` is "plain" or the options of GradAlign, or of the "baseline" they name, as JSON."""
+    """Print both as JSON.
+
+    Args:
+        method: "plain" or the options of GradAlign, or of the "baseline" they name, as JSON; "sources" are the labels of the
+            micro-batches, and with "accumulate" these come one at a time.
+        dtype: of the parameters.
+    """
     print(json.dumps(measure(method, dtype)))
 
 
@@ -52,10 +58,9 @@ def measure(method: str, dtype: str) -> dict[str, int]:
     def loss_fn(x):
         return model(x).float().square().mean()
 
-    if method == "plain":
-        aligner = None
-    else:
-        options = json.loads(method)
+    aligner, options = None, {} if method == "plain" else json.loads(method)
+    sources, one_by_one = options.pop("sources", None), options.pop("accumulate", False)
+    if method != "plain":
         if options.pop("masters", False):
             options["optimizer"] = optimizer
         kind = getattr(gradalign.baselines, options.pop("baseline", ""), gradalign.GradAlign)
@@ -64,8 +69,12 @@ def measure(method: str, dtype: str) -> dict[str, int]:
         if aligner is None:
             for batch in batches:
                 (loss_fn(batch) / K).backward()
+        elif one_by_one:
+            with aligner.accumulate(K, sources=sources) as step:
+                for batch in batches:
+                    step.backward(partial(loss_fn, batch))
         else:
-            aligner.backward(loss_fn, batches)
+            aligner.backward(loss_fn, batches, sources=sources)
         optimizer.step()
         optimizer.zero_grad()
     size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,5 +1,6 @@
 """`gradalign.tune`: the measured error is the true one, and nothing is changed."""
 
+import contextlib
 import doctest
 import importlib
 import random
@@ -60,6 +61,24 @@ def test_nothing_is_changed(kind, reference):
     assert all(m._buffers[n] is t for m, b in zip(model.modules(), buffers, strict=True) for n, t in b.items())
     assert all(p.grad is None for p in model.parameters())
     assert [m.training for m in model.modules()] == modes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_that_the_forward_renormalises_are_as_before(fails):
+    model = nn.Sequential(nn.Embedding(10, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(4)
+    before, calls = model[0].weight.detach().clone(), []
+
+    def loss_fn(x):
+        calls.append(1)
+        if fails and len(calls) == 4:
+            raise KeyboardInterrupt
+        return model(x).square().mean()
+
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+        gradalign.tune(model, loss_fn, [torch.randint(10, (4, 2)) for _ in range(4)], radii=(1e-3, 1e-2))
+    assert torch.equal(model[0].weight, before)
 
 
 def first_random_numbers(seed):
