@@ -68,7 +68,7 @@ class InnerLoop:
         finite = step.space.norm_dot(gradients)[0].isfinite()
         scale = torch.where(finite, -self._inner_lr * step.own_scale, 0.0)
         self._cosine = cosine(*step.displacement.displace(gradients, scale).unbind())
-        return torch.where(finite, step.space.scalar(1.0), torch.nan)
+        return torch.where(finite, step.space.one(), torch.nan)
 
     def base_pass(self, name: str, closure: Closure, into: Vector, ratio: float | Tensor = 1.0) -> Tensor:
         """A base pass where the parameters are; its forward may write them at theta only."""

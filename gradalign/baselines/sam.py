@@ -91,7 +91,7 @@ class _Ascent(Schedule):
         step.displace(step.aim(sums, scale), gradient)
         gradient.clear()
         for i, closure in enumerate(closures, 1):
-            step.passes.displaced_pass(closure, self.total, step.space.scalar(1.0), more=i < len(closures))
+            step.passes.displaced_pass(closure, self.total, step.space.one(), more=i < len(closures))
         step.displacement.restore()
 
     def finish(self) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class Displacement:
             steps[i], alike = step, step.stride() == tensors[i].stride() and step.dtype == tensors[i].dtype
             usable = alike and _has_memory_of_its_own(step) and held[step.data_ptr()] == 1
             displaced[i] = step if usable else torch.empty_like(tensors[i], requires_grad=False)
-        space.combine(displaced, theta, steps, space.scalar(1.0), scale)
+        space.combine(displaced, theta, steps, space.one(), scale)
         self._backups = displaced
         direction.clear()
         self.step_in()

@@ -378,7 +378,7 @@ class Method(ABC):
         self, space: ParamSpace, buffers: Buffers, request: StepRequest, inspection: Inspection
     ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
-        differentiate, scale = differentiation(request.backward, self._scaler, space.scalar(1.0))
+        differentiate, scale = differentiation(request.backward, self._scaler, space.one())
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves

@@ -85,7 +85,9 @@ class ParamSpace:
         self.at_home = self._backends[self.home]
         self._one_device = len(dtypes) == 1
         self._one_call = self._one_device and ranks is None  # an op on whole vectors is one call
-        self._one = self.scalar(1.0) if self.home.type == "cpu" else None  # a captured step must not find it unwritten
+        # On a GPU they are made anew: a captured step must not find them unwritten. Later steps can save them for backward.
+        with torch.inference_mode(False):
+            self._zero, self._one = map(self.scalar, (0.0, 1.0)) if self.home.type == "cpu" else (None, None)
 
     def is_of(self, params: Sequence[Parameter]) -> bool:
         """Whether it is the space of these parameters, on the devices and of the dtypes that they have now."""
@@ -104,6 +106,10 @@ class ParamSpace:
     def one(self) -> Tensor:
         """1 as `scalar` has it, only to be read."""
         return self.scalar(1.0) if self._one is None else self._one
+
+    def zero(self) -> Tensor:
+        """0, likewise."""
+        return self.scalar(0.0) if self._zero is None else self._zero
 
     def zeros(self) -> Vector:
         """The zero vector, nothing allocated."""

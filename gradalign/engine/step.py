@@ -157,8 +157,7 @@ class Step:
         self._carried = carried
         self.memory = carried.memory
         self.displacement = Displacement(space, carried.masters, carried.follow_master)
-        self.agreement = Agreement(self.num if self.sources is None else self.sources.num, space.scalar(0.0))
-        self.own_scale = self.num / self.loss_scale
+        self.agreement = Agreement(self.num if self.sources is None else self.sources.num, space.zero())
         self._mean_scales: dict[int, Tensor] = {}
         self.sketches: list[Tensor] = []
         self._nominal_weight = weight.value
@@ -172,6 +171,11 @@ class Step:
         self.num_everywhere = self.num * space.ranks.num if self.separate and space.ranks is not None else self.num
         self._square: Tensor | None = None  # of .grad, where its last sum gave it
         self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
+
+    @cached_property
+    def own_scale(self) -> Tensor:
+        """What turns a stored gradient into the gradient of its micro-batch."""
+        return self.num / self.loss_scale
 
     @cached_property
     def own_square(self) -> Tensor:
@@ -267,7 +271,7 @@ class Step:
     def mean_scale(self, num: int) -> Tensor:
         """What turns a stored sum of `num` gradients, or unit gradients, into the objective's mean of them."""
         if num not in self._mean_scales:
-            self._mean_scales[num] = (self.space.scalar(1.0) if self.settings.objective.unit else self.own_scale) / num
+            self._mean_scales[num] = (self.space.one() if self.settings.objective.unit else self.own_scale) / num
         return self._mean_scales[num]
 
     def record(self, g: Vector, total: Vector, num_before: int) -> Tensor:
@@ -357,6 +361,8 @@ class Step:
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
     """Mean of the L_i, in the dtype of the losses."""
+    if share == 1 and len({(loss.dtype, loss.device) for loss in losses}) == 1 and losses[0].device == home:
+        return torch.stack(list(losses)).mean(dtype=torch.float64).to(losses[0].dtype)
     values = stacked(losses, home)
     mean = values.mean() if share == 1 else values.sum() * share / len(losses)
     return mean.to(losses[0].dtype)

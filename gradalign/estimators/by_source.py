@@ -248,7 +248,7 @@ class SourcesPlain(Schedule):
         loss, g = step.passes.isolated_pass(closure)
         step.sketch(g)
         s = self.whose[place]
-        step.space.accumulate(self.gradients[s], g, step.space.scalar(1.0))
+        step.space.accumulate(self.gradients[s], g, step.space.one())
         step.space.accumulate(self.total, g)
         if place == self.sources.members[s][-1]:
             self.sums.add(self.gradients[s], len(self.sources.members[s]))

@@ -100,7 +100,7 @@ class LeaveOneOutSchedule(Schedule):
         step = self.step
         if step.separate and step.space.ranks is not None and self.sums.reference is self.sums.total:
             total, share = self.sums.total, step.space.scalar(1 / step.space.ranks.num)
-            step.space.combine(total, total, total, share, step.space.scalar(0.0))
+            step.space.combine(total, total, total, share, step.space.zero())
         self.step.close(self.sums.total, self.term)
         return {}
 
@@ -127,7 +127,7 @@ class LeaveOneOutSchedule(Schedule):
         """term <- term - q g; the first gradient becomes the term."""
         term, ratio = self.term, self.term.ratio(q)
         if not any(map(there, term.vector)):
-            self.step.space.combine(g, g, g, -ratio, self.step.space.scalar(0.0))
+            self.step.space.combine(g, g, g, -ratio, self.step.space.zero())
             term.vector = g
         else:
             self.step.space.accumulate(term.vector, g, -ratio)

@@ -163,7 +163,7 @@ class RunningMean(PastGradients):
         # Of float64 tensors: two numbers alone would be rounded to torch's default dtype.
         keep = torch.where(usable, space.scalar(self._decay), 1.0)
         add = torch.where(usable, space.scalar(1 - self._decay) / loss_scale, 0.0)
-        space.combine(mean, mean, mean, keep, space.scalar(0.0))
+        space.combine(mean, mean, mean, keep, space.zero())
         space.accumulate(mean, gradient, add)
         self.mean, self._params = mean, space.params
 

@@ -60,7 +60,7 @@ class Differences(Schedule):
         self.base_sum: Vector = wide_zeros(step.space)
         self.replay_states: list[ReplayState] = []
         self.probes: list[Closure] = []
-        self.one = step.space.scalar(1.0)
+        self.one = step.space.one()
 
     @property
     def num_anchors(self) -> int:
@@ -143,7 +143,7 @@ class Differences(Schedule):
         """(x - y) / (m length), without 1/k and loss scale; 0 for length 0."""
         space, quotient = self.step.space, wide_zeros(self.step.space)
         space.combine(quotient, x, y, self.one, -self.one)
-        factor = self.step.own_scale / (self.num_probes * length) if length else space.scalar(0.0)
+        factor = self.step.own_scale / (self.num_probes * length) if length else space.zero()
         scaled = wide_zeros(space)
         space.accumulate(scaled, quotient, factor)
         return scaled

@@ -48,5 +48,5 @@ def own_term_norm(differences: Differences, objective: str, radius: float) -> fl
     for closure, start in zip(differences.probes, differences.replay_states, strict=True):
         start.put_back()
         compare(step, closure, sums, scale, 1 / differences.num_probes, term, lambda g, sums: None)
-    unit = step.space.scalar(1.0) if term.unit is None else term.unit
+    unit = step.space.one() if term.unit is None else term.unit
     return float(step.space.norm_dot(term.vector)[0].sqrt() * unit.abs() / step.loss_scale)
