@@ -45,15 +45,21 @@ def no_refusal(grads: Iterable[Tensor]) -> None:
         raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
 
 
-def no_once_only(loss: Tensor) -> None:
-    """The loss has second derivatives all the way, and torch has them right."""
+def no_once_only(loss: Tensor, among: Iterable[Tensor] | None = None) -> None:
+    """The loss has second derivatives all the way, and torch has them right.
+
+    Args:
+        loss: the loss.
+        among: the leaves whose gradients are differentiated; None: any.
+    """
+    measured = None if among is None else set(map(id, among))
     for node in nodes([loss]):
-        found = _obstacle(node)
+        found = _obstacle(node, measured)
         if found is not None:
             raise RuntimeError(f"trying to differentiate twice {found}")
 
 
-def _obstacle(node: Any) -> str | None:
+def _obstacle(node: Any, measured: set[int] | None) -> str | None:
     """Why the backward of a node cannot be differentiated, None where it can.
 
     - Where the gradient that reaches a function of `once_differentiable` is a constant, torch differentiates twice and leaves
@@ -73,9 +79,15 @@ def _obstacle(node: Any) -> str | None:
         return "what torch.compile made; leave it out, or use torch.compile(..., backend='eager')"
     if getattr(getattr(function, "backward", None), "__code__", None) is ONCE:
         return f"{node.name()}, which was marked with @once_differentiable"
-    if node.name().startswith(WEIGHT_NORM) and node.next_functions[0][0] is not None:
+    if node.name().startswith(WEIGHT_NORM) and _is_differentiated(node.next_functions[0][0], measured):
         return (
             "weight_norm, whose second derivative in torch is wrong; write the normalisation out, as a parametrization that "
             "returns g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)"
         )
     return None
+
+
+def _is_differentiated(node: Any, measured: set[int] | None) -> bool:
+    """Whether what a node stands for is trained, and its gradient differentiated again as far as that can be told."""
+    leaf = getattr(node, "variable", None)
+    return node is not None and (measured is None or leaf is None or id(leaf) in measured)

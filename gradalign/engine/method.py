@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.batches import is_mutable
 from gradalign.engine import validation
+from gradalign.engine.given_once import GivenOnce
 from gradalign.engine.graph import GraphWatch
 from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
@@ -124,6 +126,13 @@ class Method(ABC):
         numpy_random()
         ParamSpace(params, self._params, options.backend)  # an impossible backend or dtype shows here, not in a step
         self._memory = self._models.memory(params)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("gradalign."):
+            for name in inspect.signature(cls.__init__).parameters:
+                if not hasattr(cls, name):
+                    setattr(cls, name, GivenOnce(name))
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_last_space": None}  # it is found again; the modules in it cannot be copied
@@ -332,8 +341,8 @@ class Method(ABC):
             opened.passes.look_for_wrappers()
             opened.looks_at_ranks = True
         if inspection.compares_ranks(labelled=request.sources is not None or request.tasks is not None):
-            members = None if step.sources is None else step.sources.members
-            opened.to_compare = {"micro-batches": step.num, "sources": members, "tasks": step.tasks}
+            sources = None if request.sources is None else labels(request.sources, request.num)
+            opened.to_compare = {"micro-batches": step.num, "sources": sources, "tasks": step.tasks}
 
     def _space(self) -> tuple[ParamSpace, list[Parameter]]:
         """The trainable parameters as they are now, ready for a step; and the frozen ones."""

@@ -163,16 +163,19 @@ class Passes:
             name: of the method, for messages.
 
         Returns:
-            the loss, detached, and the gradient with its graph.
+            the loss, detached, and the gradient with its graph, by the parameters as it is before their hooks.
         """
+        hooked: Sequence[Tensor] = self._space.params if inputs is None else ()
+        among = [self._space.params[i] for i in self._space.measured] if inputs is None else None
         inputs = self._space.params if inputs is None else inputs
         self._space.set_grads(None)
         with self._watching_autocast():
             loss = self._loss(closure, self._space.zeros(), keep_aux=True)
             with double_backward.twice_differentiable(name):
-                double_backward.no_once_only(loss)
+                double_backward.no_once_only(loss, among)
             factor = to_device(scale * self._factor, loss.device)
-            graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
+            with _without_hooks(hooked):
+                graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
         return loss.detach(), list(graph)
 
@@ -184,7 +187,7 @@ class Passes:
         self.count += 1
         if not pairs:
             return self._space.zeros()
-        with double_backward.twice_differentiable(), _without_hooks(self._space.params):
+        with double_backward.twice_differentiable():
             double_backward.no_refusal(g for g, _ in pairs)
             return list(
                 torch.autograd.grad([g for g, _ in pairs], self._space.params, [w for _, w in pairs], allow_unused=True)
@@ -376,7 +379,7 @@ class Passes:
 
 @contextmanager
 def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
-    """Hooks on gradients are in the graph of the first gradient already, and would be applied to its derivative once more."""
+    """Hooks on gradients are left out of the graph of a first gradient: the derivative of that one is handed to them."""
     held = [(hooks, dict(hooks)) for hooks in (p._backward_hooks for p in params) if hooks]
     try:
         for hooks, _ in held:
@@ -385,6 +388,20 @@ def _without_hooks(params: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for hooks, kept in held:
             hooks.update(kept)
+
+
+@torch.no_grad()
+def hooks_applied(params: Iterable[Tensor], gradient: Vector) -> Vector:
+    """A gradient as the hooks of its parameters make it, detached."""
+    found: Vector = []
+    for p, g in zip(params, gradient, strict=True):
+        if g is not None:
+            g = g.detach()
+            for hook in (p._backward_hooks or {}).values():
+                answer = hook(g)
+                g = g if answer is None else answer
+        found.append(g)
+    return found
 
 
 def _autocast_dtypes(devices: Iterable[torch.device]) -> set[torch.dtype]:

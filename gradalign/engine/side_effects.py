@@ -152,16 +152,35 @@ def no_tensor_filled_again(micro_batches: Sequence[Any]) -> None:
     """
     numpy = sys.modules.get("numpy")  # without it there are no arrays
     kinds = (Tensor,) if numpy is None else (Tensor, numpy.ndarray)
-    seen: dict[tuple[int, ...], int] = {}
+    seen: dict[tuple[object, ...], int] = {}
     for number, micro_batch in enumerate(micro_batches, 1):
-        ids = tuple(map(id, tensors_of(micro_batch, set(), kinds)))
-        if ids and ids in seen:
+        found = list(tensors_of(micro_batch, set(), kinds))
+        arrays = not all(isinstance(t, Tensor) for t in found)
+        # An array may be a table that all share, beside numbers or names of their own.
+        ids: tuple[object, ...] = (*map(id, found), *(_others(micro_batch, kinds, set()) if arrays else ()))
+        if found and ids in seen:
             raise ValueError(
                 f"micro_batches: expected tensors of their own for every micro-batch of an iterator; got the same in "
                 f"{seen[ids]} and {number}, which all hold the last micro-batch where they are filled again; yield clones "
                 "or copies, or pass a list where the same micro-batch is meant"
             )
         seen[ids] = number
+
+
+def _others(value: Any, kinds: tuple[type, ...], seen: set[int]) -> Iterator[object]:
+    """What is in a micro-batch beside its tensors, in what `tensors_of` walks: texts and numbers."""
+    if isinstance(value, (str, bytes, int, float)):
+        yield value
+    elif not isinstance(value, kinds) and id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, (dict, UserDict)):
+            inner = list(value.values())
+        elif isinstance(value, (list, tuple)):
+            inner = list(value)
+        else:
+            inner = list(vars(value).values()) if hasattr(value, "__dict__") and not callable(value) else []
+        for part in inner:
+            yield from _others(part, kinds, seen)
 
 
 def tensors_of(value: Any, seen: set[int], kinds: tuple[type, ...] = (Tensor,)) -> Iterator[Any]:

@@ -75,6 +75,7 @@ def labels(given: Iterable[Hashable], num: int) -> list[Hashable]:
             f"sources: expected a list with one label for each of the {num} micro-batches; got {type(given).__name__}"
         )
     found = [label.item() if isinstance(label, Tensor) and label.dim() == 0 else label for label in given]
+    found = [int(label) if isinstance(label, Integral) else label for label in found]
     if isinstance(given, str) or len(found) != num:
         raise ValueError(f"sources: expected one label for each of the {num} micro-batches; got {given!r}")
     for label in found:

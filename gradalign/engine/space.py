@@ -8,6 +8,7 @@ the host.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -72,11 +73,7 @@ class ParamSpace:
             self.measured = [i for i, p in enumerate(self.params) if id(p) in chosen]
             self.others = sorted(set(self.everywhere) - set(self.measured))
         self.home = self.params[0].device
-        # Where gradients cancel, what is left may be their rounding: the length of a sum or difference of some relative to
-        # theirs, and the square of a length that is computed from sums of products.
-        eps = max(torch.finfo(self.params[i].dtype).eps for i in self.measured)
-        self.grain = eps if eps > 1e-4 else 4 * eps
-        self.rounding = max((2 * eps) ** 2, 2.0**-46 if eps < 1e-10 else 2.0**-36)
+        self.epsilon = _epsilon([self.params[i] for i in self.measured])
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
         self._kinds = {(p.device, p.dtype) for p in self.params}
         for device, dtype in self._kinds:
@@ -86,8 +83,11 @@ class ParamSpace:
         self._one_device = len(dtypes) == 1
         self._one_call = self._one_device and ranks is None  # an op on whole vectors is one call
         # On a GPU they are made anew: a captured step must not find them unwritten. Later steps can save them for backward.
-        with torch.inference_mode(False):
-            self._zero, self._one = map(self.scalar, (0.0, 1.0)) if self.home.type == "cpu" else (None, None)
+        self._zero: Tensor | None = None
+        self._one: Tensor | None = None
+        if self.home.type == "cpu":
+            with torch.inference_mode(False):
+                self._zero, self._one = self.scalar(0.0), self.scalar(1.0)
 
     def is_of(self, params: Sequence[Parameter]) -> bool:
         """Whether it is the space of these parameters, on the devices and of the dtypes that they have now."""
@@ -327,6 +327,12 @@ class ParamSpace:
         if not parts:
             return torch.zeros(num, dtype=torch.float64, device=self.home)
         return _added(parts if self._one_device else [to_device(part, self.home) for part in parts])
+
+
+def _epsilon(params: Sequence[Tensor]) -> float:
+    """The relative rounding of a vector of parameters: the root of the mean square of that of its elements."""
+    squares = sum(p.numel() * torch.finfo(p.dtype).eps ** 2 for p in params)
+    return math.sqrt(squares / max(sum(p.numel() for p in params), 1))
 
 
 def _added(parts: list[Tensor]) -> Tensor:

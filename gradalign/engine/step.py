@@ -178,6 +178,21 @@ class Step:
         return self.num / self.loss_scale
 
     @cached_property
+    def rounding(self) -> float:
+        """The square of the rounding of a sum of the k gradients, relative to theirs.
+
+        Where they are equal, each addition rounds the same way: the sum is off by about k eps / 16. Sums of squares have a
+        rounding of their own.
+        """
+        epsilon = self.space.epsilon
+        return max((self.num_everywhere * epsilon) ** 2 / 200, 2.0**-46 if epsilon < 1e-10 else 2.0**-36)
+
+    @cached_property
+    def grain(self) -> float:
+        """The rounding of a sum of differences of gradients, relative to them; 0 where it may be as large as a term is."""
+        return 4 * self.space.epsilon if self.space.epsilon < 1e-6 else 0.0
+
+    @cached_property
     def own_square(self) -> Tensor:
         """What turns a product of two stored gradients into that of the gradients."""
         return self.own_scale**2
@@ -225,7 +240,7 @@ class Step:
             part,
             objective.unit,
             others,
-            self.space.rounding,
+            self.rounding,
         )
         aim = Aim(numbers, *numbers.unbind())
         self.gradient_norm = aim.gradient_norm
@@ -306,7 +321,7 @@ class Step:
             if self.settings.normalize == "gradient":
                 both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
                 square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
-                more = norm > space.grain * total_norm  # than the rounding of the gradients whose difference it is
+                more = norm > self.grain * total_norm
                 factor = torch.where(more & (factor != 0), total_norm / norm * factor.sign(), 0.0)
             self._term = None if self.separate else (square, factor)
             self._square = space.combine(total, total, term.vector, space.one(), -self.weight * factor)

@@ -305,6 +305,8 @@ class Accumulation:
     def _check_untouched(self, step: OpenStep) -> None:
         """Nobody wrote parameters or gradients since the last visit, whose fingerprint is let go: it holds a gradient."""
         before, self._fingerprint = self._fingerprint, NOTHING
+        if before is NOTHING:  # called from within a closure
+            return
         now = step.fingerprint()
         if now.param_versions != before.param_versions:
             step.keep_buffers()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradalign.engine.comparison import aim_at_others
 from gradalign.engine.estimator import Estimator
-from gradalign.engine.passes import Closure
+from gradalign.engine.passes import Closure, hooks_applied
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
@@ -44,12 +44,17 @@ class ExactSchedule(Schedule):
         super().__init__(step)
         self.sums = Sums(step, total)
         self.graphs: list[Vector] = []
+        self.hooked: list[Vector] = []  # the gradients as hooks make them, where there are some
 
     def visit(self, closure: Closure) -> Tensor:
         """The loss and its gradient, with the graph of the gradient."""
         loss, graph = self.step.passes.differentiable(closure, self.step.loss_scale)
         self.graphs.append(graph)
-        self.sums.add([None if t is None else t.detach().clone() for t in graph])
+        g = [None if t is None else t.detach() for t in graph]
+        if self.step.hooked:
+            g = hooks_applied(self.step.space.params, g)
+            self.hooked.append(g)
+        self.sums.add([None if t is None else t.clone() for t in g])
         return loss
 
     def finish(self) -> dict[str, Tensor]:
@@ -58,7 +63,7 @@ class ExactSchedule(Schedule):
         start = step.passes.replay_state()  # a checkpoint runs its forward once more for a second derivative
         while self.graphs:
             graph = self.graphs.pop(0)
-            g: Vector = [None if t is None else t.detach() for t in graph]
+            g: Vector = self.hooked.pop(0) if self.hooked else [None if t is None else t.detach() for t in graph]
             aim = aim_at_others(step, self.sums.reference, g)
             direction = step.settings.normalize == "direction"
             length = aim.eps * aim.norm if direction else aim.eps  # radius v^ or eps v: what the aim is in units of w

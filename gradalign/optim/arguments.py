@@ -108,8 +108,6 @@ def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
     for p in params:
         if not hasattr(p, "placements"):
             validation.real_and_whole(p)
-        if not p.is_floating_point() or p.dtype.itemsize < 2:
-            raise TypeError(f"expected parameters of 16 bits or more, with a floating point; got {p.dtype}")
         if getattr(p, "_fsdp_flattened", False):
             raise TypeError(
                 "expected parameters, or shards of fully_shard; got those of FSDP1, whose norms over ranks are not known here; "
@@ -120,6 +118,14 @@ def parameters(params: Sequence[Tensor], stochastic: bool) -> None:
                 "expected bfloat16 (or wider) parameters for stochastic rounding; got torch.float16; "
                 "keep fp32 masters for them instead: master_weights=True"
             )
+
+
+def precise(param: Tensor) -> None:
+    """A parameter with a gradient has 16 bits or more; frozen ones may have any."""
+    if not param.is_floating_point() or param.dtype.itemsize < 2:
+        raise TypeError(
+            f"expected parameters of 16 bits or more, with a floating point; got {param.dtype} with a gradient"
+        )
 
 
 def not_expanded(params: Sequence[Tensor]) -> None:

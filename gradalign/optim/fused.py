@@ -49,7 +49,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     Raises:
         ValueError: settings out of range; `max_grad_norm`, `clear`, `skip_nonfinite` or `backend` inside a group.
-        TypeError: settings that are no numbers; complex parameters, float16 ones with stochastic rounding.
+        TypeError: settings that are no numbers; complex parameters, those of FSDP1, float16 ones with stochastic rounding.
     """
 
     _step_supports_amp_scaling = True
@@ -90,7 +90,7 @@ class FusedOptimizer(StatefulOptimizer):
             What the closure returns, else None.
 
         Raises:
-            TypeError: sparse gradients.
+            TypeError: sparse gradients; parameters of less than 16 bits, or without a floating point, with a gradient.
             ValueError: expanded parameters; parameters that were moved to another device than their state; with
                 `clear="zero"`, gradients that share memory with parameters or state.
         """
@@ -198,6 +198,7 @@ class FusedOptimizer(StatefulOptimizer):
 
     def _batches_of(self, group: Mapping[str, Any], params: list[Tensor]) -> list[Batch]:
         """Of parameters that share device and dtype."""
+        arguments.precise(params[0])
         arguments.not_expanded(params)  # again: `.data` may have been set since
         names = self._all_names(params[0].dtype, group)
         states = [self.state[p] for p in params]

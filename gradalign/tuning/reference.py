@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradalign.engine.double_backward import twice_differentiable
+from gradalign.engine.passes import hooks_applied
 from gradalign.engine.space import Vector
 from gradalign.tuning.differences import Differences, wide_zeros
 
@@ -80,7 +81,7 @@ def double_backward(differences: Differences) -> Reference:
         start.put_back()
         with twice_differentiable("double backward"), sdpa_kernel(SDPBackend.MATH):
             _, graph = passes.differentiable(closure, step.loss_scale)
-            space.accumulate(base, [None if g is None else g.detach() for g in graph], differences.one)
+            space.accumulate(base, hooks_applied(space.params, graph), differences.one)
             hessian = passes.differentiate_again(graph, direction)
         space.accumulate(product, hessian, step.own_scale / differences.num_probes)
     check_same_gradient(differences.relative_error(base, differences.base_sum))

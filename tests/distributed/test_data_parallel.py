@@ -108,6 +108,8 @@ def asked_differently(rank, steps):
     [
         ([], [(4, None, None), (3, None, None)], "micro-batches"),
         ([], [(4, "aabb", None), (4, "abab", None)], "sources"),
+        ([], [(4, "aabb", None), (4, "bbaa", None)], "sources"),
+        ([], [(4, "abcd", None), (4, "badc", None)], "sources"),
         ([(4, list("aabb"), None)] * 2, [(4, "aabb", None), (4, "abbb", None)], "sources"),
         ([], [(4, None, "xyxy"), (4, None, "xxyy")], "tasks"),
     ],

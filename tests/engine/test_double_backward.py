@@ -95,6 +95,23 @@ def test_other_forms_of_weight_norm_are_accepted(method):
         METHODS[method](model).backward(lambda x, model=model: model(x).tanh().square().mean(), batches)
 
 
+def test_weight_norm_is_accepted_by_exact_where_its_gradient_is_not_differentiated_again():
+    terms = []
+    for estimator in ("exact", "leave_one_out"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(parametrizations.weight_norm(torch.nn.Linear(3, 2)), torch.nn.Linear(2, 1)).double()
+        batches, found = list(torch.randn(4, 5, 3).double()), []
+        for weight in (0.0, 1.0):
+            options = {"normalize": "none", "difference": "central", "radius": 1e-4, "params": model[1].parameters()}
+            aligner = gradalign.GradAlign(model, weight, estimator=estimator, **options)
+            aligner.backward(lambda x, model=model: model(x).tanh().square().mean(), batches)
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+            model.zero_grad()
+        terms.append(found[0] - found[1])
+    assert terms[0].norm() > 1e-3
+    torch.testing.assert_close(*terms, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_torch_compile_made_is_refused(method):
     """Dropout's mask is a buffer that a compiled backward may write over: torch would refuse it in words of its own."""

@@ -223,13 +223,21 @@ def test_an_iterator_that_fills_one_array_again_is_refused(wrap):
 
     def loss_fn(batch):
         while not isinstance(batch, np.ndarray):
-            batch = batch[0] if isinstance(batch, list) else next(iter(getattr(batch, "__dict__", batch).values()))
+            batch = (
+                batch[0] if isinstance(batch, (list, tuple)) else next(iter(getattr(batch, "__dict__", batch).values()))
+            )
         return model(torch.from_numpy(batch)).square().mean()
 
     with pytest.raises(ValueError, match=r"got the same in 1 and 2.*yield clones or copies, or pass a list"):
         GradAlign(model, 0.03).backward(loss_fn, (wrap(filled(x)) for x in batches))
     mask = np.ones(3)  # one array that all have in common is no fault
-    for allowed in ((wrap(filled(x).copy()) for x in batches), [wrap(buffer)] * 4, ([x, mask] for x in batches)):
+    numbered = ((buffer, i) for i in range(4)), ({"x": buffer, "name": name} for name in "abcd")
+    for allowed in (
+        (wrap(filled(x).copy()) for x in batches),
+        [wrap(buffer)] * 4,
+        ([x, mask] for x in batches),
+        *numbered,
+    ):
         GradAlign(model, 0.03).backward(loss_fn, allowed)
         model.zero_grad()
 

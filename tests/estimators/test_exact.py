@@ -24,26 +24,28 @@ def test_the_term_is_that_of_double_backward(objective, normalize, difference, t
     check_term(CASE, objective, normalize, difference, telemetry)
 
 
-def test_hooks_on_gradients_are_applied_once():
-    """The gradient of a gradient that a hook has changed is not one for the hook."""
+@pytest.mark.parametrize("rows", [(2.0, 2.0, 2.0, 2.0), (1.0, 0.0, 1.0, 1.0), (1.0, 0.5, 2.0, 0.0)], ids=str)
+@pytest.mark.parametrize("objective", ["dot", "variance"])
+def test_hooks_on_gradients_are_those_of_finite_differences(objective, rows):
+    """A hook changes every gradient, and so the difference of two; a row that it masks stays where it is."""
+    factor = torch.tensor(rows).double()[:, None]
     terms, calls = [], []
     for estimator in ("exact", "leave_one_out"):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
-        for p in model.parameters():
-            p.register_hook(lambda g: 2 * g)
+        model[0].weight.register_hook(lambda g: g * factor)
         model[0].weight.register_hook(lambda g: calls.append(1))
         x, found = list(torch.randn(4, 4, 3).double()), []
         for weight in (0.0, 1.0):
             options = {"normalize": "none", "difference": "central", "radius": 1e-4, "check_replay": False}
-            aligner = gradalign.GradAlign(model, weight, estimator=estimator, **options)
+            aligner = gradalign.GradAlign(model, weight, estimator=estimator, objective=objective, **options)
             aligner.backward(lambda b, model=model: (model(b) - 1).square().mean(), x)
             found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
             model.zero_grad()
         terms.append(found[0] - found[1])
         assert len(model[0].weight._backward_hooks) == 2
-    assert torch.allclose(*terms, rtol=1e-6)
-    assert len(calls) == 4 + 4 + 4 + 12  # plain and exact; plain and leave_one_out's 3k
+    assert torch.allclose(*terms, rtol=1e-6, atol=1e-9)
+    assert len(calls) == 4 + 8 + 4 + 12  # plain and exact; plain and leave_one_out's 3k
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

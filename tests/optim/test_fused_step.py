@@ -349,12 +349,6 @@ def test_settings_out_of_range_are_refused(cls, kwargs, error, words):
     [
         (torch.ones(2, dtype=torch.complex64), {}, "expected real parameters; got torch.complex64"),
         (torch.ones(2, dtype=torch.float16), {"stochastic_rounding": True}, "expected bfloat16 .* got torch.float16"),
-        (torch.ones(2, dtype=torch.int32), {}, "expected parameters of 16 bits or more, .*got torch.int32"),
-        (
-            torch.ones(2).to(torch.float8_e4m3fn),
-            {},
-            "expected parameters of 16 bits or more, .*got torch.float8_e4m3fn",
-        ),
     ],
 )
 def test_parameters_of_another_kind_are_refused(param, kwargs, words):
@@ -364,6 +358,19 @@ def test_parameters_of_another_kind_are_refused(param, kwargs, words):
     with pytest.raises(TypeError, match=words):
         optimizer.add_param_group({"params": [param]})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float8_e4m3fn], ids=str)
+def test_parameters_of_few_bits_may_be_frozen_and_are_not_stepped(dtype):
+    frozen = torch.nn.Parameter(torch.ones(2).to(dtype), requires_grad=False)
+    p = torch.ones(2, requires_grad=True)
+    optimizer = AdamW([frozen, p])
+    p.grad = torch.ones(2)
+    optimizer.step()
+    frozen.grad = torch.ones(2).to(dtype)
+    with pytest.raises(TypeError, match=f"expected parameters of 16 bits or more, .*got {dtype} with a gradient"):
+        optimizer.step()
+    assert float(optimizer.state[p]["step"]) == 1
 
 
 @each_kind
