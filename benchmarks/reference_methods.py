@@ -233,8 +233,9 @@ class Invariance(ReferenceMethod):
 
         .grad of (mean_e L_e + weight penalty) / max(1, weight)
 
-    The division keeps the size of the step; both papers' experiments do it. What the penalties look at is the last linear
-    layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
+    The division bounds the step. Adam, which rescales what it gets, hardly sees it; SGD does: there it divides the learning
+    rate by a weight above 1, and can cost what the penalty gains (docs/evidence.md). What the penalties look at is the last
+    linear layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
     """
 
     def __init__(

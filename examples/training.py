@@ -29,7 +29,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import get_scheduler
+from transformers import AutoConfig, get_scheduler
 
 import gradalign
 from gradalign.baselines import FOMAML, SAM, Reptile
@@ -201,10 +201,26 @@ def model_source(model: str) -> tuple[str, dict[str, Any]]:
         model = AutoModel.from_pretrained(name, **options)
 
     Only a hub name uses the network.
+
+    Raises:
+        CommandError: there is no such model.
     """
     path = assets.locate(model) if model in assets.MODELS else Path(model)
     local = path.is_dir()
-    return str(path) if local else model, {"local_files_only": local, "trust_remote_code": False}
+    name, found = str(path) if local else model, {"local_files_only": local, "trust_remote_code": False}
+    try:
+        AutoConfig.from_pretrained(name, **found)
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(
+            f"--model: expected {', '.join(assets.MODELS)}, a folder or a hub name of a model; got {model!r}: "
+            f"{first_line(error)}"
+        ) from error
+    return name, found
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; its name, where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_rows(data: str | Path, split: str, config: str | None = None, **found: Any) -> Dataset:
@@ -228,9 +244,8 @@ def load_rows(data: str | Path, split: str, config: str | None = None, **found: 
             raise CommandError(f"expected a file that ends in {', '.join(BUILDERS)}; got {path}")
         return load_dataset(kinds[-1], data_files=str(path), split="train", **found)
     except (OSError, ValueError, DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CommandError(
-            f"expected a file, a folder or a hub name of a data set; got {str(data)!r}: {reason}"
+            f"expected a file, a folder or a hub name of a data set; got {str(data)!r}: {first_line(error)}"
         ) from error
 
 

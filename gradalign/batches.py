@@ -26,8 +26,9 @@ def chunk(batch: Any, k: int) -> list[Any]:
         k batches of the same structure, their tensors views of the given ones.
 
     Raises:
-        ValueError: no tensors, fewer than k rows, tensors with different numbers of rows, or a list of more tensors of one
-            shape than rows, which looks like a list of samples.
+        ValueError: no tensors, fewer than k rows, tensors with different numbers of rows, or what looks like a list of samples:
+            more tensors of one shape than rows, or mappings, or tuples, that are all alike.
+        TypeError: a NumPy array with as many rows as the tensors, or without any.
 
     Examples:
         >>> import torch
@@ -35,8 +36,11 @@ def chunk(batch: Any, k: int) -> list[Any]:
         [3, 2]
     """
     validation.count("k", k, least=1)
+    _no_uncollated_samples(batch)
     _no_list_of_samples(batch)
-    rows = {tensor.shape[0] for tensor in _tensors(batch)}
+    leaves = list(_leaves(batch))
+    rows = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    _no_arrays(leaves, rows)
     if len(rows) != 1:
         raise ValueError(f"chunk: expected tensors with one common number of rows; got {sorted(rows) or 'no tensor'}")
     if (num_rows := rows.pop()) < k:
@@ -54,16 +58,48 @@ def is_mutable(micro_batch: Any) -> bool:
     return isinstance(micro_batch, (MutableMapping, MutableSequence))
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        if batch.dim():
-            yield batch
-    elif isinstance(batch, Mapping):
+def _leaves(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, Mapping):
         for value in batch.values():
-            yield from _tensors(value)
+            yield from _leaves(value)
     elif isinstance(batch, (list, tuple)):
         for value in batch:
-            yield from _tensors(value)
+            yield from _leaves(value)
+    else:
+        yield batch
+
+
+def _no_arrays(leaves: list[Any], rows: set[int]) -> None:
+    """No NumPy array looks as if it were to be cut: each would go to every micro-batch as a whole."""
+    for leaf in leaves:
+        if type(leaf).__module__ == "numpy" and leaf.shape and (not rows or leaf.shape[0] in rows):
+            raise TypeError(
+                f"chunk: expected tensors; got a NumPy array of shape {leaf.shape}, which would go to every micro-batch as a "
+                "whole; convert it with torch.from_numpy"
+            )
+
+
+def _no_uncollated_samples(batch: Any) -> None:
+    """The batch is no list of samples, each a mapping or tuple of its own: they would be cut instead of the list."""
+    if not isinstance(batch, list) or len(batch) < 2:
+        return
+    first = batch[0]
+    if all(isinstance(sample, Mapping) for sample in batch):
+        alike = all(sample.keys() == first.keys() for sample in batch)
+    elif all(isinstance(sample, (list, tuple)) for sample in batch):
+        alike = len(first) > 1 and len({tuple(map(_kind, sample)) for sample in batch}) == 1
+    else:
+        return
+    if alike:
+        raise ValueError(
+            f"chunk: expected tensors with the samples along dimension 0; got a list of {len(batch)} "
+            f"{type(first).__name__}s that are all alike, which looks like a list of samples; collate first, or slice the "
+            "list: [samples[i::k] for i in range(k)]; pass a tuple if each is to be cut along dimension 0"
+        )
+
+
+def _kind(value: Any) -> object:
+    return (value.dtype, value.dim()) if isinstance(value, Tensor) else type(value)
 
 
 def _no_list_of_samples(batch: Any) -> None:

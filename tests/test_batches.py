@@ -85,6 +85,51 @@ def test_a_list_of_samples_is_refused():
     assert len(chunk(tuple(images), 3)[0]) == 8
 
 
+X = torch.randn(6, 4)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [{"x": x, "y": 1} for x in X],
+        [UserDict(x=x) for x in X],
+        [(x, i) for i, x in enumerate(X)],
+        [[x, torch.tensor(0)] for x in X],
+        [Pair(x, x) for x in X],
+    ],
+)
+def test_uncollated_samples_are_refused(samples):
+    with pytest.raises(
+        ValueError, match=r"a list of 6 \w+s that .*; collate first, or .*\[samples\[i::k\] for i in range\(k\)\]"
+    ):
+        chunk(samples, 2)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, (X, X)),
+        [X, (X, X)],
+        [{"x": X}],
+        [{"x": X}, {"y": X}],
+        [(X, X[:, 0]), (X[:, 0], X)],
+        ({"x": X}, {"x": X}),
+        ((X, X), (X, X)),
+        {"states": [(X, X), (X, X)]},
+    ],
+)
+def test_nested_batches_are_no_samples(batch):
+    assert len(chunk(batch, 3)) == 3
+
+
+def test_arrays_that_would_not_be_cut_are_refused():
+    numpy = pytest.importorskip("numpy")
+    for batch in ({"x": X, "y": numpy.zeros(6)}, [numpy.zeros((6, 2))]):
+        with pytest.raises(TypeError, match=r"got a NumPy array of shape \(6,.*torch\.from_numpy"):
+            chunk(batch, 2)
+    assert len(chunk({"x": X, "names": numpy.zeros(3), "scale": numpy.float64(2)}, 2)) == 2
+
+
 def test_a_chunked_batch_trains_like_its_micro_batches():
     model = nn.Linear(6, 1).double()
     x = torch.randn(16, 6, dtype=torch.float64)

@@ -198,29 +198,41 @@ HEADER = (
 def table(task: Task, rows: Sequence[Row]) -> str:
     """All arms in Markdown: the settings chosen on validation data, then the two other ways to choose."""
     factor = scale(rows)
+    found = lines(task, rows, "validation")
     others = [
         {line.cell: line for line in lines(task, rows, selection)} for selection in ("stopped", "source", "start")
     ]
+    seeds = most_seeds(found)
     body = [
         [
             label(line.cell),
             setting_text(line),
-            number(line.mean, factor),
+            _mean(line, factor, seeds),
             *(as_text(line.gains[name], factor) for name in REFERENCES),
-            *(part for found in others for part in _mean_and_gain(found.get(line.cell), factor)),
+            *(part for by_cell in others for part in _mean_and_gain(by_cell.get(line.cell), factor, seeds)),
             f"{line.passes:.2g}",
             "" if line.seconds is None else f"{line.seconds:.2g}",
         ]
-        for line in lines(task, rows, "validation")
+        for line in found
     ]
     return as_markdown(HEADER, body, num_text=2)
 
 
-def _mean_and_gain(line: Line | None, factor: float) -> tuple[str, str]:
+def most_seeds(found: Sequence[Line]) -> int:
+    """The number of seeds of the arm that has most."""
+    return max((line.seeds for line in found), default=0)
+
+
+def _mean(line: Line, factor: float, seeds: int) -> str:
+    """The mean, with the number of seeds where it is another one than that of the table."""
+    return number(line.mean, factor) + ("" if line.seeds == seeds else f" (n={line.seeds})")
+
+
+def _mean_and_gain(line: Line | None, factor: float, seeds: int) -> tuple[str, str]:
     """Both empty where an arm has not been run that way."""
     if line is None:
         return "", ""
-    return number(line.mean, factor), as_text(line.gains["equal steps"], factor)
+    return _mean(line, factor, seeds), as_text(line.gains["equal steps"], factor)
 
 
 def number(value: float, factor: float, sign: str = "") -> str:
@@ -233,7 +245,8 @@ def extra_table(task: Task, rows: Sequence[Row], metric: str) -> str:
     """Another metric of the settings chosen on validation data, at the last step."""
     factor = scale(rows)
     found = lines(task, rows, "validation", metric)
-    body = [[label(line.cell), number(line.mean, factor), as_text(line.gains["equal steps"], factor)] for line in found]
+    seeds = most_seeds(found)
+    body = [[label(line.cell), *_mean_and_gain(line, factor, seeds)] for line in found]
     return as_markdown(("arm", metric.replace("_", " "), "over plain"), body)
 
 
@@ -245,9 +258,11 @@ def extra_metrics(rows: Sequence[Row]) -> list[str]:
 
 def text(task: Task, rows: Sequence[Row]) -> str:
     """Everything about a task."""
-    seeds = max((line.seeds for line in lines(task, rows, "validation")), default=0)
+    found = lines(task, rows, "validation")
+    seeds = most_seeds(found)
+    fewer = ", fewer where n is given" if any(line.seeds < seeds for line in found) else ""
     tables = [table(task, rows), *(extra_table(task, rows, name) for name in extra_metrics(rows))]
-    return "\n\n".join([f"{task.name}: {task.title}; {seeds} seeds", *tables, library_text(rows)])
+    return "\n\n".join([f"{task.name}: {task.title}; {seeds} seeds{fewer}", *tables, library_text(rows)])
 
 
 def library_text(rows: Sequence[Row]) -> str:

@@ -81,6 +81,8 @@ def summary_line(task: Task, read: Sequence[Row]) -> list[str]:
     gains.append(comparison.as_text(untuned.get(line.cell), factor))
     start = f"{arm.parameter} {line.setting[1]:g}, lr {line.setting[0]:g}"
     use = f"`{arm.name}`" if helps(line) else f"plain training; the best objective was `{arm.name}`"
+    if line.seeds < comparison.most_seeds(comparison.lines(task, read, "validation")):
+        use += f" (n={line.seeds})"
     return [f"{task.title} (`{task.name}`)", use, start, *gains, f"{line.passes:.2g}", cheaper(task, read, line)]
 
 

@@ -57,8 +57,7 @@ class DataParallel(Ranks):
             ValueError: a communication hook was registered since the last step.
         """
         for wrapper in self._wrappers:
-            if torch_internals.has_comm_hook(wrapper):
-                _averages_by_itself(wrapper)
+            _averages_by_itself(wrapper)
         if any(map(torch_internals.inside_join, self._wrappers)):
             raise RuntimeError(
                 "expected the same number of micro-batches on all ranks; got a step inside Join, whose ranks may have no "

@@ -168,7 +168,8 @@ def _no_foreign_params(foreign_params: Sequence[Tensor]) -> None:
             f"loss_fn: expected a loss of the model's parameters; got one that also trains {len(foreign_params)} that are not "
             f"in it (shapes {_shapes(foreign_params)}), whose .grad would be left with the scaled gradients of single passes; "
             "give every module that is trained, model=[encoder, head]; give frozen modules with state (spectral_norm, "
-            "BatchNorm) too, with requires_grad off, and run the others under torch.no_grad()"
+            "BatchNorm) too, with requires_grad off, and run the others under torch.no_grad(), or, where gradients pass "
+            "through one (a GAN's discriminator), set requires_grad_(False) on it during the step"
         )
 
 

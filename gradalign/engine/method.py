@@ -91,8 +91,9 @@ class Method(ABC):
     """Fills `.grad` from the micro-batches of a step.
 
     `GradAlign` and every baseline are methods, so that any two can be swapped. A subclass says which schedule of passes runs
-    (`_schedule`). Parameters come back bit for bit after every step; after any exception parameters and buffers are as before
-    and `.grad` is None; what a pass at other parameters than theta does to buffers and random streams leaves no trace.
+    (`_schedule`). Parameters come back bit for bit after every step; after an exception in a step parameters and buffers are
+    as before and `.grad` is None; what a pass at other parameters than theta does to buffers and random streams leaves no
+    trace.
 
     Args:
         model: the module, or several, whose parameters are trained and whose buffers displaced passes leave alone.
@@ -207,7 +208,8 @@ class Method(ABC):
             TypeError: micro-batches that are no list, sparse gradients, complex parameters.
             RuntimeError: a loss_fn that calls backward, or `GradAlign` itself.
 
-        After any exception parameters and buffers are as before the call and `.grad` is None.
+        After an exception in a step parameters and buffers are as before the call and `.grad` is None; a call that is refused
+        before its first pass leaves `.grad` as it was.
         """
         callable_("loss_fn", loss_fn, "a function of a micro-batch")
         batches = validated_micro_batches(micro_batches, self._least_micro_batches())

@@ -241,19 +241,22 @@ class Passes:
         with self._once_more(recorded), _ALONE if ranks is None else ranks.one_pass(more=True, backward=False):
             return self._result(recorded.closure)[0].detach()
 
-    def differentiate_recorded(self, recorded: Recorded, into: Vector, ratio: float = 1.0) -> Tensor:
+    def differentiate_recorded(
+        self, recorded: Recorded, into: Vector, ratio: float = 1.0, among: Sequence[int] | None = None
+    ) -> Tensor:
         """The loss of a recorded base pass, evaluated once more; ratio times its own gradient is added to `into`.
 
         The gradient is as large as in plain training, where backward need not be linear: times `factor`, without loss scale. It
-        comes from autograd whoever else differentiates, and nothing but the parameters gets one. `.grad`, random numbers and
-        buffers are put back.
+        comes from autograd whoever else differentiates, and nothing but the parameters (those at `among`; None: all) gets one.
+        `.grad`, random numbers and buffers are put back.
         """
+        params = self._space.params if among is None else [self._space.params[i] for i in among]
         grads = self._space.grads()
         with self._once_more(recorded):
             try:
                 loss, _ = self._result(recorded.closure)
                 self._space.set_grads(into)
-                (loss * (ratio * self._factor)).sum().backward(inputs=self._space.params)
+                (loss * (ratio * self._factor)).sum().backward(inputs=params)
                 into[:] = self._space.grads()
                 return loss.detach()
             finally:

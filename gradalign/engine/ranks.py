@@ -140,9 +140,11 @@ class Ranks(ABC):
         self._all_reduce(both, torch.distributed.ReduceOp.MAX)
         differing = [name for i, name in enumerate(request) if both[i] != -both[i + len(own)]]
         if differing:
+            given = request[differing[0]]
+            remedy = "cut as many" if isinstance(given, int) else "order micro-batches alike"
             raise ValueError(
                 f"{differing[0]}: expected the same on all ranks, whose i-th micro-batches count as one; got "
-                f"{request[differing[0]]!r} on this rank and something else on another; order micro-batches alike on all ranks"
+                f"{given!r} on this rank and something else on another; {remedy} on all ranks"
             )
 
     def same_everywhere(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], home: torch.device) -> None:

@@ -36,11 +36,6 @@ def has_buffer_hook(wrapper: DistributedDataParallel) -> bool:
     return hasattr(wrapper, "buffer_hook")
 
 
-def has_comm_hook(wrapper: DistributedDataParallel) -> bool:
-    """Whether a hook in Python averages gradients: known at once, where the log takes time to be read."""
-    return bool(wrapper._comm_hooks)
-
-
 def comm_hook(wrapper: DistributedDataParallel) -> str | None:
     """The name of a hook that averages gradients in the wrapper's place; None where there is none or it does the same.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,11 +19,14 @@ from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.sketch import Sketch
-from gradalign.engine.space import Vector, there
+from gradalign.engine.space import ParamSpace, Vector, there
 from gradalign.engine.staircase import can_be_seen, in_16_bits, staircase
 from gradalign.engine.step import Step
 from gradalign.engine.validation import callable_
 from gradalign.telemetry import AlignmentStats
+
+SHARE_COMPARED = 16  # of the parameters, one in so many
+FEW = 1 << 16  # elements that are compared in any case
 
 
 class Progress(NamedTuple):
@@ -81,12 +85,16 @@ class OpenStep:
         self.looks_at_ranks = False
         self.doubt: str | None = None
         self.to_compare: Mapping[str, object] = {}
+        self.compared: list[int] | None = (
+            None  # the parameters whose gradient is compared where a pass is repeated; None: all
+        )
 
     def begin(self) -> None:
         """What comes before the first pass."""
         ranks = self.step.space.ranks
         if self.passes.records and _is_differentiated_alone(self.step):
-            self.passes.describe = Sketch(self.step.space).of
+            self.compared = _compared(self.step)
+            self.passes.describe = partial(_sketch, self.step.space, self.compared)
         if ranks is not None:
             if self.to_compare:
                 ranks.same_request(self.to_compare, self.step.space.home)
@@ -151,7 +159,7 @@ class OpenStep:
         if _is_differentiated_alone(self.step):
             gradient = self.step.space.zeros()
             try:
-                return self.passes.differentiate_recorded(recorded, gradient), gradient
+                return self.passes.differentiate_recorded(recorded, gradient, among=self.compared), gradient
             except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
                 pass
         return self.passes.evaluate_again(recorded), None
@@ -188,6 +196,34 @@ class OpenStep:
         space = self.step.space
         dtypes = frozenset(space.params[i].dtype for i in space.measured)
         return DisplacementInfo(stats.radius, dtypes, self.step.displacement.with_masters)
+
+
+def _compared(step: Step) -> list[int] | None:
+    """The parameters whose gradient is compared; None: all.
+
+    Where masters are, there is no backup in whose place the gradient would be: a part of it says enough.
+    """
+    if not step.displacement.with_masters:
+        return None
+    sizes = [p.numel() for p in step.space.params]
+    left = max(sum(sizes) // SHARE_COMPARED, FEW)
+    chosen = []
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if sizes[i] <= left:
+            chosen.append(i)
+            left -= sizes[i]
+    return chosen
+
+
+def _sketch(space: ParamSpace, compared: list[int] | None, gradient: Vector) -> Tensor:
+    """A gradient in a few numbers.
+
+    No method of a step: passes that hold the step would keep its memory until the garbage collector comes.
+    """
+    if compared is not None:
+        chosen = set(compared)
+        gradient = [g if i in chosen else None for i, g in enumerate(gradient)]
+    return Sketch(space).of(gradient)
 
 
 def _is_differentiated_alone(step: Step) -> bool:

@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
@@ -72,6 +73,11 @@ def callable_(name: str, value: object, remedy: str) -> None:
         )
 
 
+MOST_PARTS = (
+    4  # of a batch that a DataLoader collates: x, y, perhaps a mask; what has more is not looked at in every step
+)
+
+
 def micro_batches(value: object, least: int = 2) -> list:
     """At least two micro-batches, as a list; one where other ranks have more."""
     if isinstance(value, (Tensor, Mapping, str)) or not isinstance(value, Iterable):
@@ -79,13 +85,31 @@ def micro_batches(value: object, least: int = 2) -> list:
             f"micro_batches: expected a list of micro-batches; got {type(value).__name__}; "
             "split one large batch with gradalign.chunk(batch, k)"
         )
+    if isinstance(value, DataLoader):
+        raise TypeError(
+            "micro_batches: expected those of one step; got a DataLoader, all of whose batches would be one step; iterate it, "
+            "and split each batch with gradalign.chunk(batch, k)"
+        )
     batches = list(value)
+    if len(batches) <= MOST_PARTS and _one_batch(batches):
+        found = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in batches[:3])
+        raise ValueError(
+            f"micro_batches: expected a list of micro-batches; got tensors that look like the parts of one batch ({found}); "
+            "split it with gradalign.chunk(batch, k)"
+        )
     if len(batches) < least:
         raise ValueError(
             f"micro_batches: expected at least {least}, to compare their gradients; got {len(batches)}; "
             "split one large batch with gradalign.chunk(batch, k)"
         )
     return batches
+
+
+def _one_batch(batches: list) -> bool:
+    """Whether tensors with equally many rows differ in dtype or number of dimensions, as x and y of one batch do."""
+    if not all(isinstance(t, Tensor) and t.dim() for t in batches) or len({t.size(0) for t in batches}) != 1:
+        return False
+    return batches[0].size(0) > 1 and len({(t.dim(), t.dtype) for t in batches}) > 1
 
 
 def fraction(name: str, value: object) -> float:

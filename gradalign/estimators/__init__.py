@@ -35,7 +35,11 @@ def named(estimator: EstimatorName | Estimator) -> Estimator:
 
     Raises:
         ValueError: an unknown name.
+        TypeError: a class in place of its instance.
     """
+    if isinstance(estimator, type) and issubclass(estimator, Estimator):
+        name = estimator.__name__
+        raise TypeError(f"estimator: expected a name or an instance; got the class {name}; write an instance, {name}()")
     return estimator if isinstance(estimator, Estimator) else ESTIMATORS[one_of("estimator", estimator, ESTIMATORS)]()
 
 

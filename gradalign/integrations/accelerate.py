@@ -12,6 +12,7 @@ from torch import Tensor
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.engine.validation import callable_
+from gradalign.integrations.binding import begun
 from gradalign.integrations.processes import served, several, wrapped
 
 
@@ -106,9 +107,7 @@ class Window:
         if self._visited == 0:
             self._plain = self._coming(accelerator) < k
             if not self._plain:
-                differentiation = Differentiation(accelerator)
-                step = self._method().accumulate(k, reduction="sum", backward=differentiation.backward)
-                self._step = step.__enter__()
+                self._step = begun(self._method(), k, Differentiation(accelerator).backward)
         elif accelerator.sync_gradients and self._step is not None and self._visited + 1 < k:
             raise RuntimeError(
                 f"accumulate: expected {k} micro-batches; got {self._visited + 1} before the data loader, whose length is not "

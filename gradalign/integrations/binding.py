@@ -6,13 +6,29 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradalign.aligner import GradAlign
 from gradalign.engine.method import Method
+from gradalign.engine.schedule import NeedsAllError
+from gradalign.engine.transaction import Accumulation
 from gradalign.telemetry import AlignmentStats, logs
 
 Options = Mapping[str, Any] | Callable[[nn.Module], Method]
+
+
+def begun(method: Method, k: int, backward: Callable[[Tensor], Any]) -> Accumulation:
+    """A step over the next k micro-batches, whose losses carry their 1/k.
+
+    Raises:
+        NeedsAllError: an estimator that needs them all at once, with those that do not.
+    """
+    try:
+        return method.accumulate(k, reduction="sum", backward=backward).__enter__()
+    except NeedsAllError as error:
+        raise NeedsAllError(
+            f'{error}, as docs/trainers.md does with large batches, or the estimator "split", "prefix" or "momentum"'
+        ) from None
 
 
 class LateAligner:

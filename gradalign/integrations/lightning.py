@@ -18,7 +18,7 @@ from torch import Tensor
 from gradalign.batches import shallow_copy
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
-from gradalign.integrations.binding import LateAligner, Options
+from gradalign.integrations.binding import LateAligner, Options, begun
 from gradalign.integrations.bookkeeping import taken_back
 from gradalign.integrations.processes import OWN_LOOP
 
@@ -157,7 +157,7 @@ class GradAlignCallback(Callback):
         _servable(trainer, module, self._late.off)
         self._originals["optimizer_zero_grad"](trainer.current_epoch, self._batch_idx, trainer.optimizers[0])
         method = self._late.of(trainer.strategy.model, trainer.global_step)
-        self._step = method.accumulate(k, reduction="sum", backward=Differentiation(self, module).backward).__enter__()
+        self._step = begun(method, k, Differentiation(self, module).backward)
 
     def _backward(self, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Nothing where the gradient is in `.grad` already."""

@@ -58,7 +58,18 @@ class Steps:
         """The Trainer has collected the micro-batches of the next step; one that was left incomplete is over."""
         self.abandon()
         self._batches = list(batches)
-        self._sources = None if self._source_of is None else [self._source_of(batch) for batch in batches]
+        self._sources = None if self._source_of is None else [self._source(batch) for batch in batches]
+
+    def _source(self, inputs: Any) -> Hashable:
+        """The source of a micro-batch, as the user's function says."""
+        assert self._source_of is not None
+        try:
+            return self._source_of(inputs)
+        except KeyError as error:
+            raise ValueError(
+                f"source_of: expected the inputs of a micro-batch with {error}; got only {', '.join(map(str, inputs))}; "
+                "TrainingArguments(remove_unused_columns=False) keeps columns that the model does not take"
+            ) from error
 
     def is_plain(self, short: bool, num: int, model: nn.Module) -> bool:
         """Whether the next micro-batch is trained plainly.

@@ -44,8 +44,18 @@ class GradAlignMixin:
 
     Raises:
         ValueError: `gradient_accumulation_steps` below 2.
-        TypeError: options that `GradAlign` does not have; several devices in one process, shards, DeepSpeed.
+        TypeError: options that `GradAlign` does not have; several devices in one process, shards, DeepSpeed; a class with the
+            Trainer before the mixin.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(GradAlignMixin)]:
+            if hasattr(base, "get_train_dataloader") and not issubclass(base, GradAlignMixin):
+                raise TypeError(
+                    f"{cls.__qualname__}: expected GradAlignMixin before the Trainer; got {base.__qualname__} first, whose "
+                    f"training_step would run instead; write class {cls.__name__}(GradAlignMixin, {base.__name__})"
+                )
 
     def __init__(self, *args: Any, aligner: Options, source_of: SourceOf | None = None, **kwargs: Any) -> None:
         self._gradalign = Steps(aligner, source_of, GradAlignMixin)

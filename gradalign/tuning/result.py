@@ -10,6 +10,9 @@ from gradalign.tuning.curve import DIFFERENCES, TOLERANCE, Point, smallest_error
 from gradalign.tuning.plot import save_plot
 from gradalign.tuning.table import align_columns, percent
 
+LARGE_SHARE = 0.5  # a term above this share of the gradient is remarked on
+LOW_SHARE = 0.2  # what is proposed instead
+
 
 @dataclass(frozen=True)
 class StartingWeight:
@@ -144,4 +147,20 @@ class TuningResult:
             'Weights to start from (normalize="direction", with warm-up), and what they did to the accuracy of a BERT-tiny, in',
             "points, with clean labels; with 30% wrong ones (docs/weight.md):",
             align_columns(rows),
+            *self._large_terms(),
+        ]
+
+    def _large_terms(self) -> list[str]:
+        """One sentence on the weights whose term is large."""
+        lower = [
+            f"{LOW_SHARE * weight.value / weight.term_size:.1g} for {name}"
+            for name, weight in self.weights.items()
+            if weight.term_size > LARGE_SHARE
+        ]
+        if not lower:
+            return []
+        return [
+            "A term about as large as the gradient, or larger, dominates the step: begin lower, with a term of about "
+            f"{percent(LOW_SHARE)},",
+            f"for example with weight {', '.join(lower)}.",
         ]

@@ -118,6 +118,8 @@ def test_ranks_that_are_asked_for_different_things_are_refused(two_ranks, before
     asked = [(num, s and list(s), t and list(t)) for num, s, t in asked]
     for message, clean in two_ranks.run(asked_differently, [*before, asked]):
         assert message.startswith(f"{name}: expected the same on all ranks")
+        remedy = "cut as many" if name == "micro-batches" else "order micro-batches alike"
+        assert message.endswith(f"; {remedy} on all ranks")
         assert clean
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from support.networks import Counting, make
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gradalign import GradAlign
-from gradalign.engine.validation import count, finite, flag, fraction, one_of, positive, real
+from gradalign.engine.validation import count, finite, flag, fraction, micro_batches, one_of, positive, real
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,38 @@ from gradalign.engine.validation import count, finite, flag, fraction, one_of, p
         (torch.randn(8, 6), TypeError, "micro_batches: expected a list of micro-batches; got Tensor.*gradalign.chunk"),
         ({"x": torch.randn(8, 6)}, TypeError, "micro_batches: expected a list of micro-batches; got dict"),
         (3, TypeError, "micro_batches: expected a list"),
+        (
+            DataLoader(torch.randn(8, 6), 2),
+            TypeError,
+            "micro_batches: .*; got a DataLoader.*iterate it, .*gradalign.chunk",
+        ),
+        (
+            [torch.randn(8, 6), torch.arange(8)],
+            ValueError,
+            r"micro_batches: .*one batch \(\(8, 6\) float32, \(8,\) int64\); split it with gradalign.chunk\(batch, k\)",
+        ),
+        ((torch.randn(8, 6), torch.randn(8)), ValueError, "micro_batches: .*one batch"),
     ],
 )
 def test_invalid_micro_batches_are_refused(batches, error, message):
     model = nn.Linear(6, 1)
     with pytest.raises(error, match=message):
         GradAlign(model, 0.1).backward(lambda x: model(x).mean(), batches)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [torch.randn(4, 6), torch.randn(4, 6)],
+        [torch.randn(4, 3, 6), torch.randn(3, 6)],
+        [torch.randn(1, 6), torch.randn(1, 1, 6)],
+        [(torch.randn(4, 6), torch.arange(4))] * 2,
+        [torch.tensor(1.0), torch.tensor(2)],
+        DataLoader(torch.randn(4, 6), 2).__iter__(),
+    ],
+)
+def test_what_can_be_micro_batches_is_accepted(batches):
+    assert len(micro_batches(batches)) == 2
 
 
 def test_likely_mistakes_are_refused_with_the_remedy():

@@ -24,6 +24,8 @@ def test_every_name_is_an_estimator_with_its_default_options():
     assert named(mine) is mine
     with pytest.raises(ValueError, match="estimator: expected one of 'exact', .*; got 'all'"):
         named("all")
+    with pytest.raises(TypeError, match=r"got the class LeaveOneOut; write an instance, LeaveOneOut\(\)"):
+        named(LeaveOneOut)
 
 
 def test_options_are_frozen_and_belong_to_their_estimator():

@@ -242,12 +242,22 @@ def test_a_file_has_no_other_split(training, tmp_path):
     assert training.validation_of("owner/name", None) == "owner/name"
 
 
-def test_models_come_from_folders_packages_and_the_hub(training, tmp_path, asset):
+def test_models_come_from_folders_packages_and_the_hub(training, tmp_path, asset, monkeypatch):
+    with pytest.raises(
+        CommandError, match="--model: expected bert-tiny, minilm, a folder or a hub name .*; got '.*nowhere'"
+    ):
+        training.model_source(str(tmp_path / "nowhere"))
+    with pytest.raises(CommandError, match="--model: expected .*; got "):
+        training.model_source(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert training.model_source(str(tmp_path)) == (
         str(tmp_path),
         {"local_files_only": True, "trust_remote_code": False},
     )
-    assert training.model_source("owner/name") == (
+    with monkeypatch.context() as patch:
+        patch.setattr(training.AutoConfig, "from_pretrained", lambda name, **options: None)
+        from_hub = training.model_source("owner/name")
+    assert from_hub == (
         "owner/name",
         {"local_files_only": False, "trust_remote_code": False},
     )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from gradalign.integrations.binding import LateAligner
+import gradalign
+from gradalign.integrations.binding import LateAligner, begun
 
 
 def test_a_counter_that_ran_ahead_leaves_what_an_estimator_remembers():
@@ -33,3 +35,9 @@ def test_a_loaded_state_is_that_of_the_method_that_is_made_later():
     method = again.of(model, 7)
     assert method.num_steps == 7
     assert all(map(torch.equal, method.state_dict()["mean"], late.state_dict()["mean"]))
+
+
+def test_an_estimator_that_needs_all_is_refused_with_those_that_do_not():
+    aligner = gradalign.GradAlign(nn.Linear(4, 4), 0.1, estimator="leave_one_out")
+    with pytest.raises(ValueError, match=r'use backward\(loss_fn, .*large batches, .*"split", "prefix" or "momentum"'):
+        begun(aligner, 4, torch.Tensor.backward)

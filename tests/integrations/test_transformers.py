@@ -252,6 +252,17 @@ def test_weight_0_with_sources_is_the_parent_bit_for_bit(tmp_path):
     assert histories[0] == histories[1]
 
 
+def test_source_of_of_the_docs_tells_sites_apart_and_names_what_removes_them(tmp_path):
+    source_of = recipe("Sources in a Trainer")["source_of"]
+    assert source_of({"site": torch.tensor([1, 1])}) == 1
+    with pytest.raises(AssertionError, match="a micro-batch of several sites"):
+        source_of({"site": torch.tensor([1, 2])})
+    given = {"aligner": OPTIONS, "source_of": source_of}
+    with pytest.raises(ValueError, match="source_of: .*with 'site'; got only .*remove_unused_columns=False") as caught:
+        trained(InOrder, gpt2(), tmp_path, rows_of_sites(26), trainer_options=given)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_sequence_to_sequence(tmp_path):
     plain = trained(Seq2SeqTrainer, t5(), tmp_path, arguments_class=Seq2SeqTrainingArguments)
     zero = trained(
@@ -415,6 +426,21 @@ class StepInFront(GradAlignMixin, Trainer):
 class LossInFront(GradAlignMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return model(**inputs).loss
+
+
+def test_the_mixin_behind_a_trainer_is_refused():
+    with pytest.raises(
+        TypeError, match=r"expected GradAlignMixin before the Trainer; .*class Wrong\(GradAlignMixin, Trainer\)"
+    ):
+
+        class Wrong(Trainer, GradAlignMixin):
+            pass
+
+    class Noting:
+        def log(self, *args, **kwargs):
+            super().log(*args, **kwargs)
+
+    assert issubclass(type("Right", (Noting, Aligned), {}), GradAlignMixin)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from support.tuning_cases import two_layers
 
 import gradalign
+from gradalign.tuning.result import StartingWeight
 
 
 def test_the_text_names_reference_radii_and_weights():
@@ -16,6 +18,15 @@ def test_the_text_names_reference_radii_and_weights():
     assert "cosine       0.03" in text
     assert "-1.7 +- 3.4; -1.0 +- 2.5" in text
     assert [line.split()[0] for line in result.table().splitlines()[1:]] == [f"{p.radius:g}" for p in result.curve]
+
+
+def test_a_starting_weight_with_a_large_term_comes_with_a_lower_one():
+    result = gradalign.tune(*two_layers())
+    dot, variance, cosine = (StartingWeight(0.03, share, "") for share in (0.5, 1.82, 0.6))
+    assert str(replace(result, weights={"dot": dot, "variance": variance, "cosine": cosine})).endswith(
+        "begin lower, with a term of about 20%,\nfor example with weight 0.003 for variance, 0.01 for cosine."
+    )
+    assert "begin lower" not in str(replace(result, weights={"dot": dot}))
 
 
 def test_an_extrapolation_says_how_accurate_it_is():

@@ -18,6 +18,11 @@ def split_by_group(corpus: Corpus, seed: int, train_size: int, test_size: int) -
     Raises:
         CommandError: one of the two would have too few snippets.
     """
+    if (num := len(corpus.snippets)) < train_size + test_size:
+        raise CommandError(
+            f"expected at least {train_size + test_size} texts, {train_size} for training (--train-size) and {test_size} for "
+            f"the test (--test-size); got {num} in {corpus.name}; lower both, or give more texts"
+        )
     rng = random.Random(seed)
     members: dict[str, list[Snippet]] = {}
     for snippet in corpus.snippets:

@@ -60,6 +60,16 @@ def test_a_line_of_the_summary(read):
     )  # as good in 3 passes of 4
 
 
+def test_an_arm_with_fewer_seeds_says_so(read):
+    short = [found for found in read if found["arm"] != "cosine" or found["mixed"] or found["seed"] not in (8, 9)]
+    title, table, _ = comparison.text(TASK, short).split("\n\n")
+    assert title == "toy: a toy; 10 seeds, fewer where n is given"
+    counts = {line.split("|")[1].strip(): line.count("(n=8)") for line in table.splitlines()[2:]}
+    assert counts == {name: 4 if name == "cosine" else 0 for name in counts}
+    assert page.summary_line(TASK, short)[1] == "`cosine` (n=8)"
+    assert "n=" not in comparison.text(TASK, read)
+
+
 def test_figures_of_runs_that_diverged_are_short():
     assert comparison.number(0.123, 100, "+") == "+12.3"
     assert comparison.number(-1.2345, 1) == "-1.234"

@@ -26,9 +26,13 @@ def test_the_split_follows_the_seed_alone(films):
 
 
 def test_a_split_that_is_too_large_is_refused_with_the_sizes_available():
-    corpus = Corpus("three", ["a", "b"], [Snippet(f"text {i}", i % 2, str(i)) for i in range(3)])
+    corpus = Corpus("three", ["a", "b"], [Snippet(f"text {i}", i % 2, "one group") for i in range(3)])
     with pytest.raises(
-        CommandError, match="at least 5 snippets for training and 1 for the test.*got 2 and 1 of 3 in three"
+        CommandError, match="at least 2 snippets for training and 1 for the test.*got 0 and 3 of 3 in three"
+    ):
+        split_by_group(corpus, 0, 2, 1)
+    with pytest.raises(
+        CommandError, match=r"at least 6 texts, 5 for training .*got 3 in three; lower both, or give more"
     ):
         split_by_group(corpus, 0, 5, 1)
 

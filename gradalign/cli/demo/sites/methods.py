@@ -23,6 +23,7 @@ class Method:
         name: in the table.
         make: (model, warm-up steps) -> what fills `.grad`.
         passes: of a step, in units of plain training's.
+        setting: the value of its own parameter, in words.
         aligned: whether it is gradalign's.
         mixed: whether its micro-batches are dealt without regard to the sites.
     """
@@ -30,12 +31,14 @@ class Method:
     name: str
     make: Callable[[nn.Module, int], Backward]
     passes: int = 1
+    setting: str = ""
     aligned: bool = False
     mixed: bool = False
 
 
-def _baseline(name: str, method: Any, value: float, passes: int) -> Method:
-    return Method(name, lambda model, warmup: method(model, value, backend=BACKEND).backward, passes)
+def _baseline(name: str, method: Any, parameter: str, value: float, passes: int) -> Method:
+    setting = f"{parameter} {value:g}"
+    return Method(name, lambda model, warmup: method(model, value, backend=BACKEND).backward, passes, setting)
 
 
 def _agreement(objective: str, normalize: str, weight: float, mixed: bool = False) -> Method:
@@ -44,16 +47,17 @@ def _agreement(objective: str, normalize: str, weight: float, mixed: bool = Fals
         f"{objective}{MIXED}" if mixed else objective,
         lambda model, warmup: aligned_backward(weight, warmup, **options)(model),
         passes=2,
+        setting=f"weight {weight:g}",
         aligned=True,
         mixed=mixed,
     )
 
 
-REPTILE = _baseline("Reptile", Reptile, 0.5, passes=1)
+REPTILE = _baseline("Reptile", Reptile, "inner lr", 0.5, passes=1)
 PLAIN = Method("plain", lambda model, warmup: plain_backward(model))
 METHODS = (
     PLAIN,
-    _baseline("SAM", SAM, 0.3, passes=2),
+    _baseline("SAM", SAM, "rho", 0.3, passes=2),
     REPTILE,
     _agreement("dot", "gradient", 0.9),
     _agreement("variance", "direction", 3.0),

@@ -62,11 +62,12 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def conditions(record: dict[str, Any]) -> list[str]:
-    """What was planted and how the numbers were measured."""
+    """What was planted, how the numbers were measured and with which settings."""
     settings, counts = record["settings"], record["seeds"][0]["data"]
     (first, second), reliability = WORDINGS[settings["wording"]][:NUM_SITES], settings["reliability"]
     num = record["summary"]["num_seeds"]
     seeds = "One seed" if num == 1 else f"Means of {num} seeds"
+    values = ", ".join(f"{method.name} {method.setting}" for method in METHODS if method.setting and not method.mixed)
     spread = " with 95% intervals" if num >= MIN_SEEDS else ", too few for an interval"
     return [
         f'The shortcuts are planted. The reviews are real, but two sentences were put in front of each: "{first[0]}" or '
@@ -76,7 +77,10 @@ def conditions(record: dict[str, Any]) -> list[str]:
         "as at the sites (own), no film in two of these. Misled: accuracy on those of the test whose two planted sentences "
         "point to the wrong label. Logistic regression on features of a frozen MiniLM, SGD, full batch, one micro-batch a "
         "site. Mixed: the same reviews, dealt to two micro-batches without regard to the site. Seconds: of the processor, in "
-        "training; equal time is the dearest arm's.",
+        "training; equal time is the slowest method's.",
+        f"No method is tuned in this run: lr {settings['lr']:g} for all, {values}. The weights, which rise over the first "
+        f"{settings['warmup']} steps, were chosen in earlier trials on other seeds than the default ones, that is on other "
+        "splits of the same pool of reviews.",
     ]
 
 

@@ -33,6 +33,9 @@ def test_it_says_that_the_shortcuts_are_planted_and_where_the_method_does_not_he
         "The shortcuts are planted.",
         '"Filed from Paris." or "Filed from Rome.", then "Seen on Monday." or "Seen on Friday."',
         "in 99% of the reviews",
+        "No method is tuned in this run: lr 0.05 for all, SAM rho 0.3, Reptile inner lr 0.5, dot weight 0.9, variance "
+        "weight 3, cosine weight 0.3. The weights, which rise over the first 20 steps, were chosen in earlier trials on "
+        "other seeds than the default ones, that is on other splits of the same pool of reviews.",
         "Where not to expect a gain: micro-batches dealt without regard to their source (the controls)",
         "gradalign demo --task reviews",
         "docs/evidence.md",
