@@ -103,6 +103,21 @@ def test_a_term_that_is_rounding_is_not_rescaled_to_the_gradient(estimator, dtyp
     assert float(stats.term_norm) == 0
 
 
+@pytest.mark.parametrize("objective", ["dot", "variance"])
+def test_many_micro_batches_in_16_bits_have_a_term(objective):
+    """Their sum is coarse, not nothing."""
+    model = nn.Linear(4, 1).bfloat16()
+    micro_batches = [torch.randn(2, 4).bfloat16() for _ in range(2500)]
+    _, stats = gradient_of(
+        model, lambda y: (y - 1).square().mean(), micro_batches, 0.1, objective=objective, normalize="none"
+    )
+    assert float(stats.displacement_cosine) > 0.9
+    assert stats.term_norm is None or float(stats.term_norm) > 0
+    expected, _ = gradient_of(model, lambda y: (y - 1).square().mean(), micro_batches, 0.0)
+    found, _ = gradient_of(model, lambda y: (y - 1).square().mean(), micro_batches, 1.0, objective=objective)
+    assert float((found - expected).norm()) > 0.01
+
+
 @pytest.mark.parametrize("estimator", ["split", "prefix"])
 @pytest.mark.parametrize("case", ["normalize", "nearly equal", "one layer in 16 bits"])
 def test_a_term_in_16_bits_that_is_more_than_rounding_stays(case, estimator):

@@ -182,10 +182,11 @@ class Step:
         """The square of the rounding of a sum of the k gradients, relative to theirs.
 
         Where they are equal, each addition rounds the same way: the sum is off by about k eps / 16. Sums of squares have a
-        rounding of their own.
+        rounding of their own. Never so much that gradients that do not cancel would count as rounding.
         """
         epsilon = self.space.epsilon
-        return max((self.num_everywhere * epsilon) ** 2 / 200, 2.0**-46 if epsilon < 1e-10 else 2.0**-36)
+        least = 2.0**-46 if epsilon < 1e-10 else 2.0**-36
+        return min(max((self.num_everywhere * epsilon) ** 2 / 200, least), 2.0**-8)
 
     @cached_property
     def grain(self) -> float:
