@@ -51,7 +51,7 @@ def due(done: int, every: int | None, last: int) -> bool:
 
 
 def main() -> None:
-    """Train, report and save."""
+    """Join the other processes, train, and leave them."""
     given = arguments()
     on_gpu = torch.cuda.is_available()
     if "LOCAL_RANK" not in os.environ:
@@ -61,10 +61,17 @@ def main() -> None:
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    train(given, rank, device)
+    # The wrapper is gone by now: where it is the last to hold the group, its end may wait for gloo's thread forever.
+    dist.barrier()
+    dist.destroy_process_group()
 
+
+def train(given: argparse.Namespace, rank: int, device: torch.device) -> None:
+    """Train, report and save."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 1)).to(device)
-    model = DistributedDataParallel(net, device_ids=[local] if on_gpu else None)
+    model = DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
     kind = gradalign.optim.AdamW if given.optimizer == "adamw" else gradalign.optim.LAMB
     optimizer = kind(model.parameters(), lr=3e-3)
     aligner = gradalign.GradAlign(model, given.weight, objective=given.objective, scope=given.scope)
@@ -98,8 +105,6 @@ def main() -> None:
             print(json.dumps({"step": step, "loss": float(loss), "grad_norm": float(stats.grad_norm or 0)}), flush=True)
         if given.checkpoint is not None and due(step + 1, given.save_every, given.steps):
             save()
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
