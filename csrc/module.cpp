@@ -105,10 +105,10 @@ std::vector<gradalign::RowList> lists_of(const pybind11::object& rows) {
 
 bool agree(const pybind11::object& rows, size_t num_written) { return gradalign::agree(lists_of(rows), num_written); }
 
-// Whether each of the first lists has the shapes of the very first, or is empty.
-bool same_shapes(const pybind11::object& rows, size_t num_lists) {
+// Whether each list of a step but the last, its counts, has the shapes of the first, or is empty.
+bool same_shapes(const pybind11::object& rows) {
   const auto lists = lists_of(rows);
-  for (size_t number = 1; number < std::min(num_lists, lists.size()); ++number) {
+  for (size_t number = 1; number + 1 < lists.size(); ++number) {
     const gradalign::RowList &list = lists[number], &first = lists.front();
     if (list.size() > 0 && !std::equal(list.begin(), list.end(), first.begin(), first.end(), gradalign::same_shape)) return false;
   }
@@ -148,6 +148,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_tensors", &use_tensors, "Read tensors of these two types; False where torch has no interface for it.");
   m.def("rows", &rows, "Tuples of tensors as rows of int64; None where a tensor is to be left to torch.");
   m.def("agree", &agree, "Whether an op can take the lists in rows, of which it writes the first ones; False also where it is not sure.");
-  m.def("same_shapes", &same_shapes, "Whether each of the first lists in rows has the shapes of the very first, or is empty.");
+  m.def("same_shapes", &same_shapes, "Whether each list in rows but the last has the shapes of the first, or is empty.");
   m.def("keys", &keys, "Of each list in rows, its addresses as int64, and what tells its dtypes, sizes and strides from others.");
 }

@@ -10,7 +10,7 @@ device, new addresses cost one small asynchronous copy, and a tensor that moved 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,12 +50,19 @@ class Listed(tuple[Tensor, ...]):
     entry: Entry
 
 
-def listed(lists: Sequence[Tensors]) -> list[Listed] | None:
-    """Lists with at least one tensor each, read at once; None where `gradalign._C` does not read them."""
+def listed(lists: Sequence[Tensors], check: Callable[[bytearray], None] | None = None) -> list[Listed] | None:
+    """Lists with at least one tensor each, read at once; None where `gradalign._C` does not read them.
+
+    Args:
+        lists: the lists.
+        check: called with their rows.
+    """
     kept = tuple(map(rows.kept, lists))
     module, read = rows.reader(), rows.read(kept)
     if module is None or read is None:
         return None
+    if check is not None:
+        check(read)
     return [_listed(tensors, *key) for tensors, key in zip(kept, module.keys(read), strict=True)]
 
 

@@ -65,12 +65,12 @@ def state_of_params(tensors: StepTensors, options: StepOptions, read: bytearray 
     Args:
         tensors: the lists.
         options: of the step.
-        read: the rows of all lists, where they were read.
+        read: the rows of its lists in the order of the schema, where they were read; without empty ones, or with them.
     """
     params, grads, states, masters, _ = tensors
     module = rows.reader()
     if read is not None and module is not None:
-        if module.same_shapes(read, 3 + len(states)):
+        if module.same_shapes(read):
             return
     elif _same_shapes(params, (grads, *states, masters)):
         return

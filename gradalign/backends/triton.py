@@ -74,8 +74,8 @@ def _interpreted() -> bool:
 
 def step_(tensors: StepTensors, scalars: StepScalars, options: StepOptions) -> None:
     """One step of the optimizer that the options name; see `gradalign.ops`."""
-    op_validation.state_of_params(tensors, options, None)
-    params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars))[
+    check = functools.partial(op_validation.state_of_params, tensors, options)
+    params, grads, *states, masters, steps = _read(options.op, (*tensors.in_order(), *scalars), check)[
         : len(tensors.in_order())
     ]
     _kernel(options.op)(StepTensors(params, grads, tuple(states), masters, steps), scalars, options)
@@ -94,17 +94,19 @@ def __getattr__(name: str) -> Callable[..., Any]:
     return run
 
 
-def _read(op: str, args: tuple[object, ...]) -> list[Any]:
-    """The arguments with the lists among them read, before anything is launched.
+def _read(op: str, args: tuple[object, ...], check: Callable[[bytearray | None], None] | None = None) -> list[Any]:
+    """The arguments with the lists among them read, and checked, before anything is launched.
 
     torch resolves tensors whose memory is not their value for the kernels behind its dispatcher; these read addresses.
     """
     tensor_lists = importlib.import_module("gradalign.kernels.tensor_lists")
     lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg]
     op_validation.values_in_memory(op, [arg for arg in args if isinstance(arg, torch.Tensor)])
-    read = tensor_lists.listed(lists)
+    read = tensor_lists.listed(lists, check)
     if read is None:
         op_validation.values_in_memory(op, lists)
+        if check is not None:
+            check(None)
         read = tensor_lists.listed_by_python(lists)
     found = iter(read)
     return [next(found) if isinstance(arg, (list, tuple)) and arg else arg for arg in args]

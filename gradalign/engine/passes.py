@@ -297,9 +297,8 @@ class Passes:
     def forward_dtype(self) -> torch.dtype:
         """The least precise dtype that the forward is known to compute in."""
         params = (p for model in self.models for p in model.parameters() if p.is_floating_point())
-        dtypes = {
-            p.dtype for p in params if p.dtype.itemsize > 1
-        } | self._autocast_dtypes  # 8 bits: stored, not computed in
+        dtypes = {p.dtype for p in params if p.dtype.itemsize > 1}  # 8 bits are stored, and not computed in
+        dtypes |= self._autocast_dtypes
         if self._graphs.casts_to_16_bit and not self._autocast_dtypes:
             dtypes.add(torch.bfloat16)
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradalign.engine.addresses import ParamMemory, span
+from gradalign.engine.addresses import ParamMemory, repeats, span
 
 
 class SlowState:
@@ -195,12 +195,9 @@ def _owned(t: Tensor) -> Tensor:
     if t.layout is not torch.strided or t.is_contiguous():
         return t
     once = t[tuple(slice(None) if stride else slice(1) for stride in t.stride())]
-    reach = 0
-    for stride, size in sorted(zip(once.stride(), once.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            first, end = span(t)
-            return t.as_strided(((end - first) // t.element_size(),), (1,))
-        reach += stride * (size - 1)
+    if repeats(once):
+        first, end = span(t)
+        return t.as_strided(((end - first) // t.element_size(),), (1,))
     return once
 
 

@@ -22,6 +22,11 @@ CAUSES = (
     "iterator outside loss_fn, a torch.Generator of your own, writes through .data, a counter in Python. "
     "docs/troubleshooting.md has remedies; check_replay=False turns this check off"
 )
+CAUSES_IN_BACKWARD = (
+    "Usual cause: a backward with a counter in Python, as the coefficient of a gradient reversal layer that grows with each "
+    "forward; move the counter on outside loss_fn, after optimizer.step(), or make it a buffer; check_replay=False turns this "
+    "check off"
+)
 
 
 def check_replay(
@@ -74,15 +79,10 @@ def check_gradient(first: Tensor, again: Tensor, epsilon: float) -> None:
     if not (math.isfinite(norm) and off > allowed * norm):
         return
     found = f"{off / norm:.2g} times its length" if norm else "any length, where there was none"
+    told = f"the same loss, and a gradient that is off by {found}. {CAUSES_IN_BACKWARD}"
     if GRADIENT_ULPS * epsilon > MOST_OF_GRADIENT:
-        raise RuntimeError(
-            "loss_fn: expected the same gradient when a micro-batch is evaluated again with the same parameters, random "
-            f"numbers and buffers, which the displaced passes rely on; got one that is off by {found}. {CAUSES}"
-        )
+        told = f"one that is off by {found}. {CAUSES}"
     raise RuntimeError(
         "loss_fn: expected the same gradient when a micro-batch is evaluated again with the same parameters, random numbers "
-        "and buffers, which the displaced passes rely on; got the same loss, and a gradient that is off by "
-        f"{found}. Usual cause: a backward with a counter in Python, as the coefficient of a gradient reversal layer that "
-        "grows with each forward; move the counter on outside loss_fn, after optimizer.step(), or make it a buffer; "
-        "check_replay=False turns this check off"
+        f"and buffers, which the displaced passes rely on; got {told}"
     )

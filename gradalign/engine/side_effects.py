@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+PLAIN = (str, bytes, int, float)
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
@@ -155,9 +156,11 @@ def no_tensor_filled_again(micro_batches: Sequence[Any]) -> None:
     seen: dict[tuple[object, ...], int] = {}
     for number, micro_batch in enumerate(micro_batches, 1):
         found = list(tensors_of(micro_batch, set(), kinds))
-        arrays = not all(isinstance(t, Tensor) for t in found)
-        # An array may be a table that all share, beside numbers or names of their own.
-        ids: tuple[object, ...] = (*map(id, found), *(_others(micro_batch, kinds, set()) if arrays else ()))
+        if not all(
+            isinstance(t, Tensor) for t in found
+        ):  # an array may be a table that all share, beside numbers or names
+            found = list(tensors_of(micro_batch, set(), (*kinds, *PLAIN)))
+        ids = tuple(value if isinstance(value, PLAIN) else id(value) for value in found)
         if found and ids in seen:
             raise ValueError(
                 f"micro_batches: expected tensors of their own for every micro-batch of an iterator; got the same in "
@@ -165,22 +168,6 @@ def no_tensor_filled_again(micro_batches: Sequence[Any]) -> None:
                 "or copies, or pass a list where the same micro-batch is meant"
             )
         seen[ids] = number
-
-
-def _others(value: Any, kinds: tuple[type, ...], seen: set[int]) -> Iterator[object]:
-    """What is in a micro-batch beside its tensors, in what `tensors_of` walks: texts and numbers."""
-    if isinstance(value, (str, bytes, int, float)):
-        yield value
-    elif not isinstance(value, kinds) and id(value) not in seen:
-        seen.add(id(value))
-        if isinstance(value, (dict, UserDict)):
-            inner = list(value.values())
-        elif isinstance(value, (list, tuple)):
-            inner = list(value)
-        else:
-            inner = list(vars(value).values()) if hasattr(value, "__dict__") and not callable(value) else []
-        for part in inner:
-            yield from _others(part, kinds, seen)
 
 
 def tensors_of(value: Any, seen: set[int], kinds: tuple[type, ...] = (Tensor,)) -> Iterator[Any]:
@@ -195,7 +182,7 @@ def tensors_of(value: Any, seen: set[int], kinds: tuple[type, ...] = (Tensor,)) 
     """
     if isinstance(value, kinds):
         yield value
-    elif not isinstance(value, (str, bytes, int, float)) and id(value) not in seen:
+    elif not isinstance(value, PLAIN) and id(value) not in seen:
         seen.add(id(value))
         for inner in _parts(value, kinds):
             yield from tensors_of(inner, seen, kinds)

@@ -377,15 +377,18 @@ class Step:
 
 def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
     """Mean of the L_i, in the dtype of the losses."""
-    if share == 1 and len({(loss.dtype, loss.device) for loss in losses}) == 1 and losses[0].device == home:
-        return torch.stack(list(losses)).mean(dtype=torch.float64).to(losses[0].dtype)
-    values = stacked(losses, home)
-    mean = values.mean() if share == 1 else values.sum() * share / len(losses)
+    values, wide = _side_by_side(losses, home), torch.float64
+    mean = values.mean(dtype=wide) if share == 1 else values.sum(dtype=wide) * share / len(losses)
     return mean.to(losses[0].dtype)
 
 
 def stacked(losses: Sequence[Tensor], home: torch.device) -> Tensor:
     """Some losses as one float64 tensor."""
+    return to_device(_side_by_side(losses, home), home, torch.float64)
+
+
+def _side_by_side(losses: Sequence[Tensor], home: torch.device) -> Tensor:
+    """Some losses as one tensor, of their dtype if they have one in common."""
     if len({(loss.dtype, loss.device) for loss in losses}) > 1:
         losses = [to_device(loss, home, torch.float64) for loss in losses]
-    return to_device(torch.stack(list(losses)), home, torch.float64)
+    return to_device(torch.stack(list(losses)), home)

@@ -85,9 +85,7 @@ class OpenStep:
         self.looks_at_ranks = False
         self.doubt: str | None = None
         self.to_compare: Mapping[str, object] = {}
-        self.compared: list[int] | None = (
-            None  # the parameters whose gradient is compared where a pass is repeated; None: all
-        )
+        self.compared: list[int] | None = None  # the parameters that `_compared` chose; None: all
 
     def begin(self) -> None:
         """What comes before the first pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -123,12 +124,12 @@ class FusedOptimizer(StatefulOptimizer):
         # A kernel that zeroes what it has read would take a shared gradient from the parameters that come later.
         shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
         zero_grads = self.clear == "zero" and not shared
-        for batch in batches:  # whatever refuses does so before anything is stepped
-            dispatch.backend(self.backend, batch.device.type, batch.dtypes)
+        # All of them first: what refuses does so before anything is stepped.
+        backends = [dispatch.backend(self.backend, batch.device.type, batch.dtypes) for batch in batches]
         scalars = DeviceScalars()
         rates = self._rates(batches, scale, scalars)
-        for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
-            self._step_batch(number, batch, scale, scalars, rate, zero_grads)
+        for number, (batch, rate, backend) in enumerate(zip(batches, rates, backends, strict=True)):
+            self._step_batch(number, batch, scale, scalars, rate, backend, zero_grads)
         if shared:
             for batch in batches:
                 gradients.zero(batch.grads)
@@ -159,6 +160,7 @@ class FusedOptimizer(StatefulOptimizer):
         scale: GradientScale,
         scalars: DeviceScalars,
         rate: Tensor,
+        backend: ModuleType,
         zero_grads: bool,
     ) -> None:
         group, device = batch.group, batch.device
@@ -171,7 +173,7 @@ class FusedOptimizer(StatefulOptimizer):
         options = self._options(group, {"maximize": group["maximize"], "zero_grads": zero_grads})
         states = list(map(batch.states, self._state_names(group)))
         unused: list[list[Tensor]] = [[]] * (len(options.states) - len(states))
-        dispatch.backend(self.backend, device.type, batch.dtypes).step_(
+        backend.step_(
             StepTensors(batch.params, batch.grads, (*states, *unused), masters, batch.states("step")),
             StepScalars(
                 to_device(scale.factor, device),

@@ -100,6 +100,12 @@ def tune(
     random_state = RandomState({p.device for p in tuner.trainable()})
     renormalised = _Renormalised(tuner.modules())
     grad_enabled, step = torch.is_grad_enabled(), None
+
+    def clean_up() -> None:
+        tuner._roll_back(step, grad_enabled)
+        random_state.put_back()
+        renormalised.put_back()
+
     try:
         try:
             step = tuner._begin(StepRequest(len(batches), reduction, has_aux, backward))
@@ -109,13 +115,9 @@ def tune(
             step.passes.stop_observing()
             return _measure(step.schedule, sweep, reference)
         finally:
-            tuner._roll_back(step, grad_enabled)
-            random_state.put_back()
-            renormalised.put_back()
+            clean_up()
     finally:  # once more, in case an interrupt came meanwhile
-        tuner._roll_back(step, grad_enabled)
-        random_state.put_back()
-        renormalised.put_back()
+        clean_up()
 
 
 class _Renormalised:
