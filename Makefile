@@ -58,9 +58,11 @@ bench: $(DEMO_READY)
 bench-guards: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/guards
 
-# On a machine with a GPU: with the Python that has torch there, nothing is installed.
+# On a machine with a GPU: with the Python that has torch there, nothing is installed. Everything is written to one folder;
+# `make gpu OUT=DIR` for another one, `tar -czf gpu-report.tar.gz -C DIR .` packs it as one file.
+gpu: OUT ?= gpu-report
 gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.report
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.report --out "$(OUT)"
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

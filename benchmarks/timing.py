@@ -14,6 +14,8 @@ import torch
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
+LEAST_SLEEP = 5e-5  # seconds of the device: for the first event, whatever the host does between two launches
+
 
 class Clock(Protocol):
     """Measures one call."""
@@ -54,11 +56,23 @@ class HostClock:
 
 
 class EventClock:
-    """Events of a CUDA device: kernel time without the host's."""
+    """Events of a CUDA device: the time of a call's kernels one after the other, without that of their launches.
+
+    The device sleeps before the first event for twice as long as the host takes to launch the call, so that the kernels wait
+    in the queue. Of a call with more kernels than the queue has places (about a thousand), whose launches are slower than
+    they are, the end is measured with the launches.
+    """
+
+    def __init__(self) -> None:
+        self._launching: dict[Call, float] = {}
+        self._frequency: float | None = None
 
     def start(self, call: Call) -> Callable[[], float]:
-        """Puts the call between two events in the device's queue."""
+        """Puts the call between two events in the device's queue; twice more before that, the first time it is given."""
+        if call not in self._launching:
+            self._launching[call] = min(self._seconds_of_the_host(call) for _ in range(2))
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int((2 * self._launching[call] + LEAST_SLEEP) * self._cycles_per_second()))
         begin.record()
         call()
         end.record()
@@ -67,6 +81,25 @@ class EventClock:
     def wait(self) -> None:
         """Returns when the device has nothing left to do."""
         torch.cuda.synchronize()
+
+    def _seconds_of_the_host(self, call: Call) -> float:
+        self.wait()  # a full queue would make the host wait too
+        begun = time.perf_counter()
+        call()
+        passed = time.perf_counter() - begun
+        self.wait()
+        return passed
+
+    def _cycles_per_second(self) -> float:
+        if self._frequency is None:
+            cycles = 10_000_000  # several ms: no launch is as long
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            torch.cuda._sleep(cycles)
+            end.record()
+            self.wait()
+            self._frequency = cycles / (begin.elapsed_time(end) / 1e3)
+        return self._frequency
 
 
 class Budget(NamedTuple):

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 RESERVED = 1 << 17  # integers: 1 MiB, a dozen lists of 10,000 tensors
 
-_kept_for_graphs: list[Any] = []
+_kept_for_graphs: dict[int, Any] = {}  # by the identity of the copy on the device, which lives as long as its entry
 
 
 def current_stream(device: torch.device) -> int | None:
@@ -72,7 +72,7 @@ class Table:
         if stream is None:
             copy = next(iter(self._copies.values()), None)
             staged, copy = self._copy(capturing=True) if copy is None else (None, copy)
-            _kept_for_graphs.append((staged, copy))
+            _kept_for_graphs.setdefault(id(copy), (staged, copy))
             return copy
         copy = self._copies.get(stream)
         if copy is None:

@@ -1,9 +1,10 @@
 """Build, test, measure and sanitize on a machine with a GPU, and report it, in less than 9 minutes.
 
-`make gpu` or `python -m benchmarks.gpu.report [--out gpu-report] [--minutes 9] [--skip STAGE ...]`. Uses the Python that runs
-it, with the torch that is there; installs and downloads nothing. Writes report.json, report.md and report.png (where there is
-matplotlib), and the suite's table to suite/. Exit status: 0 everything passed, 1 a stage failed or found no time, 2 bad
-arguments, 3 no GPU (after building and collecting the tests).
+`make gpu [OUT=DIR]` or `python -m benchmarks.gpu.report [--out gpu-report] [--minutes 9] [--skip STAGE ...]`. Uses the Python
+that runs it, with the torch that is there; installs and downloads nothing. Everything is written to the one folder `--out`:
+report.json, report.md and report.png (where there is matplotlib), anew after every stage; a log of each stage; the suite's rows
+and table in suite/. To pack it as one file: `tar -czf gpu-report.tar.gz -C DIR .`. Exit status: 0 everything passed, 1 a stage
+failed or found no time, 2 bad arguments, 3 no GPU (after building and collecting the tests).
 """
 
 from __future__ import annotations
@@ -11,107 +12,33 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import io
 import json
-import os
 import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import traceback
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.gpu import device_tests
+from benchmarks.gpu.process import PACKAGE, execute, make_package
+from benchmarks.gpu.schedule import NO_TIME, SANITIZERS, SHARES, WITHOUT_GPU, Run, Work
 from benchmarks.gpu.summary import draw, markdown, targets
 
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
-STAGES = ("build", "collect", "tests", "benchmark", "suite", *SANITIZERS)
-# Seconds that a stage may take at most. Together they are more than there is, since few take their limit.
-LIMITS = {"build": 120, "collect": 60, "tests": 120, "benchmark": 190, "suite": 75, **dict.fromkeys(SANITIZERS, 60)}
+STAGES = tuple(WITHOUT_GPU | SHARES)
 # Of the benchmark's time: what each half measures for, and what the ops may take with their compiles, which nothing has cached.
 MEASURING, OPS = 0.15, 0.6
 NO_DEVICE = 3
-NO_TIME = "no time left"
-PACKAGE = ROOT / "build" / "gpu"
 SUITE_WORKLOAD = "mlp-1e8"  # of the suite `gpu`: the largest that needs no texts and takes a minute
-
-
-@dataclass
-class Stage:
-    """How one stage ended."""
-
-    name: str
-    status: str  # "passed", "failed", "skipped"
-    seconds: float = 0.0
-    summary: str = ""
-    log: str = ""
-
-
-@dataclass
-class Run:
-    """The whole run so far."""
-
-    out: Path
-    deadline: float
-    skip: tuple[str, ...]
-    stages: list[Stage] = field(default_factory=list)
-
-    def stage(self, name: str, work: Callable[[float], tuple[bool, str]], reserve: float = 0.0) -> Stage:
-        """Runs one stage within its limit and what is left of the time, less a reserve for later stages."""
-        left = min(LIMITS[name], self.deadline - time.monotonic() - reserve)
-        if name in self.skip or left < 5:
-            done = Stage(name, "skipped", summary="asked for" if name in self.skip else NO_TIME)
-        else:
-            print(f"{name} ...", flush=True)
-            start = time.monotonic()
-            passed, text = work(left)
-            summary = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-            log = self.out / f"{name}.log"
-            log.write_text(text)
-            done = Stage(name, "passed" if passed else "failed", time.monotonic() - start, summary.strip(), log.name)
-        self.stages.append(done)
-        print(f"{name}: {done.status} in {done.seconds:.0f} s: {done.summary}", flush=True)
-        return done
-
-
-def make_package(folder: Path) -> None:
-    """The package as it would be installed, and the benchmarks beside it, by links.
-
-    In a checkout `kernels/` and `csrc/` are outside of the package. The root itself must not be on the path: other packages
-    look for a package named `kernels`.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    package = folder / "gradalign"
-    package.mkdir(parents=True)
-    inside = [path for path in (ROOT / "gradalign").iterdir() if path.name != "__pycache__"]
-    for path in (*inside, ROOT / "kernels", ROOT / "csrc"):
-        (package / path.name).symlink_to(path)
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-
-
-def execute(command: list[str], seconds: float, **environment: str) -> tuple[int, str]:
-    """Exit status and output; 124 where it ran out of time."""
-    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-    settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment}  # safe: without the root
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=settings,
-        text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # a sanitizer's child too: it would go on using the GPU
-            output, _ = process.communicate()
-            return 124, f"{output}\nstopped after {seconds:.0f} s"
-    return process.returncode, output
+# Seconds of the suite's time in which no row is begun: the last one may take the 30 of the runner's `GRACE`, a table the rest.
+LAST_ROW = 45.0
+LEAST_OF_SUITE = 10.0
 
 
 def build(seconds: float) -> tuple[bool, str]:
@@ -125,34 +52,7 @@ def build(seconds: float) -> tuple[bool, str]:
     return status == 0, text
 
 
-def gpu_tests() -> list[str]:
-    """The files with tests that need a GPU, by their own mark or that of the conftest beside them.
-
-    Others may import what a bare machine lacks.
-    """
-
-    def marked(path: Path) -> bool:
-        return path.is_file() and "pytest.mark.gpu" in path.read_text()
-
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [str(p.relative_to(ROOT)) for p in files if marked(p) or marked(p.with_name("conftest.py"))]
-
-
-def collect(seconds: float) -> tuple[bool, str]:
-    """Which tests would run."""
-    status, text = execute([sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", *gpu_tests()], seconds)
-    return status == 0, text
-
-
-def tests(seconds: float) -> tuple[bool, str]:
-    """Every test that needs a GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *gpu_tests()]
-    command += ["--continue-on-collection-errors"]
-    status, text = execute(command, seconds)
-    return status == 0, text
-
-
-def sanitizer(tool: str) -> Callable[[float], tuple[bool, str]]:
+def sanitizer(tool: str) -> Work:
     """compute-sanitizer over a small program that runs every kernel."""
 
     def work(seconds: float) -> tuple[bool, str]:
@@ -176,7 +76,7 @@ def sanitizer(tool: str) -> Callable[[float], tuple[bool, str]]:
     return work
 
 
-def benchmark(out: Path, quick: bool) -> Callable[[float], tuple[bool, str]]:
+def benchmark(out: Path, quick: bool) -> Work:
     """Ops and optimizer steps beside torch's, into measured.json."""
 
     def work(seconds: float) -> tuple[bool, str]:
@@ -193,25 +93,39 @@ def benchmark(out: Path, quick: bool) -> Callable[[float], tuple[bool, str]]:
             if path.is_file():
                 rows += json.loads(path.read_text())["rows"]
                 path.unlink()
-        (out / "measured.json").write_text(json.dumps(rows))
+            (out / "measured.json").write_text(json.dumps(rows))
         return status == 0, text
 
     return work
 
 
-def suite(out: Path) -> Callable[[float], tuple[bool, str]]:
+def suite(out: Path) -> Work:
     """Whole steps of gradalign and its alternatives: what of the suite `gpu` needs no texts, into suite/."""
 
     def work(seconds: float) -> tuple[bool, str]:
         folder = out / "suite"
         command = [sys.executable, "-m", "benchmarks", "--suite", "gpu", "--only", SUITE_WORKLOAD, "--fresh"]
-        command += ["--no-figures", "--out", str(folder), "--minutes", str(max(seconds - 15, 1) / 60)]
+        minutes = max(seconds - LAST_ROW, LEAST_OF_SUITE) / 60
+        command += ["--no-figures", "--out", str(folder), "--minutes", str(minutes)]
         status, text = execute(command, seconds)
-        found = folder / "gpu.json"
-        rows = json.loads(found.read_text())["rows"] if status == 0 and found.is_file() else []
-        return bool(rows) and all(row["status"] == "ok" for row in rows), text
+        rows = suite_rows(out)
+        cut = "" if status == 0 and "time is up" not in text else ", not all rows"
+        passed = status == 0 and bool(rows) and all(row["status"] == "ok" for row in rows)
+        return passed, f"{text}\n{len(rows)} rows measured{cut}"
 
     return work
+
+
+def suite_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows that the suite has written, each as soon as it was measured; without a last line that was cut short."""
+    path = out / "suite" / "gpu.jsonl"
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
 def environment() -> dict[str, object]:
@@ -236,15 +150,23 @@ def device_count() -> int:
 
 
 def report(run: Run, versions: dict[str, object]) -> None:
-    """report.json, report.md and, with matplotlib, report.png."""
-    measured = run.out / "measured.json"
-    rows = json.loads(measured.read_text()) if measured.is_file() else []
-    found = {"environment": versions, "stages": [asdict(s) for s in run.stages], "rows": rows}
-    found["targets"] = [asdict(target) for target in targets(rows)]
-    (run.out / "report.json").write_text(json.dumps(found, indent=1))
-    picture = draw(rows, run.out / "report.png")
-    (run.out / "report.md").write_text(markdown(found, picture))
-    print(f"report in {run.out}{'' if picture else '; no report.png: matplotlib is missing or nothing was measured'}")
+    """report.json, report.md and, with matplotlib, report.png, of the stages so far; what goes wrong is said in them."""
+    found: dict[str, Any] = {"environment": versions, "stages": [asdict(s) for s in run.stages]}
+    found |= {"rows": [], "targets": [], "suite": []}
+    picture = False
+    try:
+        measured = run.out / "measured.json"
+        rows = json.loads(measured.read_text()) if measured.is_file() else []
+        goals = [asdict(target) for target in targets(rows)]
+        found |= {"rows": rows, "targets": goals, "suite": suite_rows(run.out)}
+        picture = draw(rows, run.out / "report.png")
+        text = markdown(found, picture)
+    except Exception as error:  # rows that cannot be shown are no reason to lose the rest
+        traceback.print_exc()
+        found["problem"] = f"{type(error).__name__}: {error}"
+        text = markdown({**found, "rows": [], "targets": [], "suite": []}, False)
+    (run.out / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (run.out / "report.md").write_text(text, encoding="utf-8")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -266,25 +188,36 @@ def main(argv: list[str] | None = None) -> int:
     if importlib.util.find_spec("torch") is None:
         print(f"{sys.executable} has no torch; run with the Python that has: make gpu PYTHON=...", file=sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a stage says is no reason to stop
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job of a shell ignores it, and so would the stages
     out: Path = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "measured.json").unlink(missing_ok=True)
+    for earlier in ("measured.json", "suite/gpu.jsonl", "report.png"):
+        (out / earlier).unlink(missing_ok=True)
+    end = time.monotonic() + 60 * chosen.minutes - 20
     make_package(PACKAGE)
-    run = Run(out, time.monotonic() + 60 * chosen.minutes - 20, tuple(chosen.skip))
-    versions = environment()
-    run.stage("build", build)
-    if device_count() == 0:
-        run.stage("collect", collect)
+    versions, devices = environment(), device_count()
+    run = Run(out, end - time.monotonic(), tuple(chosen.skip), SHARES if devices else WITHOUT_GPU)
+    works: dict[str, Work] = {
+        "build": build,
+        "collect": device_tests.collect,
+        "tests": device_tests.run,
+        "benchmark": benchmark(out, chosen.quick),
+        "suite": suite(out),
+        **{tool: sanitizer(tool) for tool in SANITIZERS},
+    }
+    for name in run.shares:
+        run.stage(name, works[name])
         report(run, versions)
+    print(f"report in {out}")
+    failed = any(stage.status == "failed" for stage in run.stages)
+    if devices == 0:
         print("no GPU that torch can use: nothing was tested, sanitized or measured", file=sys.stderr)
-        return NO_DEVICE if all(stage.status != "failed" for stage in run.stages) else 1
-    run.stage("tests", tests)
-    run.stage("benchmark", benchmark(out, chosen.quick))
-    run.stage("suite", suite(out), reserve=LIMITS[SANITIZERS[0]])
-    for tool in SANITIZERS:
-        run.stage(tool, sanitizer(tool))
-    report(run, versions)
-    return 1 if any(stage.status == "failed" or stage.summary == NO_TIME for stage in run.stages) else 0
+        return 1 if failed else NO_DEVICE
+    return 1 if failed or any(stage.summary == NO_TIME for stage in run.stages) else 0
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def markdown(found: dict[str, Any], picture: bool) -> str:
     parts += ["## Targets", _targets(goals)] if goals else []
     parts += ["## Figures", *(["![figures](report.png)"] if picture else []), _figures(rows)] if rows else []
     parts += [] if rows else ["Nothing was measured."]
+    parts += ["## Steps", _steps(found["suite"])] if found["suite"] else []
+    parts += [f"Not all of it can be shown: {found['problem']}"] if "problem" in found else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -110,6 +112,18 @@ def _figures(rows: Rows) -> str:
         for r in rows
     ]
     return as_markdown(("workload", "dtype", "op", "method", "us", "GB/s", "of y += a x"), body, num_text=4)
+
+
+def _steps(rows: Rows) -> str:
+    body = [
+        [
+            row["workload"]["name"],
+            row["method"],
+            f"{row['ratio']:.2f}" if row["status"] == "ok" else str(row["reason"]).replace("|", "/"),
+        ]
+        for row in rows
+    ]
+    return as_markdown(("workload", "method", "times plain"), body)
 
 
 def _workload(row: dict[str, Any]) -> tuple[str, str]:

@@ -75,10 +75,25 @@ class DeviceScalars:
         self._made: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
-        """`value` on `device`; a tensor keeps its dtype, a number gets `dtype`."""
+        """`value` on `device`; a tensor keeps its dtype, a number gets `dtype`.
+
+        Raises:
+            ValueError: a tensor that a CUDA graph, which is being captured, could not read.
+        """
         if isinstance(value, Tensor):
+            if value.device.type == "cpu" and device.type == "cuda":
+                _check_capture(value, device)
             return to_device(value.detach().reshape(()), device)
         key = (value, dtype, device)
         if key not in self._made:
             self._made[key] = torch.full((), value, dtype=dtype, device=device)
         return self._made[key]
+
+
+def _check_capture(value: Tensor, device: torch.device) -> None:
+    """No copy from memory that is not pinned is captured; torch says so only when the capture is half done."""
+    if torch.cuda.is_current_stream_capturing() and not value.is_pinned():
+        raise ValueError(
+            f"expected a setting that is a tensor (learning rate, weight decay) on {device} while a CUDA graph is captured; "
+            f"got one on {value.device}; make it with torch.tensor(..., device={str(device)!r})"
+        )

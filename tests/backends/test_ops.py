@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,10 +16,13 @@ from support.op_cases import (  # noqa: F401
     test_accumulate,
     test_combine,
     test_denormals_are_not_flushed,
+    test_displaced_params_are_displaced_anew_from_their_backups,
     test_every_16_bit_number_and_every_tie_rounds_to_nearest_even,
     test_non_finite_values_pass_through,
     test_norm_dot,
     test_perturb,
+    test_perturb_from_backups_that_are_directions_too,
+    test_perturb_from_backups_that_are_the_params,
     test_perturb_from_wider_backups,
     test_perturb_takes_backups_that_are_a_direction,
     test_restore_and_swap_keep_every_bit,
@@ -37,6 +43,26 @@ def backend(request):
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return module
+
+
+TESTS = Path(__file__).resolve().parents[1]
+TOO_LONG = {"test_a_thousand_small_tensors"}  # for an interpreter; the file has a test of many tensors that is its own
+
+
+@pytest.mark.parametrize(
+    ("suite", "without"),
+    [
+        ("backends/test_ops.py", set()),
+        ("cuda/test_cuda_ops.py", set()),
+        ("kernels/interpreted/test_ops_interpreted.py", TOO_LONG),
+    ],
+)
+def test_every_suite_imports_every_case(suite, without):
+    cases = ast.parse((TESTS / "support" / "op_cases.py").read_text()).body
+    names = {case.name for case in cases if isinstance(case, ast.FunctionDef) and case.name.startswith("test_")}
+    imports = [node for node in ast.parse((TESTS / suite).read_text()).body if isinstance(node, ast.ImportFrom)]
+    imported = {alias.name for node in imports if node.module == "support.op_cases" for alias in node.names}
+    assert names - imported == without
 
 
 @settings(max_examples=40, deadline=None)

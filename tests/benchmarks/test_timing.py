@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.timing import Budget, HostClock, interleaved, paired_ratios, quartiles
+from benchmarks.timing import Budget, EventClock, HostClock, interleaved, paired_ratios, quartiles
 
 CPU = HostClock(torch.device("cpu"))
 
@@ -68,3 +68,63 @@ def test_quartiles_and_paired_ratios():
     assert paired_ratios([1.0, 2.0], [3.0, 3.0]) == [3.0, 1.5]
     assert quartiles([1.0, 2.0, 4.0]) == (1.5, 2.0, 3.0)
     assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+class FakeDevice:
+    """A host and a device with their own clocks; the device takes what is in its queue in turn, as soon as it is there."""
+
+    SPEED = 1.5e9  # cycles per second
+
+    def __init__(self):
+        self.host = self.device = 0.0
+
+    def enqueue(self, host_seconds, device_seconds):
+        self.host += host_seconds
+        self.device = max(self.device, self.host) + device_seconds
+
+    def sleep(self, cycles):
+        self.enqueue(1e-6, cycles / self.SPEED)
+
+    def synchronize(self):
+        self.host = max(self.host, self.device)
+
+    def event(self, enable_timing):
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        self.device.enqueue(1e-6, 0)
+        self.time = self.device.device
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    made = FakeDevice()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: made.host)
+    monkeypatch.setattr(torch.cuda, "Event", made.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", made.sleep)
+    monkeypatch.setattr(torch.cuda, "synchronize", made.synchronize)
+    return made
+
+
+@pytest.mark.parametrize(("launch", "kernel"), [(5e-6, 1e-6), (1e-3, 1e-6), (5e-6, 1e-3)])
+def test_events_measure_kernels_and_not_launches(device, launch, kernel):
+    calls = []
+
+    def call():
+        calls.append(device.host)
+        for _ in range(500):
+            device.enqueue(launch, kernel)
+
+    other = lambda: device.enqueue(1e-6, 2e-6)  # noqa: E731
+    taken = interleaved({"call": call, "other": other}, EventClock(), Budget(0, 3))
+    assert taken["call"] == pytest.approx([500 * kernel] * 3)
+    assert taken["other"] == pytest.approx([2e-6] * 3)
+    assert len(calls) == 5  # two of them to see how long its launches take

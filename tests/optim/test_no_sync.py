@@ -97,6 +97,22 @@ def test_a_captured_step_equals_the_eager_one(kind, dtype, gpu_backend):
 
 
 @each_kind
+def test_a_rate_on_the_host_is_refused_in_a_capture_before_anything_is_stepped(kind, gpu_backend):
+    cls, kwargs = OURS[kind]
+    params = parameters(torch.float32)
+    optimizer = cls(params, lr=torch.tensor(1e-3), backend=gpu_backend, **kwargs)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    with (
+        pytest.raises(ValueError, match="expected a setting that is a tensor .* while a CUDA graph is captured"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        optimizer.step()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, params, before))
+
+
+@each_kind
 def test_backends_agree(kind, gpu_backend):
     cls, kwargs = OURS[kind]
     torch.manual_seed(0)
