@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.engine.validation import callable_
-from gradalign.integrations.binding import begun
+from gradalign.integrations.binding import begun, swaps_named
 from gradalign.integrations.processes import served, several, wrapped
+
+STACK = 4  # from `leave` to the user's `with`
 
 
 @contextmanager
@@ -37,7 +40,8 @@ def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
     Raises:
         ValueError: `gradient_accumulation_steps` below 2.
         TypeError: DeepSpeed or shards; on several processes an aligner of a model that is not prepared.
-        RuntimeError: a block without a call of `step.backward`; a data loader of unknown length that ends in between.
+        RuntimeError: a block without a call of `step.backward`; a data loader that ends in between, where its length is not
+            known or batches of it came to no block; another use of the Accelerator's count of micro-batches.
     """
     served(accelerator)
     modules = aligner._models.modules
@@ -69,6 +73,9 @@ class Window:
         self._step: Accumulation | None = None
         self._plain = False
         self._visited = 0  # of this window
+        self._count = 0  # the Accelerator's, of micro-batches
+        self._interrupted = False  # whether an exception left the window that Accelerate is in
+        self._warned = False
         self._called = False
         self._loader: Any = None
         self._begun = 0  # how often the loader is among the active ones
@@ -95,7 +102,8 @@ class Window:
             self._accelerator.backward(loss)
             return loss.detach()
         divided = _Divided(closure, self._accelerator.gradient_accumulation_steps, self._method())
-        self._step.backward(divided)
+        with swaps_named("between two windows, where accelerator.sync_gradients is True"):
+            self._step.backward(divided)
         assert divided.loss is not None
         return divided.loss
 
@@ -103,6 +111,7 @@ class Window:
         """A block begins; Accelerate has said whether the optimizer steps in it."""
         k = accelerator.gradient_accumulation_steps
         self._accelerator, self._called = accelerator, False
+        self._counted(accelerator)
         self._follow(accelerator.gradient_state)
         if self._visited == 0:
             self._plain = self._coming(accelerator) < k
@@ -110,9 +119,8 @@ class Window:
                 self._step = begun(self._method(), k, Differentiation(accelerator).backward)
         elif accelerator.sync_gradients and self._step is not None and self._visited + 1 < k:
             raise RuntimeError(
-                f"accumulate: expected {k} micro-batches; got {self._visited + 1} before the data loader, whose length is not "
-                "known, ended; give it a length or drop the rest, or accumulate over its end with "
-                "GradientAccumulationPlugin(num_steps=..., sync_with_dataloader=False)"
+                f"accumulate: expected {k} micro-batches; got {self._visited + 1} before the data loader{self._ended()}, or "
+                "accumulate over its end with GradientAccumulationPlugin(num_steps=..., sync_with_dataloader=False)"
             )
         self._visited += 1
 
@@ -126,10 +134,21 @@ class Window:
         step, self._step, self._visited = self._step, None, 0
         if step is not None:
             step.__exit__(None, None, None)
+        elif not accelerator.gradient_state.end_of_dataloader and not self._interrupted and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "accumulate: expected windows of fewer micro-batches, which are trained without the term, only where the data "
+                "loader ends; got one before; usual causes: a data loader that was left early (break), an evaluation's for "
+                "instance, which Accelerate goes on calling the active one: exhaust it; a block of accelerator.accumulate "
+                "around this one or between two: each counts as a micro-batch",
+                UserWarning,
+                stacklevel=STACK,
+            )
+        self._interrupted = False
 
     def abandon(self) -> None:
         """An exception left a block: everything as before the step."""
-        step, self._step, self._visited, self._accelerator = self._step, None, 0, None
+        step, self._step, self._visited, self._accelerator, self._interrupted = self._step, None, 0, None, True
         if step is not None:
             interrupted = InterruptedError("an exception left a block of accumulate")
             step.__exit__(InterruptedError, interrupted, None)
@@ -138,6 +157,28 @@ class Window:
         aligner = self._aligner()
         assert aligner is not None  # the caller of `accumulate` holds it
         return aligner
+
+    def _counted(self, accelerator: Any) -> None:
+        """Within a step only its own blocks move the Accelerator's count of micro-batches."""
+        before, self._count = self._count, accelerator.step
+        if self._step is not None and self._count not in (0, before + 1):
+            raise RuntimeError(
+                f"accumulate: expected the Accelerator to count one micro-batch from block to block of a step; got "
+                f"{self._count - before}: two aligners, or a block of accelerator.accumulate around or between, share its "
+                "count (load_state sets it); make an Accelerator for each aligner, one of which prepares the data loader, and "
+                "open no other block within a step"
+            )
+
+    def _ended(self) -> str:
+        """How the data loader ended before the window did, and what to do."""
+        try:
+            length = len(self._loader)
+        except TypeError:  # of an iterable data set, or no loader
+            return ", whose length is not known, ended; give it a length or drop the rest"
+        return (
+            f" ended, of whose {length} batches not all came to a block: those that are passed over (continue), or a length "
+            "that is too large, shift the last window; leave them out of the data set"
+        )
 
     def _follow(self, state: Any) -> None:
         """Count the place in the active data loader."""

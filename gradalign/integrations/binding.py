@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +31,30 @@ def begun(method: Method, k: int, backward: Callable[[Tensor], Any]) -> Accumula
         raise NeedsAllError(
             f'{error}, as docs/trainers.md does with large batches, or the estimator "split", "prefix" or "momentum"'
         ) from None
+
+
+@contextmanager
+def swaps_named(when: str) -> Iterator[None]:
+    """Where parameters were written between two micro-batches, the error names what loops with a validation do there.
+
+    Args:
+        when: between which steps it may swap weights, in the words of the trainer.
+
+    Raises:
+        RuntimeError: that of the step, with this cause and its remedy.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not WRITTEN.match(str(error)):
+            raise
+        raise RuntimeError(
+            f"{error}. A validation that swaps weights (an EMA's) by load_state_dict or copy_ writes them too, though it puts "
+            f"them back: run it {when}, or swap through p.data = ..."
+        ) from error
+
+
+WRITTEN = re.compile(r"accumulate: expected .* got changed (\.grad and )?parameters;")  # as the step says it
 
 
 class LateAligner:

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 CLONED = 2**16  # elements: a larger tensor is no metric; a write into it is refused instead of taken back
+# Data that a module keeps in lists would take longer to walk, in every displaced pass, than the pass itself.
+ENTERED = 2**10  # elements of a container, and containers and tensors in an attribute, whose contents are kept too
+COPIED = 2**16  # elements of a list or dict; of a longer one only the length is kept
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+CONTAINERS = (dict, list, set, deque)
 Restore = Callable[[], Any]
 
 
@@ -20,14 +24,16 @@ Restore = Callable[[], Any]
 def taken_back(owner: Any, besides: Collection[str] = ()) -> Iterator[None]:
     """Afterwards the numbers, strings, tensors and containers among the attributes of an object are as before.
 
-    Containers keep their identity. Metrics of torchmetrics among its modules are included.
+    Containers keep their identity. Metrics of torchmetrics among its modules are included. A container of more than `ENTERED`
+    elements gets these elements back, and not what is written into one of them; a list or dict of more than `COPIED` gets its
+    length back.
 
     Args:
         owner: the object.
         besides: attributes that are left alone.
 
     Raises:
-        RuntimeError: a large tensor was written in place.
+        RuntimeError: a large tensor was written in place, or a long container became shorter.
     """
     owners = [owner, *(m for m in _modules(owner) if m is not owner and _is_metric(m))]
     restores = [_attributes(vars(o), besides if o is owner else ()) for o in owners]
@@ -53,11 +59,8 @@ def _is_metric(value: Any) -> bool:
 def _attributes(values: dict[str, Any], besides: Collection[str]) -> Restore:
     hidden = {*besides, "_parameters", "_buffers", "_modules", "_defaults"}
     seen: set[int] = set()
-    saved = {
-        name: (value, _saved(value, name, seen))
-        for name, value in values.items()
-        if name not in hidden and _noted(value)
-    }
+    noted = {name: value for name, value in values.items() if name not in hidden and _noted(value)}
+    saved = {name: (value, _Saving(name, seen).of(value)) for name, value in noted.items()}
     others = {name: value for name, value in values.items() if name not in hidden and name not in saved}
 
     def restore() -> None:
@@ -68,39 +71,84 @@ def _attributes(values: dict[str, Any], besides: Collection[str]) -> Restore:
                 del values[name]
         for name, (value, undo) in saved.items():
             values[name] = value
-            undo()
+            if undo is not None:
+                undo()
 
     return restore
 
 
 def _noted(value: Any) -> bool:
-    return isinstance(value, (*PLAIN, Tensor, dict, list, set, deque))
+    return isinstance(value, (*PLAIN, Tensor, *CONTAINERS))
 
 
-def _saved(value: Any, name: str, seen: set[int]) -> Restore:
-    """What brings the contents of a value back; nothing for a container that was seen before."""
-    if isinstance(value, Tensor):
-        return _tensor(value, name)
-    if not isinstance(value, (dict, list, set, deque)) or id(value) in seen:
-        return lambda: None
-    seen.add(id(value))
-    if isinstance(value, set):
-        members = set(value)
-        return lambda: None if value == members else _refill_set(value, members)
-    inners = list(value.values()) if isinstance(value, dict) else list(value)
-    keys = list(value) if isinstance(value, dict) else []
-    undos = [_saved(inner, name, seen) for inner in inners]
+class _Saving:
+    """Saves the contents of one attribute.
 
-    def restore() -> None:
-        if isinstance(value, dict):
-            _restore_dict(value, keys, inners)
-        elif not _same(value, inners):
-            value.clear()
-            value.extend(inners)
-        for undo in undos:
-            undo()
+    Args:
+        name: of the attribute.
+        seen: identities of the containers that are saved already.
+    """
 
-    return restore
+    def __init__(self, name: str, seen: set[int]) -> None:
+        self._name, self._seen = name, seen
+        self._left = ENTERED  # containers and tensors that are still entered
+
+    def of(self, value: Any) -> Restore | None:
+        """What brings the contents of a value back; None where nothing has to, or it is done elsewhere."""
+        if isinstance(value, Tensor):
+            return _tensor(value, self._name)
+        if not isinstance(value, CONTAINERS) or id(value) in self._seen:
+            return None
+        self._seen.add(id(value))
+        if isinstance(value, set):
+            members = set(value)
+            return lambda: None if value == members else _refill_set(value, members)
+        if len(value) > COPIED and not isinstance(value, deque):
+            return self._length(value)
+        inners = list(value.values()) if isinstance(value, dict) else list(value)
+        keys = list(value) if isinstance(value, dict) else []
+        undos = self._inside(inners)
+
+        def restore() -> None:
+            if isinstance(value, dict):
+                _restore_dict(value, keys, inners)
+            elif not _same(value, inners):
+                value.clear()
+                value.extend(inners)
+            for undo in undos:
+                undo()
+
+        return restore
+
+    def _inside(self, inners: list) -> list[Restore]:
+        """The same for the elements of a container that have contents."""
+        undos: list[Restore] = []
+        if len(inners) > ENTERED:
+            return undos
+        for inner in inners:
+            if isinstance(inner, (Tensor, *CONTAINERS)) and self._left:
+                self._left -= 1
+                undo = self.of(inner)
+                undos += [] if undo is None else [undo]
+        return undos
+
+    def _length(self, value: list | dict) -> Restore:
+        """What takes out the elements that were added at the end."""
+        length = len(value)
+
+        def restore() -> None:
+            if isinstance(value, list):
+                del value[length:]
+            else:
+                while len(value) > length:
+                    _plain_class(value).popitem(value)
+            if len(value) < length:
+                raise RuntimeError(
+                    f"training_step: expected containers of more than {COPIED} elements to keep them in a displaced pass; got "
+                    f"{length - len(value)} of {length} taken out of {self._name}; do it where aligner.displaced is False"
+                )
+
+        return restore
 
 
 def _refill_set(value: set, members: set) -> None:
@@ -112,10 +160,14 @@ def _restore_dict(value: dict, keys: list, inners: list) -> None:
     """By the methods of the plain class: those of classes derived from it count (Counter) or refuse (ModelOutput)."""
     if _same(value, keys) and _same(value.values(), inners):
         return
-    kind: type[dict] = OrderedDict if isinstance(value, OrderedDict) else dict
+    kind = _plain_class(value)
     kind.clear(value)
     for key, inner in zip(keys, inners, strict=True):
         kind.__setitem__(value, key, inner)
+
+
+def _plain_class(value: dict) -> type[dict]:
+    return OrderedDict if isinstance(value, OrderedDict) else dict
 
 
 def _same(now: Iterable[Any], before: list) -> bool:
@@ -124,9 +176,9 @@ def _same(now: Iterable[Any], before: list) -> bool:
     return len(found) == len(before) and all(map(operator.is_, found, before))
 
 
-def _tensor(value: Tensor, name: str) -> Restore:
+def _tensor(value: Tensor, name: str) -> Restore | None:
     if value.is_inference() or value.requires_grad:
-        return lambda: None
+        return None
     version, copy = value._version, value.clone() if value.numel() <= CLONED else None
 
     def restore() -> None:

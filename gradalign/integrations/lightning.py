@@ -7,23 +7,25 @@ plugin and the loop stay as they are.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from gradalign.batches import shallow_copy
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
-from gradalign.integrations.binding import LateAligner, Options, begun
+from gradalign.integrations.binding import LateAligner, Options, begun, swaps_named
 from gradalign.integrations.bookkeeping import taken_back
 from gradalign.integrations.processes import OWN_LOOP
 
 OF_THE_STRATEGY = ("training_step",)  # where it opens autocast and, on several processes, calls the wrapper
 OF_THE_MODULE = ("backward", "optimizer_zero_grad", "log")
+OF_THE_LOOP = ("_on_before_zero_grad",)  # calls the hook of the callbacks and that of the module
 
 
 class GradAlignCallback(Callback):
@@ -47,8 +49,9 @@ class GradAlignCallback(Callback):
 
     def __init__(self, aligner: Options) -> None:
         self._late = LateAligner(aligner)
-        self._owners: dict[str, LightningModule | Strategy] = {}  # of what is replaced meanwhile
+        self._owners: dict[str, Any] = {}  # of what is replaced meanwhile: the module, its strategy and its loop
         self._originals: dict[str, Callable] = {}
+        self._own: dict[str, Any] = {}  # what of it the owners had themselves, and not from their classes
         self._step: Accumulation | None = None
         self._batch_idx = 0
         self._aligned: int | None = None  # the last batch that was trained with the term
@@ -69,13 +72,16 @@ class GradAlignCallback(Callback):
         self._late.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put our methods in the places of the module's and the strategy's."""
+        """Put our methods in the places of the module's, the strategy's and the loop's."""
         _servable(trainer, pl_module, self._late.off)
         self._logged = trainer.global_step
+        loop = trainer.fit_loop.epoch_loop.automatic_optimization
         self._owners = dict.fromkeys(OF_THE_STRATEGY, trainer.strategy) | dict.fromkeys(OF_THE_MODULE, pl_module)
+        self._owners |= dict.fromkeys(OF_THE_LOOP, loop)
         self._originals = {name: getattr(owner, name) for name, owner in self._owners.items()}
+        self._own = {name: vars(owner)[name] for name, owner in self._owners.items() if name in vars(owner)}
         for name, original in self._originals.items():
-            ours = functools.partial(getattr(self, f"_{name}"), pl_module)
+            ours = functools.partial(getattr(self, f"_{name.removeprefix('_')}"), pl_module)
             setattr(self._owners[name], name, _Replacement(self._owners[name], name, original, ours))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -106,7 +112,9 @@ class GradAlignCallback(Callback):
         self._abandon()
         for name in self._originals:
             delattr(self._owners[name], name)
-        self._originals, self._owners = {}, {}
+            if name in self._own:
+                setattr(self._owners[name], name, self._own[name])
+        self._originals, self._owners, self._own = {}, {}, {}
 
     def _abandon(self) -> None:
         step, self._step = self._step, None
@@ -144,7 +152,8 @@ class GradAlignCallback(Callback):
             return self._originals["training_step"](*map(shallow_copy, args), **given)
 
         one = _MicroBatch(self, module, k, training_step)
-        self._step.backward(one)
+        with swaps_named(f"after a step, with val_check_interval a multiple of accumulate_grad_batches, {k}"):
+            self._step.backward(one)
         if place + 1 == k:
             step, self._step = self._step, None
             step.__exit__(None, None, None)
@@ -152,9 +161,10 @@ class GradAlignCallback(Callback):
         return one.output
 
     def _begin(self, module: LightningModule, k: int) -> None:
-        """Clear the gradients, as Lightning would only after `training_step`, and begin a step."""
+        """Call the hooks before it and clear the gradients, as Lightning would only after `training_step`; begin a step."""
         trainer = module.trainer
         _servable(trainer, module, self._late.off)
+        self._originals["_on_before_zero_grad"](trainer.optimizers[0])  # while the last step's gradients are there
         self._originals["optimizer_zero_grad"](trainer.current_epoch, self._batch_idx, trainer.optimizers[0])
         method = self._late.of(trainer.strategy.model, trainer.global_step)
         self._step = begun(method, k, Differentiation(self, module).backward)
@@ -168,6 +178,11 @@ class GradAlignCallback(Callback):
         """Nothing where that was done before the first micro-batch."""
         if not self._trained(module):
             self._originals["optimizer_zero_grad"](*args, **kwargs)
+
+    def _on_before_zero_grad(self, module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Nothing where the hooks were called before the first micro-batch, when the last step's gradients were there."""
+        if not self._trained(module):
+            self._originals["_on_before_zero_grad"](*args, **kwargs)
 
     def _called_by(self, trainer: Trainer) -> bool:
         return any(callback is self for callback in trainer.callbacks)
@@ -278,6 +293,11 @@ def _servable(trainer: Trainer, module: LightningModule, off: bool) -> None:
         raise TypeError(
             "automatic_optimization: expected True; got False, where the module calls its own backward; call "
             "aligner.backward(..., backward=self.manual_backward) in training_step instead of using this callback"
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise TypeError(
+            "training_step: expected one that takes its batch; got one that takes dataloader_iter and draws batches itself, so "
+            "that a displaced pass would draw another; write training_step(self, batch, batch_idx)"
         )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         return  # epochs in which it accumulates nothing are trained plainly

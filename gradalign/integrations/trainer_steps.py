@@ -13,6 +13,7 @@ from gradalign.engine.schedule import NeedsAllError
 from gradalign.engine.transaction import Accumulation
 from gradalign.integrations.binding import LateAligner, Options
 from gradalign.integrations.bookkeeping import taken_back
+from gradalign.integrations.detached_losses import DetachedLosses
 
 DATA = ("train_dataset", "eval_dataset")
 SourceOf = Callable[[Any], Hashable]
@@ -32,6 +33,7 @@ class Steps:
 
     Attributes:
         late: the aligner.
+        detached_losses: looks at the losses of the first steps.
         prepared: whether the inputs of the running `training_step` are prepared already.
         computed_loss: whether it called `compute_loss`.
         bypass: the class in front of the mixin whose `training_step` has not called the mixin's so far; None: there is none.
@@ -39,6 +41,7 @@ class Steps:
 
     def __init__(self, options: Options, source_of: SourceOf | None, mixin: type) -> None:
         self.late = LateAligner(options)
+        self.detached_losses = DetachedLosses()
         self.mixin = mixin
         self.prepared = False
         self.computed_loss = False
@@ -115,6 +118,7 @@ class Steps:
     def abandon(self) -> None:
         """A step that the Trainer left before its last micro-batch: everything as before it."""
         step, self._step = self._step, None
+        self.detached_losses.forget()
         if step is not None:
             interrupted = InterruptedError("the trainer left a step before its last micro-batch")
             step.__exit__(InterruptedError, interrupted, None)
@@ -138,12 +142,34 @@ class Steps:
                 f"training_step: expected the {num} micro-batches that get_batch_samples collected for the step, since they "
                 "are needed together; got others; use an estimator that sees every micro-batch once, and no sources"
             )
+        self._no_preparation_by_place(trainer, num)
         ones = [MicroBatch(trainer, trainer._prepare_inputs(batch), training_step) for batch in self._batches]
         # With their inputs, which tell whether a pass has written into them.
         pairs = [(place, one.micro_batch) for place, one in enumerate(ones)]
         method.backward(lambda pair: ones[pair[0]](), pairs, reduction="sum", backward=backward, sources=self._sources)
-        self.late.complete()
+        self._end(method)
         self._returned, self._complete = [one.returned for one in ones], method
+
+    def _no_preparation_by_place(self, trainer: Any, num: int) -> None:
+        """Refuse a trainer that may prepare the inputs of the place that its loop has come to, whatever the batch.
+
+        Those of TRL that generate do: only their `training_step` moves the place on.
+        """
+        owners = [c for c in type(trainer).__mro__ if "_prepare_inputs" in vars(c) and c is not self.mixin]
+        own = [c.__qualname__ for c in owners if c.__module__.partition(".")[0] != "transformers"]
+        if own:
+            raise TypeError(
+                f"aligner: expected an estimator that sees every micro-batch once, and no source_of, since {own[0]} has a "
+                f"_prepare_inputs of its own, which may generate or pick by a counter; got one that needs the {num} of a step "
+                'together, which might then all be the same; use the estimator "split", "prefix" or "momentum", without '
+                "source_of; where it only converts inputs, do that in the data collator"
+            )
+
+    def _end(self, method: Method | None) -> None:
+        """A step is complete."""
+        self.late.complete()
+        if method is not None and method.stats is not None:
+            self.detached_losses.judge(method.stats)
 
     def _backward(self, one: MicroBatch) -> None:
         """All passes of a micro-batch; the last one ends the step."""
@@ -157,7 +183,7 @@ class Steps:
         if not self._left:
             step, self._step = self._step, None
             step.__exit__(None, None, None)
-            self.late.complete()
+            self._end(self.late.method)
 
 
 class MicroBatch:
@@ -177,16 +203,20 @@ class MicroBatch:
         self._trainer, self._training_step = trainer, training_step
         self.micro_batch = inputs
         self.returned: Any = None
+        self._losses = trainer._gradalign.detached_losses.begin()
 
     def __call__(self) -> Tensor:
         """The loss, with its graph."""
         if not self._trainer._gradalign.late.displaced:
             loss, self.returned = self._caught()
+            self._losses.note(loss, displaced=False)
             if self._trainer.args.logging_nan_inf_filter:  # the Trainer's loop reads the loss anyway
                 no_mean_over_nothing(float(loss.detach()), self.micro_batch)
             return loss
         with taken_back(self._trainer, DATA):
-            return self._caught()[0]
+            loss, _ = self._caught()
+            self._losses.note(loss, displaced=True)
+            return loss
 
     def _caught(self) -> tuple[Tensor, Tensor]:
         """The loss that goes to `accelerator.backward`, and what `training_step` returns."""

@@ -28,9 +28,11 @@ class GradAlignMixin:
         trainer = AlignedTrainer(..., aligner=dict(weight=0.03, objective="variance"))
 
     A last accumulation of an epoch with fewer micro-batches is trained plainly. A scheduled weight and `every` count
-    `state.global_step`. What a displaced pass notes in the trainer, its metrics, is taken back. Statistics go to the
-    trainer's logs as "align/...", at `logging_steps`. On several processes with one device each, micro-batch i is what all of
-    them have as their i-th.
+    `state.global_step`. What a displaced or repeated pass notes in the trainer's attributes (numbers, strings, tensors,
+    containers, metrics of torchmetrics) is taken back, and `log` does nothing in it. What it writes elsewhere, into the
+    trainer's `state` or a meter of your own, is not: leave that out while `trainer.aligner.displaced` is True. Statistics go
+    to the trainer's logs as "align/...", at `logging_steps`. On several processes with one device each, micro-batch i is what
+    all of them have as their i-th.
 
     All passes of a step run when the loop comes to its first micro-batch, where the estimator needs all of them
     ("leave_one_out", for instance) and where they have sources; otherwise those of each as the loop comes to it.
@@ -116,7 +118,9 @@ class GradAlignMixin:
         return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the parent's, with the statistics of a step beside the training loss."""
+        """As the parent's, with the statistics of a step beside the training loss; nothing in a displaced or repeated pass."""
+        if self._gradalign.late.displaced:
+            return
         if "loss" in logs:
             logs = {**logs, **self._gradalign.late.logs()}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 import types
+import warnings
 import weakref
 
 import pytest
@@ -289,3 +291,85 @@ def test_a_checkpoint_that_is_loaded_into_an_open_window_keeps_its_buffers():
         run.batch(next(blocks))
     assert all(torch.equal(value, state[name]) for name, value in run.net.state_dict().items())
     assert all(p.grad is None for p in run.net.parameters())
+
+
+def test_weights_that_an_evaluation_swaps_within_a_window_are_named():
+    run = Run({"weight": 0.1}, batches=6)
+    blocks = iter(run.loader)
+    run.batch(next(blocks))
+    run.net.load_state_dict(run.net.state_dict())
+    with pytest.raises(RuntimeError, match="got changed parameters; .* swaps weights .* run it between two windows"):
+        run.batch(next(blocks))
+
+
+def test_gradients_that_were_cleared_within_a_window_are_no_swapped_weights():
+    run = Run({"weight": 0.1}, batches=6)
+    blocks = iter(run.loader)
+    run.batch(next(blocks))
+    run.net.zero_grad()
+    with pytest.raises(RuntimeError, match="got changed .grad; clip") as caught:
+        run.batch(next(blocks))
+    assert "swaps weights" not in str(caught.value)
+
+
+def test_batches_that_are_passed_over_are_named_where_the_loader_ends():
+    run = Run({"weight": 0.1}, batches=7)
+    some = (x for number, x in enumerate(run.loader) if number not in (1, 3))
+    with pytest.raises(RuntimeError, match="got 2 before the data loader ended, of whose 7 batches not all .*continue"):
+        run.epoch(some)
+    assert all(p.grad is None for p in run.net.parameters())
+
+
+PLAIN = "expected windows of fewer micro-batches, .* only where the data loader ends; got one before"
+
+
+@pytest.mark.parametrize("how", ["evaluation left early", "block around"])
+def test_windows_that_are_trained_plainly_before_the_end_are_warned_of_once(how):
+    run = Run({"weight": 0.1}, batches=9)
+    evaluation = run.accelerator.prepare(torch.utils.data.DataLoader(Rows(8), batch_size=4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x in run.loader:
+            if how == "block around":
+                with run.accelerator.accumulate(run.net):
+                    run.batch(x)
+            else:
+                run.batch(x)
+                next(iter(evaluation))
+    (warning,) = [w for w in caught if issubclass(w.category, UserWarning) and "accumulate" in str(w.message)]
+    assert warning.filename == __file__
+    assert re.search(PLAIN, str(warning.message))
+
+
+@pytest.mark.parametrize("left_after", [3, 4, 7])
+def test_windows_at_the_end_of_a_loader_are_not_warned_of(left_after):
+    run = Run({"weight": 0.1}, batches=7)
+    evaluation = run.accelerator.prepare(torch.utils.data.DataLoader(Rows(8), batch_size=4))
+    for _ in range(2):
+        for number, x in enumerate(run.loader, 1):
+            run.batch(x)
+            list(evaluation)
+            if number == left_after:
+                break
+
+
+def both(accelerators, nets, aligners, x):
+    for accelerator, net, aligner in zip(accelerators, nets, aligners, strict=True):
+        with accumulate(accelerator, aligner) as step:
+            step.backward(lambda net=net: net(x).square().mean())
+        if accelerator.sync_gradients:
+            net.zero_grad()
+
+
+def test_two_aligners_need_an_accelerator_each():
+    nets = [make_net(), make_net()]
+    aligners = [gradalign.GradAlign(net, weight=0.1) for net in nets]
+    accelerators = [Accelerator(cpu=True, gradient_accumulation_steps=K) for _ in nets]
+    for x in accelerators[0].prepare(torch.utils.data.DataLoader(Rows(28), batch_size=4)):
+        both(accelerators, nets, aligners, x)
+    assert [aligner.num_steps for aligner in aligners] == [2, 2]
+    x = Rows(4).x
+    both(accelerators[:1] * 2, nets, aligners, x)
+    with pytest.raises(RuntimeError, match="got 2: two aligners, .* make an Accelerator for each aligner"):
+        both(accelerators[:1] * 2, nets, aligners, x)
+    assert all(p.grad is None for p in nets[0].parameters())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from gradalign.integrations.bookkeeping import taken_back
+from gradalign.integrations import bookkeeping
+from gradalign.integrations.bookkeeping import COPIED, ENTERED, taken_back
 
 
 class Attributes(dict):
@@ -65,3 +66,51 @@ def test_an_output_that_was_replaced_comes_back():
     assert owner.output is first
     assert owner.state is state
     assert not hasattr(owner, "new")
+
+
+def test_what_is_kept_in_long_containers_is_not_walked(monkeypatch):
+    entered = []
+    original = bookkeeping._Saving.of
+    monkeypatch.setattr(bookkeeping._Saving, "of", lambda *args: entered.append(1) or original(*args))
+    rows = [{"text": str(i), "inner": [i]} for i in range(ENTERED + 1)]
+    nested = [[{"a": j} for j in range(100)] for _ in range(100)]
+    owner = SimpleNamespace(rows=rows, by_name=dict(enumerate(rows)), nested=nested, numbers=list(range(COPIED)))
+    with taken_back(owner):
+        pass
+    assert len(entered) <= 4 + ENTERED + 1
+
+
+def row_appended(c):
+    c.append({"new": 1})
+
+
+def row_added(c):
+    c["new"] = {}
+
+
+LONG = {
+    "list whose elements are kept": (lambda: [{"i": i} for i in range(ENTERED + 1)], lambda c: c.pop(0)),
+    "list": (lambda: [{"i": i} for i in range(COPIED + 1)], row_appended),
+    "dict": (lambda: {i: {} for i in range(COPIED + 1)}, row_added),
+    "OrderedDict": (lambda: OrderedDict((i, {}) for i in range(COPIED + 1)), row_added),
+    "bounded deque": (lambda: deque(range(COPIED + 1), maxlen=COPIED + 1), row_appended),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_containers_keep_their_identity_and_lose_what_was_added(kind):
+    make, note = LONG[kind]
+    container = make()
+    owner, before = SimpleNamespace(noted=container), list(container)
+    with taken_back(owner):
+        note(container)
+        assert list(container) != before
+    assert owner.noted is container
+    assert len(container) == len(before)
+    assert all(a is b for a, b in zip(container, before, strict=True))
+
+
+def test_elements_taken_out_of_a_container_too_long_to_copy_are_named():
+    owner = SimpleNamespace(seen=list(range(COPIED + 1)))
+    with pytest.raises(RuntimeError, match="got 2 of 65537 taken out of seen; do it where"), taken_back(owner):
+        del owner.seen[-2:]

@@ -186,9 +186,16 @@ class Skipping(Module):
         return None
 
 
+class Drawing(Module):
+    def training_step(self, dataloader_iter):
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
 @pytest.mark.parametrize(
     ("cls", "kwargs", "error", "message"),
     [
+        (Drawing, {}, TypeError, "training_step: expected one that takes its batch; got .* dataloader_iter"),
         (Module, {"accumulate_grad_batches": 1}, ValueError, "accumulate_grad_batches: expected at least 2.*; got 1"),
         (
             Manual,
@@ -299,3 +306,75 @@ def test_batches_that_are_trained_without_callbacks_are_trained_plainly():
     _, callback = fit(Module(), OPTIONS, callbacks=[Without()], max_epochs=3)
     assert callback.aligner.num_steps == 8  # after 3 + 3 + 2: the aligner counts the trainer's steps
     assert callback.aligner.stats.passes == K + 1
+
+
+class Watching(Module):
+    """Notes the gradients that each hook finds, with Lightning's clipping behind them."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__(dropout)
+        self.norms = []
+
+    def on_before_zero_grad(self, optimizer):
+        grads = [p.grad.norm() for p in self.parameters() if p.grad is not None]
+        self.norms.append(float(torch.stack(grads).norm()) if grads else None)
+
+
+def watched(options):
+    """What the hook of the module found, how often that of a callback was called, and how often Lightning counted both."""
+    module, calls = Watching(), []
+    callback = type("Own", (lightning.Callback,), {"on_before_zero_grad": lambda *args: calls.append(1)})()
+    trainer, _ = fit(module, options, callbacks=[callback], max_epochs=2)
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad.total
+    return module.norms, len(calls), (progress.ready, progress.started, progress.completed)
+
+
+def test_on_before_zero_grad_sees_the_gradients_of_the_whole_step():
+    plain = watched(None)
+    assert plain == watched({"weight": 0.0})
+    assert plain[0][0] is None
+    norms, *counts = watched({"weight": 1e-9, "objective": "variance"})
+    assert norms[1:] == pytest.approx(plain[0][1:], rel=1e-4)
+    assert counts == list(plain[1:])
+
+
+def test_methods_that_the_user_put_into_the_module_come_back():
+    module, logged = Module(), []
+
+    def own(name, *args, **kwargs):
+        logged.append(name)
+
+    module.log = own
+    fit(module, OPTIONS, loader(6), max_epochs=1)
+    assert vars(module)["log"] is own
+    assert "backward" not in vars(module)
+    assert len(logged) == 6
+
+
+class Swapping(lightning.Callback):
+    """Validates other weights, as an EMA does."""
+
+    def on_validation_start(self, trainer, pl_module):
+        self.own = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        pl_module.load_state_dict({name: value * 1 for name, value in self.own.items()})
+
+    def on_validation_end(self, trainer, pl_module):
+        pl_module.load_state_dict(self.own)
+
+
+class Validated(Module):
+    def validation_step(self, batch, batch_idx):
+        self.net(batch)
+
+    def val_dataloader(self):
+        return loader(1)
+
+
+def test_weights_that_a_validation_swaps_within_a_step_are_named():
+    options = {"callbacks": [Swapping()], "max_epochs": 1, "num_sanity_val_steps": 0}
+    with pytest.raises(
+        RuntimeError, match="got changed parameters; .* swaps weights .* val_check_interval a multiple of .*, 3"
+    ):
+        fit(Validated(), OPTIONS, loader(6), val_check_interval=2, **options)
+    _, callback = fit(Validated(), OPTIONS, loader(6), val_check_interval=3, **options)
+    assert callback.aligner.num_steps == 2

@@ -373,6 +373,42 @@ def test_metrics_are_not_fed_by_displaced_passes(options, tmp_path):
     assert float(aligned.total) == 13
 
 
+class Logging(Trainer):
+    """Logs what each forward gave, as subclasses do."""
+
+    def compute_loss(self, model, inputs, **kwargs):
+        loss = super().compute_loss(model, inputs, **kwargs)
+        if model.training:
+            self.log({"ce": float(loss.detach())})
+        return loss
+
+
+class AlignedLogging(GradAlignMixin, Logging):
+    pass
+
+
+class Rows(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen += [logs["ce"]] if "ce" in logs else []
+
+
+@pytest.mark.parametrize(
+    "options", [OPTIONS, {**OPTIONS, "objective": "dot"}, {**OPTIONS, "estimator": "leave_one_out"}]
+)
+def test_what_a_loss_logs_is_logged_once(options, tmp_path):
+    plain = trained(Logging, gpt2(), tmp_path, max_steps=1)
+    rows = Rows()
+    given = {"aligner": options, "callbacks": [rows]}
+    aligned = trained(AlignedLogging, gpt2(), tmp_path, trainer_options=given, max_steps=1)
+    expected = [row["ce"] for row in plain.state.log_history if "ce" in row]
+    assert rows.seen == [row["ce"] for row in aligned.state.log_history if "ce" in row]
+    assert len(expected) == K
+    assert rows.seen == expected
+
+
 class Stop(TrainerCallback):
     def on_substep_end(self, args, state, control, **kwargs):
         control.should_epoch_stop = state.global_step == 1
