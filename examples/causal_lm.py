@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import reading
 import torch
 import training
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,15 +29,27 @@ from gradalign.cli.errors import CommandError
 IGNORED = -100
 END = "<|endoftext|>"
 EVALUATION_ROWS = 16
+LARGEST_EXPONENT = 709  # of which a float holds the exponential
 
 
-def load_texts(data: str, split: str, args: argparse.Namespace) -> list[str]:
-    """The texts of a file or a data set that are not empty; a .txt file is one text."""
-    whole = {"sample_by": "document"} if Path(data).suffix == ".txt" else {}
-    rows = training.load_rows(data, split, args.config, **whole)
+def load_texts(data: str, split: str, args: argparse.Namespace) -> tuple[list[str], int]:
+    """The texts of a file or a data set, and how many were left out because they are blank; a .txt file is one text.
+
+    Raises:
+        CommandError: there is no such column, or it does not hold texts.
+    """
+    if Path(data).is_file() and reading.builder_of(data) == "text":
+        rows = reading.load_file(data, sample_by="document")
+    else:
+        rows = reading.load_part(data, split, args.config)
     if args.text_column not in rows.column_names:
         raise CommandError(f"--text-column: expected one of {', '.join(rows.column_names)}; got {args.text_column!r}")
-    return [text for text in rows[args.text_column] if text and text.strip()]
+    found = list(rows[args.text_column])
+    other = next((text for text in found if not isinstance(text, str | None)), None)
+    if other is not None:
+        raise CommandError(f"--text-column: expected texts in {args.text_column!r} of {data}; got {other!r}")
+    texts = [text for text in found if text and text.strip()]
+    return texts, len(found) - len(texts)
 
 
 def packed(texts: Iterable[str], tokenizer: Any, block_size: int) -> list[list[int]]:
@@ -82,7 +95,8 @@ def evaluate(model: nn.Module, rows: Sequence[Sequence[int]], pad: int, device: 
         batch = training.on_device(batch_of(rows[first : first + EVALUATION_ROWS], pad), device)
         total += float(loss_sum(model, batch))
         targets += num_targets(batch)
-    return {"loss": total / targets, "perplexity": math.exp(total / targets)}
+    loss = total / targets
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < LARGEST_EXPONENT else loss * math.inf}
 
 
 def new_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -159,8 +173,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains, prints the metrics and returns the record."""
     args = parse(argv)
-    validation = training.validation_of(args.train, args.validation)
-    texts = [load_texts(args.train, "train", args), load_texts(validation, "validation", args)]
+    validation = reading.validation_of(args.train, args.validation)
+    found = {"train": load_texts(args.train, "train", args), "validation": load_texts(validation, "validation", args)}
+    counts = reading.checked({f"texts, {name}": reading.Rows(len(part), left) for name, (part, left) in found.items()})
+    texts = [part for part, _ in found.values()]
     if args.scratch:
         tokenizer = new_tokenizer(texts[0], args.vocabulary)
     else:
@@ -180,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             reduction="sum",
         )
 
-    return training.compare(args, make_run)
+    return training.compare(args, make_run, counts)
 
 
 if __name__ == "__main__":

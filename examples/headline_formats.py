@@ -9,10 +9,11 @@ The files may be in FOLDER/train, as they are published, and compressed (.gz).
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import training
+import reading
 
 from gradalign.cli.errors import CommandError
 
@@ -31,8 +32,8 @@ class Pair(NamedTuple):
     title: str
 
 
-def load(data: str, split: str, columns: tuple[str, str] = ("document", "summary")) -> list[Pair]:
-    """The pairs of one split, without those of which one half is empty.
+def load(data: str, split: str, columns: tuple[str, str] = ("document", "summary")) -> tuple[list[Pair], int]:
+    """The pairs of one split, and how many were left out because one half is empty.
 
     Args:
         data: a folder with Gigaword's files (.gz too) in it or in its folder `train`; a hub name, or a folder laid
@@ -50,12 +51,17 @@ def load(data: str, split: str, columns: tuple[str, str] = ("document", "summary
             raise CommandError(
                 f"--data: expected as many lines in {' and '.join(FILES[split])}; got {len(articles)} and {len(titles)}"
             )
-        return [Pair(*pair) for pair in zip(articles, titles, strict=True) if all(pair)]
-    rows = training.load_rows(data, HUB_SPLITS[split])
+        return _whole(zip(articles, titles, strict=True))
+    rows = reading.load_rows(data, HUB_SPLITS[split])
     if missing := set(columns) - set(rows.column_names):
         raise CommandError(f"--columns: expected some of {rows.column_names}; got {sorted(missing)}")
-    pairs = [Pair(row[columns[0]].strip(), row[columns[1]].strip()) for row in rows]
-    return [pair for pair in pairs if all(pair)]
+    return _whole(((row[columns[0]] or "").strip(), (row[columns[1]] or "").strip()) for row in rows)
+
+
+def _whole(pairs: Iterable[tuple[str, str]]) -> tuple[list[Pair], int]:
+    found = [Pair(*pair) for pair in pairs]
+    kept = [pair for pair in found if all(pair)]
+    return kept, len(found) - len(kept)
 
 
 def _first(folder: Path, name: str) -> Path | None:
@@ -69,5 +75,5 @@ def _lines(folder: Path, name: str) -> list[str]:
     if path is None:
         raise CommandError(f"--data: expected {name} in {folder} or in its folder train; got neither")
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         return [line.strip() for line in file]

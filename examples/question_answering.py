@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import question_formats
+import reading
 import squad_metrics
 import torch
 import training
@@ -65,9 +66,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise CommandError(
             f"--max-length: expected at most {tokenizer.model_max_length}, which the model reads; got {args.max_length}"
         )
-    train, dev = chosen(args, "train", args.train_limit), chosen(args, "dev", args.dev_limit)
+    asked, dev = chosen(args, "train", args.train_limit), chosen(args, "dev", args.dev_limit)
     # Quasar-T has questions whose answer no passage holds: nothing to train on, but they count in the evaluation.
-    train = [question for question in train if question.spans or not question.answers]
+    train = [question for question in asked if question.spans or not question.answers]
+    rows = reading.checked(
+        {
+            "questions, train": reading.Rows(len(train), len(asked) - len(train)),
+            "questions, development": reading.Rows(len(dev)),
+        }
+    )
     lengths = (args.max_length, args.stride, args.question_length)
     train_windows, dev_windows = windows(train, tokenizer, *lengths), windows(dev, tokenizer, *lengths)
     targets = [target(window, train[window.question].spans) for window in train_windows]
@@ -84,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     def make_run(seed: int) -> training.Run:
         model = transformers.AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32, **found)
+        training.check_length(args.max_length, model)
 
         def evaluate() -> dict[str, float]:
             logits = all_logits(model, dev_windows, tokenizer, args.device)
@@ -91,12 +99,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             threshold = args.no_answer_threshold
             if all(question.answers for question in dev):
                 threshold = 1.0  # the model knows that there is always an answer
-            return squad_metrics.evaluate({q.id: q.answers for q in dev}, texts, no_answer, threshold)
+            metrics = squad_metrics.evaluate({q.id: q.answers for q in dev}, texts, no_answer, threshold)
+            return training.measured(metrics, (torch.tensor(pair) for pair in logits))
 
         steps_per_epoch = max(1, len(train_windows) // args.batch_size)
         return training.Run(model, lambda batch: model(**batch).loss, steps(seed), steps_per_epoch, evaluate)
 
-    return training.compare(args, make_run)
+    return training.compare(args, make_run, rows)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import training
+import reading
 
 from gradalign.cli.errors import CommandError
 
@@ -58,8 +59,20 @@ def load(data: str, split: str, contexts: str = "short", passages: int = 20) -> 
         passages: how many of Quasar-T's passages for a question are read, the best first.
 
     Raises:
-        CommandError: the data have none of the layouts.
+        CommandError: the data have none of the layouts, or questions of "dev" have the same id.
     """
+    questions = _load(data, split, contexts, passages)
+    if split == "dev":  # predictions are compared by id
+        twice = [id for id, times in Counter(question.id for question in questions).items() if times > 1]
+        if twice:
+            raise CommandError(
+                f"--data: expected questions with different ids; got {len(twice)} ids twice or more, such as {twice[0]!r}; "
+                "number them anew"
+            )
+    return questions
+
+
+def _load(data: str, split: str, contexts: str, passages: int) -> list[Question]:
     path = Path(data)
     if newsqa := _first(path if path.name.startswith(NEWSQA) else path / NEWSQA):
         return list(_newsqa(_json(newsqa), split))
@@ -79,7 +92,7 @@ def load(data: str, split: str, contexts: str = "short", passages: int = 20) -> 
 def _rows(data: str, split: str) -> Any:
     """Rows of a data set on the hub, or of a folder laid out like one there."""
     try:
-        rows = training.load_rows(data, HUB_SPLITS[split])
+        rows = reading.load_rows(data, HUB_SPLITS[split])
     except CommandError as error:
         raise CommandError(f"--data: expected one of\n{LAYOUTS}\n{error}") from error
     if missing := COLUMNS - set(rows.column_names):
@@ -96,7 +109,8 @@ def _first(path: Path) -> Path | None:
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    # A byte order mark, which some editors write, is none of JSON.
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
 def _json(path: Path) -> Any:
@@ -132,7 +146,12 @@ def _hub(rows: Iterable[Mapping[str, Any]]) -> Iterator[Question]:
 
 
 def _from_starts(id: str, text: str, context: str, answers: list[str], starts: list[int]) -> Question:
-    spans = {(start, start + len(answer)) for answer, start in zip(answers, starts, strict=True)}
+    """A place where the answer does not stand trains nothing, as in BERT's own script; the answer counts in the evaluation."""
+    spans = {
+        (start, start + len(answer))
+        for answer, start in zip(answers, starts, strict=True)
+        if context[start : start + len(answer)] == answer
+    }
     return Question(id, text.strip(), context, tuple(answers), tuple(sorted(spans)))
 
 

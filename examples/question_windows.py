@@ -80,7 +80,9 @@ def target(window: Window, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     lasts = [window.offsets[i][1] for i in places]
     for first, last in spans:
         if places and firsts[0] <= first and last <= lasts[-1]:
-            return places[bisect_right(firsts, first) - 1], places[bisect_left(lasts, last)]
+            # A character may be several byte-level tokens, all of which have its place: the answer begins with the first.
+            begin = bisect_right(firsts, first) - 1
+            return places[bisect_left(firsts, firsts[begin])], places[bisect_left(lasts, last)]
     return window.null, window.null
 
 

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 
 import answers as agreement
 
@@ -61,13 +62,14 @@ def _best(
     """The best percentage over all thresholds, and the smallest threshold that reaches it.
 
     Starts with no answer at all, which is right for every question that has none, and answers one question more at a time, the
-    most certain first.
+    most certain first. A threshold answers all questions of one probability or none: the best is looked for between such
+    groups, where the official script looks after every question.
     """
     score = best = float(len(raw) - len(answerable))
     threshold = 0.0
-    for id in sorted(raw, key=lambda id: no_answer[id]):
+    for probability, group in groupby(sorted(raw, key=no_answer.__getitem__), no_answer.__getitem__):
         # An empty answer to a question without one stays right.
-        score += raw[id] if id in answerable else -float(bool(predictions[id]))
+        score += sum(raw[id] if id in answerable else -float(bool(predictions[id])) for id in group)
         if score > best:
-            best, threshold = score, no_answer[id]
+            best, threshold = score, probability
     return 100 * best / len(raw), threshold

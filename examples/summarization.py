@@ -11,10 +11,12 @@ Files in Gigaword's format, or a data set of the hub with its columns:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import reading
 import torch
 import training
 from headline_formats import Pair, load
@@ -112,6 +114,11 @@ def rouge(titles: Sequence[str], written: Sequence[str]) -> dict[str, float]:
     return {name: 100 * sum(score[key].fmeasure for score in scores) / len(scores) for key, name in ROUGE.items()}
 
 
+def loses_letters(text: str) -> bool:
+    """Whether the words of `rouge-score`, which are of a to z and digits, leave letters out."""
+    return any(letter.isalnum() and not letter.isascii() for letter in text)
+
+
 def first_words(article: str, num: int) -> str:
     """The start of an article, which a headline model has to beat."""
     return " ".join(article.split()[:num])
@@ -120,12 +127,21 @@ def first_words(article: str, num: int) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Trains by the options, prints ROUGE on the development set, and returns what --out holds."""
     args = parse(argv)
-    train = load(args.data, "train", args.columns)[: args.train_limit]
-    dev = load(args.data, "dev", args.columns)[: args.dev_limit]
+    (train, without), (dev, dev_without) = (load(args.data, split, args.columns) for split in ("train", "dev"))
+    train, dev = train[: args.train_limit], dev[: args.dev_limit]
+    rows = reading.checked(
+        {"pairs, train": reading.Rows(len(train), without), "pairs, development": reading.Rows(len(dev), dev_without)}
+    )
     tokenizer = make_tokenizer(args, (text for pair in train for text in pair))
     start = make_model(args, tokenizer).config.decoder_start_token_id
     train_rows, dev_rows = (tokens_of(pairs, tokenizer, start, args) for pairs in (train, dev))
     titles = [pair.title for pair in dev]
+    if others := sum(map(loses_letters, titles)):
+        print(
+            f"warning: {others} of {len(titles)} headlines have letters other than a to z, which ROUGE does not see: its "
+            "figures are meant for English only",
+            file=sys.stderr,
+        )
     baseline = rouge(titles, [first_words(pair.article, args.first_words) for pair in dev])
     print(
         f"{len(train)} pairs; development: {len(dev)}, of which the first {args.first_words} words of the article score"
@@ -146,13 +162,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         def evaluate() -> dict[str, float]:
             loss = token_loss(model, dev_rows, tokenizer, args.device)
-            return {"loss": loss, **rouge(titles, write(model, dev_rows, tokenizer, args))}
+            scores = rouge(titles, write(model, dev_rows, tokenizer, args))
+            return training.measured({"loss": loss, **scores}, [torch.tensor(loss)])
 
         steps_per_epoch = max(1, len(train_rows) // args.batch_size)
         of_model = partial(loss_fn, model)
         return training.Run(model, of_model, steps(seed), steps_per_epoch, evaluate, reduction="sum")
 
-    return training.compare(args, make_run)
+    return training.compare(args, make_run, rows)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

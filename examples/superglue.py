@@ -17,6 +17,8 @@ import torch
 from answers import best, exact_match, token_f1
 from torch import Tensor
 
+from gradalign.cli.errors import CommandError
+
 Row = Mapping[str, Any]
 YES_NO = ("False", "True")
 
@@ -56,9 +58,17 @@ class Task(NamedTuple):
 
 
 def label_of(row: Row, names: Sequence[str] = YES_NO) -> int:
-    """The number of the class, which the published files name and the hub numbers in the same order."""
+    """The number of the class, which the published files name and the hub numbers in the same order.
+
+    Raises:
+        CommandError: a row of a test split, whose label is kept secret.
+    """
     label = row["label"]
-    return names.index(label) if isinstance(label, str) else int(label)
+    if isinstance(label, str):
+        return names.index(label)
+    if label < 0:
+        raise CommandError(f"expected rows with labels; got the label {label}, which the rows of a test split have")
+    return int(label)
 
 
 def boolq(row: Row) -> Iterator[Sample]:

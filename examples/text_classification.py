@@ -5,19 +5,23 @@
     python examples/text_classification.py --train a.csv --validation b.csv --model google/electra-small-discriminator
 
 One encoder (BERT, RoBERTa, ELECTRA, any other of AutoModel) has a linear classifier for each task. With several tasks each
-micro-batch of a step is from one of them, in turn and in equal numbers, and `split` takes the tasks in turn as probes.
+micro-batch of a step is from one of them, in turn and in equal numbers, with an order of the tasks that is drawn for every
+step; `split` takes the places in a step in turn as probes.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import reading
 import torch
 import training
-from superglue import TASKS, Sample, Task, accuracy_and_f1
+from datasets import ClassLabel, Dataset
+from superglue import TASKS, Row, Sample, Task, accuracy_and_f1
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -27,6 +31,7 @@ from gradalign.cli.errors import CommandError
 
 HUB = "aps/super_glue"
 EVALUATION_ROWS = 64
+SPLITS = ("train", "validation")
 
 
 class Data(NamedTuple):
@@ -35,6 +40,22 @@ class Data(NamedTuple):
     task: Task
     train: Samples
     validation: Samples
+
+
+class Read(NamedTuple):
+    """What was read for a task.
+
+    Attributes:
+        name: of the task.
+        task: its classes and metrics.
+        samples: of each of `SPLITS`.
+        left_out: rows of each of `SPLITS` that became no sample.
+    """
+
+    name: str
+    task: Task
+    samples: list[list[Sample]]
+    left_out: list[int]
 
 
 class Samples:
@@ -83,7 +104,8 @@ class Classifier(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(0.1)
         width = encoder.config.hidden_size
-        self.heads = nn.ModuleDict({task: nn.Linear(width, num) for task, num in num_classes.items()})
+        # The prefix: a module cannot be named after a method of modules, and a table may be train.csv.
+        self.heads = nn.ModuleDict({f"of_{task}": nn.Linear(width, num) for task, num in num_classes.items()})
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """(samples, classes); where a task has one class, (samples, choices)."""
@@ -94,7 +116,7 @@ class Classifier(nn.Module):
             pooled = (states * mask).sum(1) / mask.sum(1)
         else:
             pooled = states[:, 0]
-        logits = self.heads[batch["task"]](self.dropout(pooled)).float()
+        logits = self.heads[f"of_{batch['task']}"](self.dropout(pooled)).float()
         return logits.view(len(batch["labels"]), -1)
 
 
@@ -107,36 +129,34 @@ def load_encoder(name: str) -> nn.Module:
     return encoder
 
 
-def superglue(args: argparse.Namespace) -> Iterator[tuple[str, Task, list[list[Sample]]]]:
-    """Name, task, and training and validation samples, from the published folders or from the hub."""
+def superglue(args: argparse.Namespace) -> Iterator[Read]:
+    """The tasks of SuperGLUE, from the published folders or from the hub."""
     for name in args.tasks:
         task, splits = TASKS[name], []
         folder = Path(args.data, task.folder)
-        for split, file in (("train", "train.jsonl"), ("validation", "val.jsonl")):
+        for split, file in zip(SPLITS, ("train.jsonl", "val.jsonl"), strict=True):
             published = folder / file
-            rows = (
-                training.load_rows(published, split)
-                if published.is_file()
-                else training.load_rows(args.data, split, name)
-            )
+            rows = reading.load_file(published) if published.is_file() else reading.load_rows(args.data, split, name)
             splits.append([sample for row in rows for sample in task.samples(row)])
-        yield name, task, splits
+        yield Read(name, task, splits, [0, 0])
 
 
-def tables(args: argparse.Namespace) -> Iterator[tuple[str, Task, list[list[Sample]]]]:
+def tables(args: argparse.Namespace) -> Iterator[Read]:
     """The same from tables: a task for each, named after the file; its classes are the labels of the training rows.
 
     Rows without a text or a label are left out.
     """
     columns = [args.text_column, args.label_column, *filter(None, [args.second_column])]
     for i, train in enumerate(args.train):
-        validation = training.validation_of(train, args.validation[i] if args.validation else None)
-        splits = [training.load_rows(train, "train"), training.load_rows(validation, "validation")]
-        for rows in splits:
+        validation = reading.validation_of(train, args.validation[i] if args.validation else None)
+        splits = []
+        for split, data in zip(SPLITS, (train, validation), strict=True):
+            rows = reading.load_part(data, split)
             missing = [name for name in columns if name not in rows.column_names]
             if missing:
                 raise CommandError(f"expected the columns {', '.join(columns)}; got {', '.join(rows.column_names)}")
-        labels = [{str(label) for label in rows[args.label_column] if label is not None} for rows in splits]
+            splits.append((len(rows), usable(rows, columns, args.label_column)))
+        labels = [{str(row[args.label_column]) for row in rows} for _, rows in splits]
         classes, unknown = sorted(labels[0]), labels[1] - labels[0]
         if unknown or len(classes) < 2:
             raise CommandError(
@@ -144,29 +164,42 @@ def tables(args: argparse.Namespace) -> Iterator[tuple[str, Task, list[list[Samp
                 f"second alone, {sorted(unknown)}"
             )
 
-        def samples(row: dict[str, Any], classes: list[str] = classes) -> list[Sample]:
-            if any(row[name] is None for name in columns):
-                return []
+        def samples(row: Row, classes: list[str] = classes) -> list[Sample]:
             second = str(row[args.second_column]) if args.second_column else None
             return [Sample([(str(row[args.text_column]), second)], classes.index(str(row[args.label_column])))]
 
-        task = Task(len(classes), samples, accuracy_and_f1)
-        yield Path(train).name.partition(".")[0], task, [[s for row in rows for s in samples(row)] for rows in splits]
+        yield Read(
+            Path(train).name.partition(".")[0],
+            Task(len(classes), samples, accuracy_and_f1),
+            [[sample for row in rows for sample in samples(row)] for _, rows in splits],
+            [num - len(rows) for num, rows in splits],
+        )
+
+
+def usable(rows: Dataset, columns: Sequence[str], label_column: str) -> list[Row]:
+    """The rows that have all of these columns; a negative number of a named class says that there is no label, as in SNLI."""
+    named = isinstance(rows.features[label_column], ClassLabel)
+    return [
+        row for row in rows if all(row[name] is not None for name in columns) and not (named and row[label_column] < 0)
+    ]
 
 
 def steps_of(data: dict[str, Data], args: argparse.Namespace, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Endless steps: micro-batches of all tasks in turn."""
-    streams = [
-        training.shuffled(len(found.train), args, seed=1000 * seed + i, parts=len(data))
-        for i, found in enumerate(data.values())
-    ]
+    """Endless steps: micro-batches of all tasks in turn.
+
+    Which task comes first is drawn for every step: some methods depend on the order, and FOMAML follows the last
+    micro-batch alone.
+    """
+    first, num = training.GENERATORS * seed, len(data)
+    streams = {
+        name: training.shuffled(len(found.train), args, first + i, parts=num)
+        for i, (name, found) in enumerate(data.items())
+    }
+    names, generator = list(data), torch.Generator().manual_seed(first + num)
     while True:
-        parts = [next(stream) for stream in streams]
-        yield [
-            found.train.batch(part[i], name)
-            for i in range(args.micro_batches // len(data))
-            for part, (name, found) in zip(parts, data.items(), strict=True)
-        ]
+        parts = {name: next(stream) for name, stream in streams.items()}
+        order = [names[i] for i in torch.randperm(num, generator=generator)]
+        yield [data[name].train.batch(parts[name][i], name) for i in range(args.micro_batches // num) for name in order]
 
 
 def evaluate(model: Classifier, data: dict[str, Data], device: torch.device) -> dict[str, float]:
@@ -179,7 +212,7 @@ def evaluate(model: Classifier, data: dict[str, Data], device: torch.device) -> 
             batch = training.on_device(validation.batch(indices, name), device)
             for i, row in zip(indices, model(batch).cpu(), strict=True):
                 logits[i] = row
-        metrics = task.metrics(validation.samples, torch.stack(logits))
+        metrics = training.measured(task.metrics(validation.samples, torch.stack(logits)), logits)
         means.append(sum(metrics.values()) / len(metrics))
         found |= metrics if len(data) == 1 else {f"{name}/{metric}": value for metric, value in metrics.items()}
     return found if len(data) == 1 else {**found, "mean": sum(means) / len(means)}
@@ -235,27 +268,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     name, found_options = training.model_source(args.model)
     tokenizer = AutoTokenizer.from_pretrained(name, **found_options)
+    found = list((superglue if args.tasks else tables)(args))
     data = {
-        name: Data(task, *(Samples(samples, tokenizer, args.max_length) for samples in splits))
-        for name, task, splits in (superglue if args.tasks else tables)(args)
+        read.name: Data(read.task, *(Samples(samples, tokenizer, args.max_length) for samples in read.samples))
+        for read in found
     }
-    names = list(data)
-    labels = [names[i % len(names)] for i in range(args.micro_batches)]
+    rows = reading.checked(
+        {
+            f"{read.name}, {split}": reading.Rows(len(samples), left_out)
+            for read in found
+            for split, samples, left_out in zip(SPLITS, read.samples, read.left_out, strict=True)
+        }
+    )
 
     def make_run(seed: int) -> training.Run:
-        model = Classifier(load_encoder(args.model), {name: data[name].task.num_classes for name in data}, args.pooling)
-        several = labels if len(names) > 1 else None
+        encoder = load_encoder(args.model)
+        training.check_length(args.max_length, encoder)
+        model = Classifier(encoder, {name: data[name].task.num_classes for name in data}, args.pooling)
+        task_of = itemgetter("task") if len(data) > 1 else None
         return training.Run(
             model,
             lambda batch: nn.functional.cross_entropy(model(batch), batch["labels"]),
             steps_of(data, args, seed),
             steps_per_epoch=max(1, sum(len(d.train) for d in data.values()) // args.batch_size),
             evaluate=lambda: evaluate(model, data, args.device),
-            tasks=several,
-            sources=several if args.between_tasks else None,
+            task_of=task_of,
+            source_of=task_of if args.between_tasks else None,
         )
 
-    return training.compare(args, make_run)
+    return training.compare(args, make_run, rows)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ micro-batch, and what is measured at the end. The rest is here:
         parser.add_argument(...)  # of this example
         args = training.parse(parser, argv)
         ...
-        return training.compare(args, make_run)  # make_run(seed) -> Run
+        return training.compare(args, make_run, rows)  # make_run(seed) -> Run; rows from reading.checked
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import reading
 import torch
 import transformers
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetsError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, get_scheduler
@@ -34,12 +34,13 @@ from transformers import AutoConfig, get_scheduler
 import gradalign
 from gradalign.baselines import FOMAML, SAM, Reptile
 from gradalign.cli import machine, options, places
+from gradalign.cli.demo import verdict
 from gradalign.cli.demo.paired import MIN_SEEDS, Interval, interval
 from gradalign.cli.errors import CommandError
 from gradalign.cli.workload import assets
 
 LOG_EVERY = 10  # steps; only these wait for the device
-BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text", ".parquet": "parquet"}
+GENERATORS = 1000  # of a run at most: they are seeded with GENERATORS * seed, GENERATORS * seed + 1, ...
 PACKAGES = ("torch", "transformers", "datasets", "peft", "tokenizers")
 MicroBatch = Mapping[str, Any]
 
@@ -55,8 +56,8 @@ class Run:
         steps_per_epoch: how many steps see every row once.
         evaluate: measures the model, which is in evaluation mode: name of a metric -> value.
         reduction: "sum" where a loss carries its share of the step, such as tokens of the micro-batch over those of the step.
-        tasks: a label for each micro-batch of a step; the record then has the cosines between the tasks' gradients.
-        sources: the same; gradients are then compared between the labels and not within one.
+        task_of: the label of a micro-batch; the record then has the cosines between the tasks' gradients.
+        source_of: the same; gradients are then compared between the labels and not within one.
     """
 
     model: nn.Module
@@ -65,8 +66,8 @@ class Run:
     steps_per_epoch: int
     evaluate: Callable[[], dict[str, float]]
     reduction: str = "mean"
-    tasks: Sequence[str] | None = None
-    sources: Sequence[str] | None = None
+    task_of: Callable[[MicroBatch], str] | None = None
+    source_of: Callable[[MicroBatch], str] | None = None
 
 
 def gradalign_method(model: nn.Module, args: argparse.Namespace, warmup: int) -> gradalign.GradAlign:
@@ -161,7 +162,7 @@ def parser(doc: str, model: str, lr: float = 3e-5, batch_size: int = 32) -> argp
     )
     add("--bf16", action="store_true", help="compute in bfloat16 by autocast; parameters stay in float32")
     add("--device", default=places.default_device(), metavar="NAME", help="PyTorch device")
-    add("--out", type=Path, metavar="FILE", help="JSON file for settings, losses and metrics of every seed")
+    add("--out", type=options.file, metavar="FILE", help="JSON file for settings, losses and metrics of every seed")
     return made
 
 
@@ -186,6 +187,9 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> a
                 None if used else f"--method {' '.join(args.method)}",
                 **(defaults if used else dict.fromkeys(defaults)),
             )
+        most = options.LARGEST // GENERATORS - args.seeds
+        if args.first_seed > most:
+            raise CommandError(f"--first-seed: expected at most {most}, with {args.seeds} seeds; got {args.first_seed}")
         args.device = places.usable_device(args.device)
         if args.out is not None:
             places.make_directory(args.out.parent)
@@ -213,51 +217,24 @@ def model_source(model: str) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise CommandError(
             f"--model: expected {', '.join(assets.MODELS)}, a folder or a hub name of a model; got {model!r}: "
-            f"{first_line(error)}"
+            f"{reading.first_line(error)}"
         ) from error
     return name, found
 
 
-def first_line(error: Exception) -> str:
-    """Of its message; its name, where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def load_rows(data: str | Path, split: str, config: str | None = None, **found: Any) -> Dataset:
-    """Rows of a file, or of a split of a data set on the hub or in a local folder laid out like one there.
-
-    Args:
-        data: a file in one of the formats of `BUILDERS`, possibly compressed; a folder; or a hub name.
-        split: "train", "validation" or "test"; a file is one split, and its name decides.
-        config: of a data set with several.
-        found: further arguments of `datasets.load_dataset`, such as `field="data"` for JSON.
+def check_length(length: int, model: nn.Module) -> None:
+    """Refuses a --max-length beyond the learnt positions of an encoder.
 
     Raises:
-        CommandError: there is no such data set, or it cannot be read.
+        CommandError: it is longer.
     """
-    path = Path(data)
-    kinds = [BUILDERS[suffix] for suffix in path.suffixes if suffix in BUILDERS]
-    try:
-        if not path.is_file():
-            return load_dataset(str(data), config, split=split, **found)
-        if not kinds:
-            raise CommandError(f"expected a file that ends in {', '.join(BUILDERS)}; got {path}")
-        return load_dataset(kinds[-1], data_files=str(path), split="train", **found)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise CommandError(
-            f"expected a file, a folder or a hub name of a data set; got {str(data)!r}: {first_line(error)}"
-        ) from error
-
-
-def validation_of(train: str, validation: str | None) -> str:
-    """What to validate on: `validation`, else the split of that name of `train`.
-
-    Raises:
-        CommandError: `train` is a file, which has no other split.
-    """
-    if validation is None and Path(train).is_file():
-        raise CommandError(f"--validation: expected a file beside {train}, which is one split; got none")
-    return train if validation is None else validation
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            # Where padding has a position of its own, as in RoBERTa, those of tokens begin after it.
+            longest = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+            if length > longest:
+                raise CommandError(f"--max-length: expected at most {longest}, which the model reads; got {length}")
 
 
 def shuffled(num_rows: int, args: argparse.Namespace, seed: int, parts: int = 1) -> Iterator[list[list[int]]]:
@@ -337,8 +314,8 @@ def train(run: Run, method: str, args: argparse.Namespace, name: str = "") -> li
                 loss_fn,
                 [on_device(micro_batch, args.device) for micro_batch in micro_batches],
                 reduction=run.reduction,
-                tasks=run.tasks,
-                sources=run.sources,
+                tasks=run.task_of and list(map(run.task_of, micro_batches)),
+                sources=run.source_of and list(map(run.source_of, micro_batches)),
             )
             nn.utils.clip_grad_norm_(run.model.parameters(), args.max_grad_norm)
             optimizer.step()
@@ -351,13 +328,18 @@ def train(run: Run, method: str, args: argparse.Namespace, name: str = "") -> li
     return rows
 
 
-def compare(args: argparse.Namespace, make_run: Callable[[int], Run]) -> dict[str, Any]:
+def compare(
+    args: argparse.Namespace, make_run: Callable[[int], Run], rows: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
     """Trains every method on every seed, prints metrics with intervals, and writes the JSON file.
+
+    The file is written after every run, so that an interrupted comparison leaves what is finished, with "complete": false.
 
     Args:
         args: from `parse`.
         make_run: seed -> a run. It is called with PyTorch seeded, once a method: all methods of a seed start from the same
             weights and see the same micro-batches.
+        rows: for the record, from `reading.checked`.
 
     Returns:
         What the JSON file holds.
@@ -365,32 +347,46 @@ def compare(args: argparse.Namespace, make_run: Callable[[int], Run]) -> dict[st
     start = time.perf_counter()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     runs: dict[str, list[dict[str, Any]]] = {method: [] for method in args.method}
+    record: dict[str, Any] = {}
     for seed in seeds:
-        for method in runs:
-            runs[method].append(_one(args, make_run, method, seed))
-    metrics = {method: _by_metric([one["metrics"] for one in found]) for method, found in runs.items()}
-    differences = {
-        f"{method} - {args.method[0]}": {
-            name: [a - b for a, b in zip(values, metrics[args.method[0]][name], strict=True)]
-            for name, values in metrics[method].items()
-        }
-        for method in list(runs)[1:]
-    }
-    report(metrics, differences, args.seeds)
-    record = {
+        for method, found in runs.items():
+            found.append(_one(args, make_run, method, seed))
+            complete = all(len(of_method) == args.seeds for of_method in runs.values())
+            record = _record(args, runs, dict(rows or {}), time.perf_counter() - start, complete)
+            if args.out is not None:
+                places.write_json(args.out, record)
+    metrics, differences = _values(runs, args.method[0])
+    report(metrics, differences, args.seeds, record["passes"])
+    return record
+
+
+def _record(
+    args: argparse.Namespace,
+    runs: Mapping[str, list[dict[str, Any]]],
+    rows: dict[str, Any],
+    seconds: float,
+    complete: bool,
+) -> dict[str, Any]:
+    metrics, differences = _values(runs, args.method[0])
+    return {
         "gradalign": gradalign.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - start, 1),
+        "complete": complete,
+        "seconds": round(seconds, 1),
         "machine": {"cpu": machine.cpu(), "gpus": machine.gpus(), "platform": machine.platform.platform()},
         "versions": machine.versions(*PACKAGES),
         "settings": {name: _plain(value) for name, value in vars(args).items()},
+        "rows": rows,
         "runs": runs,
+        "passes": {method: _passes(found[-1], args) for method, found in runs.items() if found},
         "means": _intervals(metrics),
         "differences": _intervals(differences),
     }
-    if args.out is not None:
-        places.write_json(args.out, record)
-    return record
+
+
+def _passes(run: Mapping[str, Any], args: argparse.Namespace) -> float:
+    """Forward and backward passes of a step, relative to plain training; of its last step, where every weight has risen."""
+    return run["history"][-1]["align/passes"] / args.micro_batches
 
 
 def _one(args: argparse.Namespace, make_run: Callable[[int], Run], method: str, seed: int) -> dict[str, Any]:
@@ -404,14 +400,50 @@ def _one(args: argparse.Namespace, make_run: Callable[[int], Run], method: str, 
     run.model.eval()
     with torch.no_grad(), autocast(args):
         metrics = run.evaluate()
-    return {"seed": seed, "seconds": round(seconds, 2), "metrics": metrics, "history": history}
+    found = {"seed": seed, "seconds": round(seconds, 2), "metrics": metrics, "history": history}
+    # A decision by NaN is the first class, and would pass for an ordinary figure.
+    broken = not (all(math.isfinite(row["loss"]) for row in history) and all_finite(run.model.parameters()))
+    if broken:
+        found["metrics"] = dict.fromkeys(metrics, math.nan)
+    if broken or not all(map(math.isfinite, metrics.values())):
+        found["diverged"] = True
+        print(
+            f"warning: {method}, seed {seed}: diverged; the loss, a weight or a metric is not finite", file=sys.stderr
+        )
+    return found
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor has NaN or an infinity."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def measured(metrics: Mapping[str, float], logits: Iterable[Tensor]) -> dict[str, float]:
+    """The metrics, or NaN for each where a logit that they come from is not finite."""
+    return dict(metrics) if all_finite(logits) else dict.fromkeys(metrics, math.nan)
+
+
+Metrics = dict[str, dict[str, list[float]]]  # of a method or a difference, by name, a value a seed
+
+
+def _values(runs: Mapping[str, Sequence[Mapping[str, Any]]], first: str) -> tuple[Metrics, Metrics]:
+    """The metrics of each method, and their differences to the first one on the seeds that both have finished."""
+    metrics = {method: _by_metric([one["metrics"] for one in found]) for method, found in runs.items() if found}
+    differences = {
+        f"{method} - {first}": {
+            name: [a - b for a, b in zip(values, metrics[first][name], strict=False)] for name, values in found.items()
+        }
+        for method, found in metrics.items()
+        if method != first
+    }
+    return metrics, differences
 
 
 def _by_metric(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [metrics[name] for metrics in found] for name in found[0]}
 
 
-def _intervals(groups: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, dict[str, float | None]]]:
+def _intervals(groups: Metrics) -> dict[str, dict[str, dict[str, float | None]]]:
     """Mean and half-width of the 95% interval for every metric of every group."""
     return {
         group: {name: interval(values)._asdict() for name, values in metrics.items()}
@@ -423,31 +455,33 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)
 
 
-def report(
-    metrics: Mapping[str, Mapping[str, Sequence[float]]],
-    differences: Mapping[str, Mapping[str, Sequence[float]]],
-    num_seeds: int,
-) -> None:
-    """Prints for every metric the mean of each method and the paired differences, with Student's 95% interval over seeds."""
+def report(metrics: Metrics, differences: Metrics, num_seeds: int, passes: Mapping[str, float]) -> None:
+    """Prints for every metric the mean of each method and the paired differences, with Student's 95% interval over seeds.
+
+    Beside each method are its passes of a step, relative to plain training: what equal steps cost.
+    """
     level = "95% intervals over seeds" if num_seeds >= MIN_SEEDS else f"{MIN_SEEDS} or more give an interval"
-    print(f"{num_seeds} seed{'s' if num_seeds > 1 else ''}; {level}")
+    print(f"{num_seeds} seed{'s' if num_seeds > 1 else ''}; {level}; passes of a step are relative to plain")
     width = max(map(len, [*metrics, *differences]))
     for name in next(iter(metrics.values())):
         print(name)
         for groups, sign in ((metrics, ""), (differences, "+")):
             for group, values in groups.items():
-                print(f"  {group:<{width}}  {shown(interval(values[name]), sign)}")
+                cost = f"  passes {passes[group]:.4g}" if group in passes else ""
+                print(f"  {group:<{width}}  {shown(interval(values[name]), sign)}{cost}")
 
 
 def shown(value: Interval, sign: str = "") -> str:
     """The mean, with the half-width where there is one."""
-    mean = f"{value.mean:{sign}.4f}"
-    return mean if value.half_width is None else f"{mean} +/- {value.half_width:.4f}"
+    return verdict.shown(value, 4, "", sign)
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Calls the main function of a script; an error that the user can fix is shown without a traceback."""
+    """Calls the main function of a script; an error that the user can fix, or Ctrl-C, is shown without a traceback."""
     try:
         main()
     except CommandError as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("interrupted; where --out was given, it has the finished runs", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gradalign.cli.errors import CommandError
@@ -56,6 +58,15 @@ def fraction(text: str) -> float:
     if not 0 <= number(text) <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1; got {text!r}")
     return float(text)
+
+
+def file(text: str) -> Path:
+    """The name of a file to write: no directory."""
+    path = Path(text)
+    separators = tuple(filter(None, (os.sep, os.altsep)))
+    if not path.name or path.is_dir() or text.endswith(separators):
+        raise argparse.ArgumentTypeError(f"expected the name of a file; got {text!r}, a directory")
+    return path
 
 
 def fill_defaults(args: argparse.Namespace, required: str, instead: str | None, **defaults: Any) -> None:

@@ -39,7 +39,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def make_directory(path: Path) -> None:
-    """Makes the directory of --out and writes a temporary file to it, since results are written only at the end.
+    """Makes the directory of --out and writes a temporary file to it, before the work whose results go there.
 
     Raises:
         CommandError: it cannot be made or written to.

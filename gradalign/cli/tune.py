@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
         status.update("measuring")
         result = measure(args, model, batches)
     print(result)
+    places.write_json(args.out / "tune.json", {"settings": settings(args), "result": result.as_dict()})
     with places.whole_file(args.out / "tune.png") as part:
         result.plot(part)
-    places.write_json(args.out / "tune.json", {"settings": settings(args), "result": result.as_dict()})
     print(f"\n{args.out / 'tune.png'} and {args.out / 'tune.json'} written.")
     return 0
 

@@ -71,3 +71,10 @@ def test_a_seed_that_is_too_large_is_refused_without_a_traceback(command, capsys
         cli.main([*command, str(10**23)])
     assert stop.value.code == 2
     assert f"{command[1]}: expected an integer of at most" in capsys.readouterr().err
+
+
+def test_a_file_to_write_is_no_directory(tmp_path):
+    assert options.file(str(tmp_path / "new" / "a.json")) == tmp_path / "new" / "a.json"
+    for text in ("", ".", "..", "/", str(tmp_path), f"{tmp_path}/new/"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"expected the name of a file; got '{text}', a directory"):
+            options.file(text)

@@ -39,6 +39,16 @@ def test_the_table_the_plot_and_the_record(toy, tmp_path, capsys):
     assert toy[0][1] == torch.device("cpu")
 
 
+def test_a_plot_that_fails_costs_no_results(toy, tmp_path, monkeypatch):
+    def fail(result, path):
+        raise OSError("no fonts")
+
+    monkeypatch.setattr(gradalign.TuningResult, "plot", fail)
+    with pytest.raises(OSError, match="no fonts"):
+        cli.main(["tune", "--k", "2", "--radii", "0.1", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "tune.json").read_text())["result"]["curve"]
+
+
 def test_precision_mode_and_reference_reach_the_measurement(toy, tmp_path, capsys):
     options = ["--precision", "autocast", "--train", "--reference", "richardson", "--radii", "0.1"]
     assert cli.main(["tune", "--k", "2", *options, "--out", str(tmp_path)]) == 0

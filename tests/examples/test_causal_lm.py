@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 
 import pytest
@@ -124,16 +125,44 @@ def test_perplexity_of_a_known_model(causal_lm):
 def test_columns_and_empty_texts(causal_lm, tmp_path):
     (tmp_path / "a.csv").write_text('body\n"one"\n" "\n"two"\n')
     args = causal_lm.parse([f"--train={tmp_path / 'a.csv'}", "--text-column=body"])
-    assert causal_lm.load_texts(args.train, "train", args) == ["one", "two"]
+    assert causal_lm.load_texts(args.train, "train", args) == (["one", "two"], 1)
     args.text_column = "text"
     with pytest.raises(CommandError, match="--text-column: expected one of body; got 'text'"):
         causal_lm.load_texts(args.train, "train", args)
 
 
-def test_a_text_file_is_one_text(causal_lm, tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    args = causal_lm.parse([f"--train={tmp_path / 'a.txt'}"])
-    assert [text.split() for text in causal_lm.load_texts(args.train, "train", args)] == [["one", "two"]]
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_text_file_is_one_text(causal_lm, tmp_path, name):
+    text = b"one\n\ntwo\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    args = causal_lm.parse([f"--train={tmp_path / name}"])
+    found, left_out = causal_lm.load_texts(args.train, "train", args)
+    assert ([text.split() for text in found], left_out) == ([["one", "two"]], 0)
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ("text\n1\n2\n", "--text-column: expected texts in 'text' of .*; got 1"),
+        ('text\n" "\n" "\n', "expected rows for texts, validation; got none that can be used, 2 without"),
+    ],
+)
+def test_columns_without_texts_are_refused_before_training(causal_lm, decoders, tmp_path, validation, words):
+    (tmp_path / "a.csv").write_text("text\na cat sat\nNA\n")
+    (tmp_path / "b.csv").write_text(validation)
+    files = [f"--train={tmp_path / 'a.csv'}", f"--validation={tmp_path / 'b.csv'}"]
+    with pytest.raises(CommandError, match=words):
+        causal_lm.main([*SMALL, *files, f"--model={decoders['gpt2']}"])
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite(causal_lm):
+    class Wrong(Known):
+        def forward(self, input_ids):
+            return type("Output", (), {"logits": torch.tensor([0.0, -1000.0]).expand(*input_ids.shape, 2)})
+
+    assert causal_lm.evaluate(Wrong(), [[0, 1]], 0, torch.device("cpu")) == {"loss": 1000, "perplexity": math.inf}
+    found = causal_lm.evaluate(Known(), [[0, 1]], 0, torch.device("cpu"))
+    assert math.isfinite(found["perplexity"])
 
 
 def test_rows_that_are_too_long_for_the_model_are_refused(causal_lm, decoders, files):

@@ -75,14 +75,14 @@ def test_every_architecture_and_format_runs(main, arguments, architecture, layou
 def test_questions_without_an_answer_can_be_left_out(main, arguments, capsys):
     record = main(arguments("bert", "newsqa", "--steps=1", "--answerable-only", "--batch-size=2", "--method=plain"))
     assert set(record["means"]["plain"]) == OFFICIAL
-    assert capsys.readouterr().out.startswith("1 questions in 2 windows; development: 1 in 2")
+    assert "1 questions in 2 windows; development: 1 in 2" in capsys.readouterr().out
 
 
 def test_limits_take_the_first_questions(main, arguments, capsys):
     main(
         arguments("bert", "squad", "--steps=1", "--train-limit=1", "--dev-limit=1", "--batch-size=2", "--method=plain")
     )
-    assert capsys.readouterr().out.startswith("1 questions in 2 windows; development: 1 in 2")
+    assert "1 questions in 2 windows; development: 1 in 2" in capsys.readouterr().out
 
 
 def test_it_learns_two_questions_by_heart(main, arguments):
@@ -99,6 +99,36 @@ def test_windows_are_no_longer_than_the_model_reads(main, arguments, tmp_path):
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 96}))
     with pytest.raises(CommandError, match="--max-length: expected at most 96, which the model reads; got 200"):
         main(argv)
+
+
+def test_windows_are_no_longer_than_the_positions_of_the_model(main, arguments):
+    with pytest.raises(CommandError, match="--max-length: expected at most 96, which the model reads; got 97"):
+        main(arguments("bert", "squad", "--max-length=97", "--batch-size=2", "--steps=1"))
+
+
+def test_a_model_full_of_nan_answers_nothing(main, arguments, example, monkeypatch):
+    logits = example("question_answering").all_logits
+    monkeypatch.setattr(
+        example("question_answering"),
+        "all_logits",
+        lambda *args: [([math.nan] * len(a), [math.nan] * len(b)) for a, b in logits(*args)],
+    )
+    (run,) = main(arguments("bert", "squad", "--steps=1", "--method=plain"))["runs"]["plain"]
+    assert run["diverged"]
+    assert all(math.isnan(value) for value in run["metrics"].values())
+
+
+def test_questions_that_cannot_be_trained_are_counted(main, arguments, tmp_path, capsys):
+    argv = arguments("bert", "squad", "--steps=1", "--method=plain", "--batch-size=2")
+    path = tmp_path / "squad" / "train-v2.0.json"
+    path.write_text(
+        path.read_text().replace('"answer_start": 8', '"answer_start": 1').replace('start": 10', 'start": 3')
+    )
+    assert main(argv)["rows"] == {
+        "questions, train": {"used": 1, "left_out": 1},
+        "questions, development": {"used": 2, "left_out": 0},
+    }
+    assert "questions, train: 1 used, 1 left out" in capsys.readouterr().out
 
 
 def test_windows_need_room_for_the_context(main, arguments, capsys):

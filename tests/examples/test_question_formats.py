@@ -78,3 +78,35 @@ def test_missing_columns_are_named(formats, tmp_path):
         rows.write_lines(tmp_path / f"{split}.jsonl", [{"id": "1", "question": "?", "context": "."}])
     with pytest.raises(CommandError, match=r"expected columns .*; got .*, without \['answers'\]"):
         formats.load(str(tmp_path), "train")
+
+
+def test_a_file_is_not_taken_for_both_splits(formats, tmp_path):
+    rows.write_lines(tmp_path / "qa.jsonl", rows.HUB)
+    for split in ("train", "dev"):
+        with pytest.raises(CommandError, match=r"expected a folder or a hub name, .*; got .*qa.jsonl, a file"):
+            formats.load(str(tmp_path / "qa.jsonl"), split)
+
+
+def test_a_byte_order_mark_is_none_of_json(formats, tmp_path):
+    rows.write_squad(tmp_path)
+    path = tmp_path / "dev-v2.0.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert formats.load(str(tmp_path), "dev") == formats.load(str(tmp_path), "train")
+
+
+def test_questions_of_the_evaluation_have_ids_of_their_own(formats, tmp_path):
+    for split in ("train", "validation"):
+        rows.write_lines(tmp_path / "data" / f"{split}.jsonl", rows.HUB + rows.HUB[:1])
+    assert len(formats.load(str(tmp_path / "data"), "train")) == 3
+    with pytest.raises(
+        CommandError, match="--data: expected questions with different ids; got 1 ids twice or more, such as '1'"
+    ):
+        formats.load(str(tmp_path / "data"), "dev")
+
+
+def test_a_start_where_the_answer_does_not_stand_trains_nothing(formats, tmp_path):
+    row = {**rows.HUB[0], "answers": {"text": ["a red cat", "red cat"], "answer_start": [8, 11]}}
+    rows.write_lines(tmp_path / "train.jsonl", [row])
+    (question,) = formats.load(str(tmp_path), "train")
+    assert question.spans == ((8, 17),)
+    assert question.answers == ("a red cat", "red cat")

@@ -62,6 +62,14 @@ def test_the_first_answer_that_is_there_is_the_target(cut, question):
     assert CONTEXT[last.offsets[first][0] : last.offsets[end][1]] == "dog"
 
 
+def test_an_answer_begins_with_the_first_of_the_tokens_of_its_character(cut, question):
+    # In byte-level tokens a rare character is several, which all have its place.
+    window = cut.Window(0, {}, [None, (0, 3), (4, 5), (4, 5), (4, 5), (6, 7), None], 0)
+    assert cut.target(window, [(4, 5)]) == (2, 2)
+    assert cut.target(window, [(4, 7)]) == (2, 5)
+    assert cut.target(window, [(0, 3)]) == (1, 1)
+
+
 def window_of(cut, offsets, question=0):
     return cut.Window(question, {}, offsets, 0)
 

@@ -43,6 +43,13 @@ def test_the_best_threshold_reaches_what_it_promises(evaluate):
         assert max(grid) == pytest.approx(best[f"best_{name}"])
 
 
+def test_the_best_threshold_divides_no_tie(evaluate):
+    answers, predictions = {"a": ["Ann"], "b": []}, {"a": "Ann", "b": "Eve"}
+    for order in (("a", "b"), ("b", "a")):
+        found = evaluate({id: answers[id] for id in order}, predictions, dict.fromkeys(order, 0.5))
+        assert (found["best_exact"], found["best_exact_thresh"]) == (50, 0)  # both are answered, or neither
+
+
 def test_an_empty_answer_to_a_question_without_one_stays_right(evaluate):
     found = evaluate({"a": ["Ann"], "b": []}, {"a": "Ann", "b": ""}, {"a": 0.5, "b": 0.1}, threshold=1.0)
     assert (found["exact"], found["best_exact"], found["best_exact_thresh"]) == (100, 100, 0.5)

@@ -71,7 +71,7 @@ def test_a_new_model_has_a_tokenizer_of_its_own(summarization, tmp_path, archite
     sizes = ["--layers=1", "--width=16", "--heads=2", "--vocabulary=300"]
     argv = ["--data", str(tmp_path), *SMALL, "--scratch", architecture, *sizes, "--steps=1", "--method=plain"]
     args = summarization.parse(argv)
-    texts = [text for pair in summarization.load(args.data, "train") for text in pair]
+    texts = [text for pair in summarization.load(args.data, "train")[0] for text in pair]
     tokenizer = summarization.make_tokenizer(args, texts)
     model = summarization.make_model(args, tokenizer)
     assert (model.config.model_type, model.config.d_model, model.config.vocab_size) == (
@@ -126,7 +126,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(summarization, arguments
     argv = arguments("t5", "--batch-size=3", "--micro-batches=3", "--steps=1", "--method=plain")
     (run,) = summarization.main(argv)["runs"]["plain"]
     args, tokenizer = summarization.parse(argv), tiny_tokenizer()
-    rows = summarization.tokens_of(summarization.load(args.data, "train"), tokenizer, 0, args)
+    rows = summarization.tokens_of(summarization.load(args.data, "train")[0], tokenizer, 0, args)
     with torch.no_grad():
         mean = summarization.token_loss(summarization.make_model(args, tokenizer), rows, tokenizer, args.device)
     assert run["history"][0]["loss"] == pytest.approx(mean, rel=1e-5)
@@ -153,6 +153,29 @@ def test_rouge_by_hand(summarization):
     # Stems police, kill, gunman of 3 and 4; pairs: police kill of 2 and 3; the whole is a common subsequence.
     one, two = 2 * 3 / (3 + 4), 2 * 1 / (2 + 3)
     assert found == pytest.approx({"ROUGE-1": 50 * (one + 1), "ROUGE-2": 50 * (two + 0), "ROUGE-L": 50 * (one + 1)})
+
+
+def test_letters_that_rouge_does_not_see_are_warned_of(summarization, arguments, tmp_path, capsys):
+    argv = arguments("t5", "--steps=1", "--method=plain")
+    summarization.main(argv)
+    assert "warning" not in capsys.readouterr().err
+    titles = tmp_path / "gigaword" / "valid.title.filter.txt"
+    titles.write_text("\u043a\u043e\u0442\n" + titles.read_text().partition("\n")[2])
+    summarization.main(argv)
+    assert "warning: 1 of 3 headlines have letters other than a to z" in capsys.readouterr().err
+    assert summarization.rouge(["\u043a\u043e\u0442"], ["\u043a\u043e\u0442"])["ROUGE-1"] == 0
+
+
+def test_headlines_of_a_model_that_diverged_have_no_score(summarization, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(summarization, "token_loss", lambda *args: math.nan)
+    record = summarization.main(arguments("t5", "--steps=1", "--method=plain"))
+    (run,) = record["runs"]["plain"]
+    assert run["diverged"]
+    assert all(math.isnan(value) for value in run["metrics"].values())
+    assert record["rows"] == {
+        "pairs, train": {"used": 3, "left_out": 1},
+        "pairs, development": {"used": 3, "left_out": 0},
+    }
 
 
 def test_first_words(summarization):

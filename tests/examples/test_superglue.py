@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.superglue_rows import HUB, PUBLISHED, SAMPLES
 
+from gradalign.cli.errors import CommandError
+
 
 @pytest.fixture
 def superglue(example):
@@ -15,6 +17,13 @@ def superglue(example):
 def test_rows_become_samples(superglue, name, rows):
     found = [sample for row in rows[name] for sample in superglue.TASKS[name].samples(row)]
     assert [(list(s.texts), s.label) for s in found] == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", ["boolq", "cb", "rte"])
+def test_a_row_of_a_test_split_is_refused(superglue, name):
+    row = {**HUB[name][0], "label": -1}
+    with pytest.raises(CommandError, match="expected rows with labels; got the label -1"):
+        list(superglue.TASKS[name].samples(row))
 
 
 def test_every_task_is_read(superglue):

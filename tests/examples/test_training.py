@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -118,6 +119,11 @@ def test_the_weight_rises_with_the_learning_rate(training, args):
         (["--inner-lr=0.1"], "--inner-lr: expected only with --method reptile or fomaml"),
         (["--micro-batches=3"], "expected a multiple of --micro-batches; got 8 and 3"),
         (["--device=nowhere"], "--device: expected one that PyTorch can use here"),
+        (["--out=."], "--out: expected the name of a file; got '.', a directory"),
+        (
+            ["--first-seed=9223372036854775", "--seeds=2"],
+            "--first-seed: expected at most 9223372036854773, with 2 seeds",
+        ),
         (["--method=adam"], "invalid choice: 'adam'"),
     ],
 )
@@ -198,6 +204,101 @@ def test_the_record_holds_the_intervals_that_are_printed(training, args, capsys,
     assert record["versions"]["torch"] == str(torch.__version__)
 
 
+def test_passes_are_relative_to_plain(training, args, capsys):
+    given = args("--method", "plain", "gradalign", "sam")
+    record = training.compare(given, lambda seed: make_run(training, given, seed))
+    assert record["passes"] == {"plain": 1, "gradalign": 1.25, "sam": 2}
+    printed = capsys.readouterr().out
+    for method, passes in record["passes"].items():
+        mean = record["means"][method]["error"]["mean"]
+        assert re.search(rf"^  {method} +{mean:.4f}  passes {passes:g}$", printed, re.MULTILINE)
+
+
+def broken_run(training, given, seed, what, broken=1):
+    """A run that breaks on one seed: its loss, a weight at the end, or its metric alone."""
+    run = make_run(training, given, seed)
+    if seed != broken:
+        return run
+    if what == "loss":
+        run.loss_fn = lambda batch, inner=run.loss_fn: inner(batch) + math.inf  # with finite gradients
+    elif what == "weight":
+
+        def spoilt(inner=run.evaluate):
+            next(run.model.parameters()).data.fill_(math.nan)
+            return {"error": 0.5}
+
+        run.evaluate = spoilt
+    else:
+        run.evaluate = lambda: {"error": math.inf}
+    return run
+
+
+@pytest.mark.parametrize("what", ["loss", "weight", "metric"])
+def test_a_run_that_diverges_is_said_and_spoils_no_other(training, args, tmp_path, capsys, what):
+    out = tmp_path / "run.json"
+    given = args("--method", "plain", "sam", "--seeds=3", f"--out={out}")
+    record = training.compare(given, lambda seed: broken_run(training, given, seed, what))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    read = json.loads(out.read_text(), parse_constant=refuse)
+    for method in ("plain", "sam"):
+        runs = read["runs"][method]
+        assert [run.get("diverged", False) for run in runs] == [False, True, False]
+        assert [run["metrics"]["error"] is None for run in runs] == [False, True, False]
+        assert not math.isfinite(record["runs"][method][1]["metrics"]["error"])
+        assert read["means"][method]["error"] == {"mean": None, "half_width": None}
+    printed = capsys.readouterr()
+    for name in ("plain", "sam", "sam - plain"):
+        assert re.search(rf"^  {name} +not finite", printed.out, re.MULTILINE)
+    warnings = [line for line in printed.err.splitlines() if "warning:" in line]
+    assert [line.partition("warning: ")[2].partition(";")[0] for line in warnings] == [
+        "plain, seed 1: diverged",
+        "sam, seed 1: diverged",
+    ]
+
+
+def test_metrics_of_logits_that_are_not_finite_are_none(training):
+    fine = torch.zeros(2)
+    assert training.measured({"accuracy": 0.5}, [fine, fine]) == {"accuracy": 0.5}
+    assert math.isnan(training.measured({"accuracy": 0.5}, [fine, torch.tensor([0.0, math.inf])])["accuracy"])
+
+
+def test_what_is_finished_is_on_the_disk(training, args, tmp_path, capsys):
+    out = tmp_path / "run.json"
+    given = args("--method", "plain", "sam", "--seeds=2", f"--out={out}")
+    seen = []
+
+    def interrupted(seed):
+        if out.exists():
+            seen.append(json.loads(out.read_text()))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return make_run(training, given, seed)
+
+    with pytest.raises(SystemExit) as stopped:
+        training.run_main(lambda: training.compare(given, interrupted, {"train": {"used": 40, "left_out": 0}}))
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; where --out was given, it has the finished runs"
+    assert [{method: len(runs) for method, runs in record["runs"].items()} for record in seen] == [
+        {"plain": 1, "sam": 0},
+        {"plain": 1, "sam": 1},
+        {"plain": 2, "sam": 1},
+    ]
+    assert not any(record["complete"] for record in seen)
+    assert json.loads(out.read_text()) == seen[-1]
+    (first, second), (other,) = ([run["metrics"]["error"] for run in seen[-1]["runs"][m]] for m in ("plain", "sam"))
+    assert seen[-1]["means"]["plain"]["error"]["mean"] == pytest.approx((first + second) / 2)
+    assert seen[-1]["differences"]["sam - plain"]["error"]["mean"] == pytest.approx(other - first)
+    record = training.compare(
+        given, lambda seed: make_run(training, given, seed), {"train": {"used": 40, "left_out": 0}}
+    )
+    assert record["complete"]
+    assert json.loads(out.read_text())["complete"]
+    assert record["rows"] == {"train": {"used": 40, "left_out": 0}}
+
+
 def test_epochs_count_steps(training, args):
     given = args()
     given.steps, given.epochs = None, 0.4
@@ -207,7 +308,11 @@ def test_epochs_count_steps(training, args):
 
 def test_labels_of_micro_batches_reach_the_method(training, args):
     run = make_run(training, args(), 0)
-    run.tasks = ["a", "b", "a", "b"]
+    run.steps = [
+        [{**batch, "task": "abba"[(i + step) % 4]} for i, batch in enumerate(batches)]
+        for step, batches in enumerate(run.steps)
+    ]
+    run.task_of = lambda batch: batch["task"]
     rows = training.train(run, "gradalign", args())
     assert -1 <= rows[-1]["align/task_cosine/b/a"] <= 1
 
@@ -220,26 +325,6 @@ def test_bfloat16_is_autocast(training, args):
     training.train(run, "plain", given)
     assert set(dtypes) == {torch.bfloat16}
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-
-
-def test_rows_come_from_files(training, tmp_path):
-    (tmp_path / "a.csv").write_text('text,label\nhello,1\n"two\nlines",0\n')
-    (tmp_path / "b.jsonl").write_text('{"text": "x", "label": true}\n')
-    (tmp_path / "c.xyz").write_text("?")
-    assert training.load_rows(tmp_path / "a.csv", "train")[:] == {"text": ["hello", "two\nlines"], "label": [1, 0]}
-    assert training.load_rows(tmp_path / "b.jsonl", "validation")[:] == {"text": ["x"], "label": [True]}
-    with pytest.raises(CommandError, match=r"expected a file that ends in \.csv, .*got .*c\.xyz"):
-        training.load_rows(tmp_path / "c.xyz", "train")
-    with pytest.raises(CommandError, match="expected a file, a folder or a hub name of a data set; got .*nowhere"):
-        training.load_rows(tmp_path / "nowhere", "train")
-
-
-def test_a_file_has_no_other_split(training, tmp_path):
-    (tmp_path / "a.csv").write_text("text\nhello\n")
-    with pytest.raises(CommandError, match="--validation: expected a file beside .*got none"):
-        training.validation_of(str(tmp_path / "a.csv"), None)
-    assert training.validation_of(str(tmp_path / "a.csv"), "b.csv") == "b.csv"
-    assert training.validation_of("owner/name", None) == "owner/name"
 
 
 def test_models_come_from_folders_packages_and_the_hub(training, tmp_path, asset, monkeypatch):

@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     places.make_directory(args.out)
     results = comparison.compare(resolved, console)
     result = record.run_record(asdict(resolved), results, time.perf_counter() - start)
+    places.write_json(args.out / "demo.json", result)  # first: a plot or a terminal that fails costs no results
     report.show(result, console)
     plot.save_plot(result, args.out / "demo.png")
-    places.write_json(args.out / "demo.json", result)
     written = f"  {args.out / 'demo.png'} and {args.out / 'demo.json'} written after {result['seconds']:.0f} s."
     console.print(written, highlight=False)
     return 0

@@ -11,7 +11,10 @@ MIN_SEEDS = 3  # for an interval: that of two seeds would be 13 times as wide as
 
 
 class Interval(NamedTuple):
-    """A mean and the half-width of its 95% interval; the half-width is None where there are too few values."""
+    """A mean and the half-width of its 95% interval; the half-width is None where there are too few values.
+
+    The mean is NaN where a value is not finite, as after a training that diverged.
+    """
 
     mean: float
     half_width: float | None
@@ -30,9 +33,11 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
         level: coverage if the values are normally distributed.
 
     Returns:
-        The interval, without a half-width for n < `MIN_SEEDS`.
+        The interval, without a half-width for n < `MIN_SEEDS`; a mean of NaN alone where a value is not finite.
     """
     n = len(values)
+    if not all(map(math.isfinite, values)):
+        return Interval(math.nan, None)
     mean = statistics.fmean(values)
     if n < MIN_SEEDS:
         return Interval(mean, None)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from gradalign.cli.demo.paired import MIN_SEEDS, Interval
+
+NOT_FINITE = "not finite"
 
 
 def shown(value: Interval, digits: int, unit: str, sign: str = "") -> str:
     """The interval, as in "62.0% +/- 2.5", or the mean alone where there is no half-width; a fraction where the unit is "%"."""
+    if not math.isfinite(value.mean):
+        return NOT_FINITE
     scale = 100 if unit == "%" else 1
     mean = f"{scale * value.mean:{sign}.{digits}f}{unit}"
     return mean if value.half_width is None else f"{mean} +/- {scale * value.half_width:.{digits}f}"
@@ -30,6 +36,8 @@ def verdict(compared: str, difference: Interval, num_seeds: int) -> str:
 
 def short_verdict(compared: str, difference: Interval, num_seeds: int) -> str:
     """`verdict` without what an interval that excludes 0 means, for several of them side by side."""
+    if not math.isfinite(difference.mean):
+        return f"{compared} is not finite: a training diverged"
     measured = f"{compared} = {difference.mean:+.2f} points"
     if difference.half_width is None:
         seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"

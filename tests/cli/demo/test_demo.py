@@ -4,8 +4,11 @@ import json
 
 import matplotlib.image
 import pytest
+from support import demo_records
 
 from gradalign import cli
+from gradalign.cli.demo.reviews import comparison, plot
+from gradalign.cli.workload import assets
 
 SHORT = ["--task", "reviews", "--steps", "3", "--train-size", "100", "--test-size", "64", "--k", "4", "--batch", "4"]
 
@@ -50,6 +53,30 @@ def test_your_own_csv_with_three_classes_and_one_seed(asset, tmp_path, capsys):
     )
     assert "on one seed, which cannot show a" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "demo.json").read_text())["settings"]["csv"] == str(tmp_path / "texts.csv")
+
+
+def test_a_plot_that_fails_costs_no_results(tmp_path, monkeypatch):
+    def fail(result, path):
+        raise OSError("no fonts")
+
+    monkeypatch.setattr(assets, "require_extras", lambda: None)
+    monkeypatch.setattr(comparison, "compare", lambda settings, console: demo_records.record(0.01))
+    monkeypatch.setattr(plot, "save_plot", fail)
+    with pytest.raises(OSError, match="no fonts"):
+        cli.main(["demo", *SHORT, "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "demo.json").read_text())["summary"]["num_seeds"] == 1
+
+
+def test_a_training_that_diverges_is_reported_and_written(asset, tmp_path, capsys):
+    asset("bert-tiny")
+    rows = [f"sentence number {i},class{i % 2}" for i in range(60)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    sizes = ["--steps", "2", "--seeds", "1", "--train-size", "40", "--test-size", "20", "--k", "2", "--batch", "4"]
+    options = ["--csv", str(tmp_path / "texts.csv"), "--lr", "1e36", "--out", str(tmp_path)]
+    assert cli.main(["demo", "--task", "reviews", *sizes, *options]) == 0
+    assert "is not finite: a training diverged" in " ".join(capsys.readouterr().out.split())
+    summary = json.loads((tmp_path / "demo.json").read_text())["summary"]
+    assert summary["accuracy"]["gradalign"] == {"mean": None, "half_width": None}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from gradalign.cli.demo.paired import Interval, interval, t_quantile
@@ -21,6 +23,19 @@ def test_fewer_than_three_seeds_have_no_interval_and_exclude_nothing():
     assert interval([5.0]) == (5.0, None)
     assert interval([5.0, 6.0]) == (5.5, None)
     assert not interval([5.0, 6.0]).excludes_zero
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_value_that_is_not_finite_leaves_no_interval(broken, num):
+    found = interval([broken, *[1.0] * (num - 1)])
+    assert math.isnan(found.mean)
+    assert found.half_width is None
+    assert not found.excludes_zero
+
+
+def test_infinities_of_both_signs_leave_no_interval():
+    assert math.isnan(interval([math.inf, -math.inf, 0.0]).mean)
 
 
 @pytest.mark.parametrize(("mean", "excludes"), [(0.3, True), (-0.3, True), (0.1, False), (-0.1, False)])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from gradalign.cli.demo.paired import Interval
@@ -33,3 +35,12 @@ def test_the_short_verdict_leaves_the_advice_out():
 def test_an_interval_is_shown_with_its_unit_and_without_a_missing_half_width():
     assert shown(Interval(0.62, 0.025), 1, "%") == "62.0% +/- 2.5"
     assert shown(Interval(2.0, None), 2, "", "+") == "+2.00"
+    assert shown(Interval(math.nan, None), 1, "%") == "not finite"
+
+
+def test_no_verdict_on_a_training_that_diverged():
+    for words in (
+        verdict("A minus B", Interval(math.nan, None), 3),
+        short_verdict("A minus B", Interval(math.nan, None), 3),
+    ):
+        assert words.rstrip(".") == "A minus B is not finite: a training diverged"

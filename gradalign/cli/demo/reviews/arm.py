@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,11 +72,17 @@ def mean_loss(model: Classifier, batch: Batch) -> Tensor:
 
 
 def accuracy(model: Classifier, batches: Sequence[Batch]) -> float:
-    """The fraction of correct predictions in eval mode; leaves the model in training mode."""
+    """The fraction of correct predictions in eval mode; leaves the model in training mode.
+
+    NaN where a logit is not finite: a decision by NaN is the first class, and would pass for an ordinary figure.
+    """
     model.eval()
     with torch.no_grad():
-        correct = sum(int((model(b["input_ids"], b["attention_mask"]).argmax(1) == b["labels"]).sum()) for b in batches)
+        logits = [model(b["input_ids"], b["attention_mask"]) for b in batches]
     model.train()
+    if not all(bool(torch.isfinite(part).all()) for part in logits):
+        return math.nan
+    correct = sum(int((part.argmax(1) == b["labels"]).sum()) for part, b in zip(logits, batches, strict=True))
     return correct / sum(len(b["labels"]) for b in batches)
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from support.toy_demo import toy_arm, toy_batches, toy_model
@@ -21,4 +23,13 @@ def test_accuracy_is_measured_without_dropout_and_leaves_training_mode_on():
         model.head.bias.copy_(torch.tensor([0.0, 1.0]))  # always predicts 1
     expected = sum(int(b["labels"].sum()) for b in batches) / 12
     assert accuracy(model, batches) == pytest.approx(expected)
+    assert model.training
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_not_finite_have_no_accuracy(broken):
+    model = toy_model()
+    with torch.no_grad():
+        model.head.bias[0] = broken
+    assert math.isnan(accuracy(model, toy_batches(3)))
     assert model.training
