@@ -14,7 +14,7 @@ from torch import Tensor, nn
 CLONED = 2**16  # elements: a larger tensor is no metric; a write into it is refused instead of taken back
 # Data that a module keeps in lists would take longer to walk, in every displaced pass, than the pass itself.
 ENTERED = 2**10  # elements of a container, and containers and tensors in an attribute, whose contents are kept too
-COPIED = 2**16  # elements of a list or dict; of a longer one only the length is kept
+COPIED = 2**20  # elements of a list or dict; of a longer one only the length is kept
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (dict, list, set, deque)
 Restore = Callable[[], Any]
@@ -25,15 +25,16 @@ def taken_back(owner: Any, besides: Collection[str] = ()) -> Iterator[None]:
     """Afterwards the numbers, strings, tensors and containers among the attributes of an object are as before.
 
     Containers keep their identity. Metrics of torchmetrics among its modules are included. A container of more than `ENTERED`
-    elements gets these elements back, and not what is written into one of them; a list or dict of more than `COPIED` gets its
-    length back.
+    elements gets these elements back; what is put into one of them is an error. So it is beyond `ENTERED` containers and
+    tensors within an attribute. A list or dict of more than `COPIED` elements gets its length back.
 
     Args:
         owner: the object.
         besides: attributes that are left alone.
 
     Raises:
-        RuntimeError: a large tensor was written in place, or a long container became shorter.
+        RuntimeError: a large tensor was written in place, a long container became shorter, or one of too many containers and
+            tensors changed.
     """
     owners = [owner, *(m for m in _modules(owner) if m is not owner and _is_metric(m))]
     restores = [_attributes(vars(o), besides if o is owner else ()) for o in owners]
@@ -121,16 +122,32 @@ class _Saving:
         return restore
 
     def _inside(self, inners: list) -> list[Restore]:
-        """The same for the elements of a container that have contents."""
+        """The same for the elements of a container that have contents, or a look at those that are too many to save."""
         undos: list[Restore] = []
-        if len(inners) > ENTERED:
-            return undos
+        others = []
         for inner in inners:
-            if isinstance(inner, (Tensor, *CONTAINERS)) and self._left:
-                self._left -= 1
-                undo = self.of(inner)
-                undos += [] if undo is None else [undo]
-        return undos
+            if not isinstance(inner, (Tensor, *CONTAINERS)):
+                continue
+            if len(inners) > ENTERED or not self._left:
+                others.append(inner)
+                continue
+            self._left -= 1
+            undo = self.of(inner)
+            undos += [] if undo is None else [undo]
+        return [*undos, self._unchanged(others)] if others else undos
+
+    def _unchanged(self, others: list) -> Restore:
+        """What notices that something was put into these, or taken out, or that a tensor of them was written."""
+        before = _contents(others)
+
+        def check() -> None:
+            if _contents(others) != before:
+                raise RuntimeError(
+                    f"training_step: expected what more than {ENTERED} containers and tensors hold to stay as it is in a "
+                    f"displaced pass; got a change within {self._name}; make it where aligner.displaced is False"
+                )
+
+        return check
 
     def _length(self, value: list | dict) -> Restore:
         """What takes out the elements that were added at the end."""
@@ -149,6 +166,15 @@ class _Saving:
                 )
 
         return restore
+
+
+def _contents(values: list) -> int:
+    """A number that changes with the length of a container and with a write into a tensor."""
+    return sum(_version(v) if isinstance(v, Tensor) else len(v) for v in values)
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
 
 
 def _refill_set(value: set, members: set) -> None:

@@ -143,7 +143,10 @@ class Steps:
                 "are needed together; got others; use an estimator that sees every micro-batch once, and no sources"
             )
         self._no_preparation_by_place(trainer, num)
-        ones = [MicroBatch(trainer, trainer._prepare_inputs(batch), training_step) for batch in self._batches]
+        prepared = [trainer._prepare_inputs(batch) for batch in self._batches]
+        if len(set(map(id, prepared))) < len(set(map(id, self._batches))):
+            raise TypeError(_prepared_alike(type(trainer).__qualname__, num))
+        ones = [MicroBatch(trainer, one, training_step) for one in prepared]
         # With their inputs, which tell whether a pass has written into them.
         pairs = [(place, one.micro_batch) for place, one in enumerate(ones)]
         method.backward(lambda pair: ones[pair[0]](), pairs, reduction="sum", backward=backward, sources=self._sources)
@@ -151,19 +154,14 @@ class Steps:
         self._returned, self._complete = [one.returned for one in ones], method
 
     def _no_preparation_by_place(self, trainer: Any, num: int) -> None:
-        """Refuse a trainer that may prepare the inputs of the place that its loop has come to, whatever the batch.
+        """Refuse a trainer that prepares the inputs of the place that its loop has come to, whatever the batch.
 
-        Those of TRL that generate do: only their `training_step` moves the place on.
+        Those of TRL that generate do: only the `training_step` of the same class moves the place on.
         """
-        owners = [c for c in type(trainer).__mro__ if "_prepare_inputs" in vars(c) and c is not self.mixin]
-        own = [c.__qualname__ for c in owners if c.__module__.partition(".")[0] != "transformers"]
-        if own:
-            raise TypeError(
-                f"aligner: expected an estimator that sees every micro-batch once, and no source_of, since {own[0]} has a "
-                f"_prepare_inputs of its own, which may generate or pick by a counter; got one that needs the {num} of a step "
-                'together, which might then all be the same; use the estimator "split", "prefix" or "momentum", without '
-                "source_of; where it only converts inputs, do that in the data collator"
-            )
+        own = [c for c in type(trainer).__mro__ if {"_prepare_inputs", "training_step"} <= vars(c).keys()]
+        generating = [c for c in own if c is not self.mixin and c.__module__.partition(".")[0] != "transformers"]
+        if generating:
+            raise TypeError(_prepared_alike(generating[0].__qualname__, num))
 
     def _end(self, method: Method | None) -> None:
         """A step is complete."""
@@ -246,3 +244,12 @@ class MicroBatch:
                 "training_step of its own, which would draw or generate anew in a displaced pass; call aligner.backward in it"
             )
         return losses[0], returned
+
+
+def _prepared_alike(owner: str, num: int) -> str:
+    return (
+        f"aligner: expected an estimator that sees every micro-batch once, and no source_of, since {owner} has a "
+        f"_prepare_inputs of its own, which generates or picks by a counter; got one that needs the {num} of a step together, "
+        'which would then all be the same; use the estimator "split", "prefix" or "momentum", without source_of; where it only '
+        "converts inputs, let a class without a training_step of its own define it, or the data collator do it"
+    )

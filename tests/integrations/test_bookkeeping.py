@@ -112,5 +112,39 @@ def test_long_containers_keep_their_identity_and_lose_what_was_added(kind):
 
 def test_elements_taken_out_of_a_container_too_long_to_copy_are_named():
     owner = SimpleNamespace(seen=list(range(COPIED + 1)))
-    with pytest.raises(RuntimeError, match="got 2 of 65537 taken out of seen; do it where"), taken_back(owner):
+    with pytest.raises(RuntimeError, match=f"got 2 of {COPIED + 1} taken out of seen; do it where"), taken_back(owner):
         del owner.seen[-2:]
+
+
+def appended_to_one(rows):
+    rows[1].append(0.5)
+
+
+def tensor_written(rows):
+    rows[ENTERED].fill_(2.0)
+
+
+WITHIN = {
+    "record of a dict": (lambda: {i: [] for i in range(ENTERED + 1)}, appended_to_one),
+    "tensor of a list": (lambda: [torch.ones(1) for _ in range(ENTERED + 1)], tensor_written),
+    "beyond the budget": (lambda: [[[] for _ in range(800)], [[] for _ in range(800)]], lambda c: c[1][-1].append(1)),
+}
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_changes_within_what_is_too_much_to_save_are_named(kind):
+    make, note = WITHIN[kind]
+    owner = SimpleNamespace(history=make())
+    with taken_back(owner):
+        pass
+    with pytest.raises(RuntimeError, match="got a change within history; make it where"), taken_back(owner):
+        note(owner.history)
+
+
+def test_a_long_buffer_that_was_shifted_comes_back():
+    buffer = list(range(70_000))
+    owner = SimpleNamespace(buffer=buffer)
+    with taken_back(owner):
+        buffer.pop(0)
+        buffer.append(1)
+    assert buffer == list(range(70_000))

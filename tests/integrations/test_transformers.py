@@ -444,6 +444,37 @@ def test_a_step_that_a_callback_ends_early_leaves_nothing(estimator, tmp_path):
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
+class Converting(Trainer):
+    """Prepares a batch by itself, as one that converts or encodes it does."""
+
+    def _prepare_inputs(self, inputs):
+        return dict(super()._prepare_inputs(inputs))
+
+
+class AlignedConverting(GradAlignMixin, Converting):
+    pass
+
+
+class Picking(Trainer):
+    """Prepares what it has kept, whatever the batch."""
+
+    def _prepare_inputs(self, inputs):
+        self.kept = getattr(self, "kept", None) or super()._prepare_inputs(inputs)
+        return self.kept
+
+
+class AlignedPicking(GradAlignMixin, Picking):
+    pass
+
+
+def test_inputs_may_be_prepared_in_a_way_of_ones_own_but_not_be_the_same(tmp_path):
+    given = {"aligner": {**OPTIONS, "estimator": "leave_one_out"}}
+    converting = trained(AlignedConverting, gpt2(), tmp_path, trainer_options=given)
+    assert same(converting.model, trained(Aligned, gpt2(), tmp_path, trainer_options=given).model)
+    with pytest.raises(TypeError, match="AlignedPicking has a _prepare_inputs of its own, which generates or picks"):
+        trained(AlignedPicking, gpt2(), tmp_path, trainer_options=given)
+
+
 class OwnStep(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = model(**self._prepare_inputs(inputs)).loss
