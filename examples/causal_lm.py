@@ -41,7 +41,7 @@ def load_texts(data: str, split: str, args: argparse.Namespace) -> tuple[list[st
     if Path(data).is_file() and reading.builder_of(data) == "text":
         rows = reading.load_file(data, sample_by="document")
     else:
-        rows = reading.load_part(data, split, args.config)
+        rows = reading.load_part(data, split, args.config, as_texts=True)
     if args.text_column not in rows.column_names:
         raise CommandError(f"--text-column: expected one of {', '.join(rows.column_names)}; got {args.text_column!r}")
     found = list(rows[args.text_column])

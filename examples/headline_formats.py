@@ -52,7 +52,7 @@ def load(data: str, split: str, columns: tuple[str, str] = ("document", "summary
                 f"--data: expected as many lines in {' and '.join(FILES[split])}; got {len(articles)} and {len(titles)}"
             )
         return _whole(zip(articles, titles, strict=True))
-    rows = reading.load_rows(data, HUB_SPLITS[split])
+    rows = reading.load_rows(data, HUB_SPLITS[split], as_texts=True)
     if missing := set(columns) - set(rows.column_names):
         raise CommandError(f"--columns: expected some of {rows.column_names}; got {sorted(missing)}")
     return _whole(((row[columns[0]] or "").strip(), (row[columns[1]] or "").strip()) for row in rows)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, load_dataset, load_dataset_builder
+import pandas
+from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import CsvConfig
 
@@ -45,11 +46,13 @@ def builder_of(path: str | Path) -> str | None:
     return kinds[-1] if kinds else None
 
 
-def load_file(path: str | Path, **found: Any) -> Dataset:
+def load_file(path: str | Path, as_texts: bool = False, **found: Any) -> Dataset:
     """Rows of a file in one of the formats of `BUILDERS`, possibly compressed. In CSV only an empty cell is a missing value.
 
     Args:
         path: of the file.
+        as_texts: whether the cells of CSV are texts, all of them: a column of numbers with a word or an empty cell in it would
+            be an error or other numbers.
         found: further arguments of `datasets.load_dataset`, such as `sample_by="document"` for text.
 
     Raises:
@@ -58,16 +61,17 @@ def load_file(path: str | Path, **found: Any) -> Dataset:
     kind = builder_of(path)
     if kind is None:
         raise CommandError(f"expected a file that ends in {', '.join(BUILDERS)}; got {path}")
-    return _loaded(path, kind, data_files=str(path), split="train", **found)
+    return _loaded(path, kind, data_files=str(path), split="train", as_texts=as_texts, **found)
 
 
-def load_rows(data: str | Path, split: str, config: str | None = None) -> Dataset:
+def load_rows(data: str | Path, split: str, config: str | None = None, as_texts: bool = False) -> Dataset:
     """Rows of a split of a data set on the hub or in a local folder laid out like one there.
 
     Args:
         data: a folder or a hub name.
         split: "train", "validation" or "test".
         config: of a data set with several.
+        as_texts: as in `load_file`.
 
     Raises:
         CommandError: there is no such data set, it cannot be read, or it is a file, which would serve as every split.
@@ -77,23 +81,33 @@ def load_rows(data: str | Path, split: str, config: str | None = None) -> Datase
             f"--data: expected a folder or a hub name, which has the split {split}; got {data}, a file, which is one split; "
             "put it into a folder beside a file of the other split, such as train.csv and validation.csv, and give the folder"
         )
-    return _loaded(data, str(data), config, split=split)
+    return _loaded(data, str(data), config, split=split, as_texts=as_texts)
 
 
-def load_part(data: str | Path, split: str, config: str | None = None) -> Dataset:
+def load_part(data: str | Path, split: str, config: str | None = None, as_texts: bool = False) -> Dataset:
     """Rows of a file that is all of a part, else of that split of a folder or a data set on the hub."""
-    return load_file(data) if Path(data).is_file() else load_rows(data, split, config)
+    return load_file(data, as_texts) if Path(data).is_file() else load_rows(data, split, config, as_texts)
 
 
-def _loaded(data: str | Path, *where: Any, split: str, **found: Any) -> Dataset:
+def _loaded(data: str | Path, *where: Any, split: str, as_texts: bool, **found: Any) -> Dataset:
     try:
-        if isinstance(load_dataset_builder(*where, **found).config, CsvConfig):  # of a folder or on the hub too
+        builder = load_dataset_builder(*where, **found)
+        if isinstance(builder.config, CsvConfig):  # of a folder or on the hub too
             found |= CSV_OPTIONS
+            if as_texts and builder.info.features is None:
+                found["features"] = _texts(builder.config)
         return load_dataset(*where, split=split, **found)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a data set that is a script
         raise CommandError(
             f"expected a file, a folder or a hub name of a data set; got {str(data)!r}: {first_line(error)}"
         ) from error
+
+
+def _texts(config: CsvConfig) -> Features:
+    """A text for each column of the first file."""
+    first = next(iter(config.data_files.values()))[0]
+    header = pandas.read_csv(first, sep=config.sep, nrows=0).columns
+    return Features({name: Value("string") for name in header})
 
 
 def validation_of(train: str, validation: str | None) -> str:
@@ -107,6 +121,8 @@ def validation_of(train: str, validation: str | None) -> str:
     return train if validation is None else validation
 
 
-def first_line(error: Exception) -> str:
-    """Of its message; its name, where it has none."""
+def first_line(error: BaseException) -> str:
+    """Of the message of what caused it; its name, where it has none."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

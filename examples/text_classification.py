@@ -151,7 +151,7 @@ def tables(args: argparse.Namespace) -> Iterator[Read]:
         validation = reading.validation_of(train, args.validation[i] if args.validation else None)
         splits = []
         for split, data in zip(SPLITS, (train, validation), strict=True):
-            rows = reading.load_part(data, split)
+            rows = reading.load_part(data, split, as_texts=True)
             missing = [name for name in columns if name not in rows.column_names]
             if missing:
                 raise CommandError(f"expected the columns {', '.join(columns)}; got {', '.join(rows.column_names)}")

@@ -141,16 +141,16 @@ def test_a_text_file_is_one_text(causal_lm, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("validation", "words"),
+    ("name", "validation", "words"),
     [
-        ("text\n1\n2\n", "--text-column: expected texts in 'text' of .*; got 1"),
-        ('text\n" "\n" "\n', "expected rows for texts, validation; got none that can be used, 2 without"),
+        ("b.jsonl", '{"text": 1}\n', "--text-column: expected texts in 'text' of .*; got 1"),
+        ("b.csv", 'text\n" "\n" "\n', "expected rows for texts, validation; got none that can be used, 2 without"),
     ],
 )
-def test_columns_without_texts_are_refused_before_training(causal_lm, decoders, tmp_path, validation, words):
+def test_columns_without_texts_are_refused_before_training(causal_lm, decoders, tmp_path, name, validation, words):
     (tmp_path / "a.csv").write_text("text\na cat sat\nNA\n")
-    (tmp_path / "b.csv").write_text(validation)
-    files = [f"--train={tmp_path / 'a.csv'}", f"--validation={tmp_path / 'b.csv'}"]
+    (tmp_path / name).write_text(validation)
+    files = [f"--train={tmp_path / 'a.csv'}", f"--validation={tmp_path / name}"]
     with pytest.raises(CommandError, match=words):
         causal_lm.main([*SMALL, *files, f"--model={decoders['gpt2']}"])
 

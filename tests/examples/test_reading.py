@@ -35,6 +35,22 @@ def test_words_are_no_missing_values(reading, tmp_path, folder):
     assert rows[:] == {"text": [*words, None], "label": [*words, "x"]}
 
 
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_column_of_numbers_may_have_words_and_empty_cells(reading, tmp_path, folder):
+    """pandas reads 10,000 rows at a time, each part by itself, and labels 0 and 1 with an empty cell as 0.0 and 1.0."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [f"a,{i % 2},{i}\n" for i in range(10_500)] + ["b,,NA\n"]
+    (data / "train.csv").write_text("text,label,score\n" + "".join(rows))
+    (data / "validation.csv").write_text("text,label,score\nc,1,NA\n")
+    found = reading.load_part(data if folder else data / "train.csv", "train", as_texts=True)
+    assert found[0] == {"text": "a", "label": "0", "score": "0"}
+    assert found[10_500] == {"text": "b", "label": None, "score": "NA"}
+    assert reading.load_part(data if folder else data / "validation.csv", "validation", as_texts=True)["label"][:] == [
+        "1"
+    ]
+
+
 def test_a_file_has_no_other_split(reading, tmp_path):
     (tmp_path / "a.csv").write_text("text\nhello\n")
     with pytest.raises(CommandError, match="--validation: expected a file beside .*got none"):

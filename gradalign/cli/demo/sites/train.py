@@ -57,7 +57,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Adds the accuracy on the test to the curve."""
-        self.accuracies.append((len(self.seconds), float(self._right(self._data.test).double().mean())))
+        self.accuracies.append((len(self.seconds), float(self._right(self._data.test).mean())))
 
     def result(self) -> dict[str, Any]:
         """What is known of the arm at this step, as plain data; see `record.summary`."""
@@ -68,15 +68,16 @@ class Run:
             "seconds": list(self.seconds),
             "accuracies": list(self.accuracies),
             "test": self.accuracies[-1][1],
-            "own": float(self._right(self._data.own).double().mean()),
-            "by_pointing_right": [
-                float(right[agree == num].double().mean()) for num in range(self._data.points.shape[1] + 1)
-            ],
+            "own": float(self._right(self._data.own).mean()),
+            "by_pointing_right": [float(right[agree == num].mean()) for num in range(self._data.points.shape[1] + 1)],
         }
 
     def _right(self, pair: Pair) -> Tensor:
+        """1 where the sign of the logit is that of the label; NaN, all of it, where training diverged."""
         with torch.no_grad():
-            return (self._model(pair[0]).squeeze(1) > 0) == (pair[1] > 0.5)
+            logits = self._model(pair[0]).squeeze(1)
+        right = ((logits > 0) == (pair[1] > 0.5)).double()
+        return right if bool(logits.isfinite().all()) else right.fill_(float("nan"))
 
 
 def mean_loss(model: nn.Module, micro_batch: Pair) -> Tensor:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from support.toy_demo import StepCounter
 from support.toy_sites import SETTINGS, toy_features, toy_texts
@@ -35,3 +37,11 @@ def test_agreement_between_sites_leans_less_on_the_planted_sentences(trained):
         assert arms[name]["test"] > arms["plain"]["test"] + 0.05
     assert arms["cosine, mixed"]["test"] < arms["cosine"]["test"]
     assert arms["plain"]["by_pointing_right"][2] > arms["plain"]["by_pointing_right"][0]
+
+
+def test_a_training_that_diverges_has_no_accuracy():
+    texts = toy_texts()
+    data = texts.of_seed(toy_features(texts.distinct), 0)
+    broken = data._replace(train=[(x * float("inf"), y) for x, y in data.train])
+    arm = train_seed(SETTINGS, broken, StepCounter())["plain"]
+    assert all(math.isnan(value) for value in (arm["test"], arm["own"], *arm["by_pointing_right"]))
