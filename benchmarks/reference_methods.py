@@ -229,26 +229,32 @@ class _Loss(torch.nn.Module):
 
 
 class Invariance(ReferenceMethod):
-    """Mean loss plus a penalty on how the micro-batches, one a source, differ; its weight at most 1, else everything else less.
+    """Mean loss plus a penalty on how the micro-batches, one a source, differ.
 
-        .grad of (mean_e L_e + weight penalty) / max(1, weight)
+        .grad of mean_e L_e + weight penalty
 
-    The division bounds the step. Adam, which rescales what it gets, hardly sees it; SGD does: there it divides the learning
-    rate by a weight above 1, and can cost what the penalty gains (docs/evidence.md). What the penalties look at is the last
-    linear layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
+    Divided, which bounds the step: (mean_e L_e + weight penalty) / max(1, weight). Adam, which rescales what it gets, hardly
+    sees the difference; SGD does: there it divides the learning rate by a weight above 1. What the penalties look at is the
+    last linear layer: its input h (samples, width) and its output z (samples, classes), of a loss that is a mean over samples.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, weight: float
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: torch.optim.Optimizer | None,
+        weight: float,
+        divided: bool = False,
     ) -> None:
         super().__init__(model, loss_fn, optimizer)  # type: ignore[arg-type]
         self.weight = weight
+        self.divisor = max(1.0, weight) if divided else 1.0
         self.last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
     def fill(self, micro_batches: list[Any]) -> None:
         losses, penalty = self.losses_and_penalty(micro_batches)
         total = torch.stack(losses).mean() + self.weight * penalty
-        (total / max(1.0, self.weight)).backward()
+        (total / self.divisor).backward()
 
     @abstractmethod
     def losses_and_penalty(self, micro_batches: list[Any]) -> tuple[Tensors, Tensor]:

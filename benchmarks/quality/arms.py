@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from gradalign.estimators import Split
 Loss = Callable[[Batch], Tensor]
 Backward = Callable[[Loss, list[Batch]], Any]  # fills .grad
 TRIALS = 12
+STRIDE = 5  # without a factor in common with TRIALS
 ADAMW_DECAY = (0.03, 10.0)  # decoupled: it is multiplied by the lr, where SGD's is added to the gradient
 
 
@@ -31,7 +33,7 @@ class Arm:
             factor of a penalty's weight.
         low: of the range of `value`.
         high: of it.
-        start: a value to begin with, from trials before these tasks and the methods' papers; not from these results.
+        start: the value where none is chosen, from trials before these tasks and the methods' papers; not from these results.
         passes: of a step with k micro-batches.
         parameter: what `value` is.
         aligned: whether it compares micro-batches.
@@ -63,12 +65,19 @@ def spaced(low: float, high: float, num: int) -> list[float]:
 
 
 def trials(task: Task, arm: Arm) -> list[tuple[float, float]]:
-    """The `TRIALS` settings (lr, value) of an arm: each lr of the task with as many values as fit; without one, more lrs."""
+    """The `TRIALS` settings (lr, value) of an arm.
+
+    All arms have the same learning rates. With a parameter each comes with another value of it, the i-th with the (5 i mod
+    12)-th, so that the settings are spread over the plane: any two are at least two steps of the one or of the other apart.
+    """
+    lrs = spaced(*task.lrs, TRIALS)
     if not arm.parameter:
-        low, high = min(task.lrs), max(task.lrs)
-        return [(lr, 0.0) for lr in spaced(low / 3, high * 3, TRIALS)]
+        return [(lr, 0.0) for lr in lrs]
     low, high = ADAMW_DECAY if arm.decay and task.optimizer == "adamw" else (arm.low, arm.high)
-    return [(lr, value) for lr in task.lrs for value in spaced(low, high, TRIALS // len(task.lrs))]
+    if task.grid:
+        return [(lr, value) for lr in task.grid for value in spaced(low, high, TRIALS // len(task.grid))]
+    values = spaced(low, high, TRIALS)
+    return [(lr, values[STRIDE * i % TRIALS]) for i, lr in enumerate(lrs)]
 
 
 def plain(model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
@@ -107,19 +116,21 @@ def first_layer_of(model: nn.Module) -> nn.Module:
     return next(m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
-def baseline(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
-    """A method of `gradalign.baselines`."""
-    return method(model, value).backward
+def baseline(
+    method: Any, model: nn.Module, value: float, ramp: Callable[[int], float], first_layer: bool = False
+) -> Backward:
+    """A method of `gradalign.baselines`; with `first_layer` it displaces the first layer that has parameters alone."""
+    params = list(first_layer_of(model).parameters()) if first_layer else None
+    fill: Backward = method(model, value, params=params).backward
+    return fill
 
 
-def penalty(method: Any, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
+def penalty(method: Any, divided: bool, model: nn.Module, value: float, ramp: Callable[[int], float]) -> Backward:
     """A method of `benchmarks.reference_methods` that adds a penalty to the mean loss."""
-    step = 0
+    steps = count()
 
     def backward(loss_fn: Loss, micro_batches: list[Batch]) -> None:
-        nonlocal step
-        method(model, loss_fn, None, value * ramp(step)).fill(micro_batches)
-        step += 1
+        method(model, loss_fn, None, value * ramp(next(steps)), divided).fill(micro_batches)
 
     return backward
 
@@ -130,10 +141,29 @@ def twice(k: int) -> int:
 
 
 def _aligned(
-    name: str, objective: str, normalize: str, low: float, high: float, start: float, control: bool = True
+    name: str,
+    objective: str,
+    normalize: str,
+    low: float,
+    high: float,
+    start: float,
+    control: bool = True,
+    first_layer: bool = False,
 ) -> Arm:
-    make = partial(agreement, objective, normalize, "leave_one_out")
+    make = partial(agreement, objective, normalize, "leave_one_out", first_layer=first_layer)
     return Arm(name, make, low, high, start, twice, f"weight ({normalize})", aligned=True, control=control)
+
+
+def _inner(name: str, method: Any, control: bool = True, first_layer: bool = False) -> Arm:
+    make = partial(baseline, method, first_layer=first_layer)
+    return Arm(name, make, 0.01, 3.0, 0.5, parameter="inner lr", aligned=True, control=control)
+
+
+def _invariant(name: str, method: Any, start: float, divided: bool = False) -> Arm:
+    make = partial(penalty, method, divided)
+    return Arm(
+        name, make, 0.1, 1000.0, start, parameter="weight", aligned=True, control=not divided, needs_sources=True
+    )
 
 
 ROTATING = Split(probe_fraction=0.5, probes="rotate")
@@ -143,8 +173,8 @@ ARMS: dict[str, Arm] = {
         Arm("plain", plain),
         Arm("weight decay", plain, 0.003, 1.0, 0.01, parameter="weight decay", decay=True),
         Arm("SAM", partial(baseline, SAM), 0.03, 1.0, 0.05, twice, "rho"),
-        Arm("Reptile", partial(baseline, Reptile), 0.01, 3.0, 0.5, parameter="inner lr", aligned=True, control=True),
-        Arm("FOMAML", partial(baseline, FOMAML), 0.01, 3.0, 0.5, parameter="inner lr", aligned=True),
+        _inner("Reptile", Reptile),
+        _inner("FOMAML", FOMAML, control=False),
         _aligned("dot", "dot", "gradient", 0.03, 2.0, 0.3),
         _aligned("norm", "norm", "direction", 0.01, 1.0, 0.03, control=False),
         _aligned("variance", "variance", "direction", 0.03, 10.0, 1.0),
@@ -159,18 +189,14 @@ ARMS: dict[str, Arm] = {
             "weight (none)",
             aligned=True,
         ),
-        Arm(
-            "cosine, first layer",
-            partial(agreement, "cosine", "none", "leave_one_out", first_layer=True),
-            0.03,
-            3.0,
-            0.3,
-            twice,
-            "weight (none)",
-            aligned=True,
-        ),
-        Arm("Fishr", partial(penalty, Fishr), 0.1, 1000.0, 1000.0, twice, "weight", aligned=True, needs_sources=True),
-        Arm("IRMv1", partial(penalty, IRMv1), 0.1, 1000.0, 100.0, parameter="weight", aligned=True, needs_sources=True),
+        Arm("SAM, first layer", partial(baseline, SAM, first_layer=True), 0.03, 1.0, 0.05, twice, "rho"),
+        _inner("Reptile, first layer", Reptile, first_layer=True),
+        _aligned("variance, first layer", "variance", "direction", 0.03, 10.0, 1.0, first_layer=True),
+        _aligned("cosine, first layer", "cosine", "none", 0.03, 3.0, 0.3, first_layer=True),
+        _invariant("Fishr", Fishr, 1000.0),
+        _invariant("IRMv1", IRMv1, 100.0),
+        _invariant("Fishr, divided", Fishr, 1000.0, divided=True),
+        _invariant("IRMv1, divided", IRMv1, 100.0, divided=True),
         Arm("plain, equal passes", plain, longer="passes"),
         Arm("plain, equal seconds", plain, longer="seconds"),
     )

@@ -89,7 +89,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
     return [
         Line(
             cell,
-            chosen(found[cell], cell, selection),
+            chosen(_with_plain(found, cell), cell, selection),
             statistics.fmean(values.values()),
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
@@ -114,7 +114,16 @@ def _reported(task: Task, found: dict[Cell, dict[Job, Row]], selection: str) -> 
     """The reported rows of every arm that has some."""
     cells = [cell for name in ARMS for mixed in (False, True) if (cell := Cell(name, mixed)) in found]
     complete = [cell for cell in cells if scores(found[cell], cell, selection, TUNING_SEEDS)]
-    return {cell: by_seed for cell in complete if (by_seed := reported(found[cell], task, cell, selection))}
+    if selection == "start" and PLAIN not in complete:
+        return {}
+    return {
+        cell: by_seed for cell in complete if (by_seed := reported(_with_plain(found, cell), task, cell, selection))
+    }
+
+
+def _with_plain(found: dict[Cell, dict[Job, Row]], cell: Cell) -> dict[Job, Row]:
+    """What a cell's settings are chosen from."""
+    return found.get(PLAIN, {}) | found[cell]
 
 
 def _figures(seeds_of: dict[Cell, dict[int, Row]], selection: str, metric: str) -> dict[Cell, dict[int, float]]:

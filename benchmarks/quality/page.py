@@ -21,7 +21,7 @@ from benchmarks.tables import as_markdown
 
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
-OURS = ("cosine", "variance", "dot", "norm", "cosine, split", "cosine, first layer")
+OURS = ("cosine", "variance", "dot", "norm", "cosine, split", "cosine, first layer", "variance, first layer")
 
 Results = Mapping[Task, Sequence[Row]]
 

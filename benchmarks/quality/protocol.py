@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from benchmarks.quality.arms import ARMS, Arm, trials
 from benchmarks.quality.pool import Pool
-from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, chosen, of_cell
-from benchmarks.quality.task import Task
+from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, of_cell
+from benchmarks.quality.task import TUNING_SEEDS, Task
 from benchmarks.quality.training import Job
 
 LONGEST = 10  # times the task's steps, at equal time
@@ -27,7 +27,13 @@ def cells(task: Task, names: Iterable[str]) -> list[Cell]:
 
 
 def run_cell(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
-    """Everything about one arm, and one of its runs through the library, which tells its seconds."""
+    """Everything about one arm, and one of its runs through the library, which tells its seconds.
+
+    Raises:
+        ValueError: plain training, which other arms take a learning rate from, has not been run.
+    """
+    if cell.arm != "plain" and not of_cell(pool.found, Cell("plain")):
+        raise ValueError(f"{cell.arm}: expected rows of plain before it; got none; run it first")
     steps = steps_of(task, ARMS[cell.arm], pool.found, pool.library)
     jobs = [Job(*cell, *setting, seed, steps) for seed in TUNING_SEEDS for setting in trials(task, ARMS[cell.arm])]
     pool.measure(jobs, False)
@@ -57,9 +63,7 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row
     costs = {name: cost(of_cell(measured, Cell(name)), arm.longer) for name in ARMS if _counts(ARMS[name])}
     largest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
     if costs["plain"] is None or largest is None:
-        raise ValueError(
-            f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
-        )
+        raise ValueError(f"{arm.name}: expected rows of an aligned arm before it; got none; run one first")
     return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest / costs["plain"])))
 
 

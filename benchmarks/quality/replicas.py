@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.quality.arms import ARMS, first_layer_of
 from benchmarks.quality.task import Batch, Task
-from benchmarks.quality.training import Evaluations, Job, finite_or, ramp, row_of
+from benchmarks.quality.training import Evaluations, Job, finite_or, in_turn, ramp, row_of
 
 RADIUS = 0.01
 Gradient = Callable[[Tensor], Tensor]  # of one micro-batch: (seeds, settings, parameters) -> the same
@@ -40,8 +40,8 @@ class Losses:
                 layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
         self._names = [name for name, p in self._host.named_parameters() if p.requires_grad]
         self._shapes = [p.shape for p in self._host.parameters() if p.requires_grad]
-        last = [name for name, m in self._host.named_modules() if isinstance(m, nn.Linear)][-1]
-        self._in_last = [name.rpartition(".")[0] == last for name in self._names]
+        name, self._last = [(name, m) for name, m in self._host.named_modules() if isinstance(m, nn.Linear)][-1]
+        self._in_last = [parameter.rpartition(".")[0] == name for parameter in self._names]
         first = {id(p) for p in first_layer_of(model).parameters()}
         self._in_first = [id(p) in first for p in model.parameters() if p.requires_grad]
 
@@ -69,9 +69,28 @@ class Losses:
         return (flat * self.last(flat) * grad(self.loss)(flat, batch)).sum().square()
 
     def variance(self, flat: Tensor, batch: Batch) -> Tensor:
-        """Over samples, of the gradients of the last layer."""
-        alone = tree_map(lambda x: x.unsqueeze(1), batch)
-        return vmap(grad(self.loss), (None, 0))(flat, alone).var(0) * self.last(flat)
+        """Over samples, of the gradients of the last layer's weight and bias: those of a sample are delta h^T and delta."""
+        n = len(tree_leaves(batch)[0])
+
+        def of_output(moved: Tensor) -> tuple[Tensor, Tensor]:
+            seen: list[Tensor] = []
+
+            def move(module: nn.Module, inputs: tuple[Tensor], z: Tensor) -> Tensor:
+                seen.append(inputs[0])
+                return z + moved
+
+            hook = self._last.register_forward_hook(move)
+            try:
+                return self.loss(flat, batch), seen[0]
+            finally:
+                hook.remove()
+
+        mean_delta, h = grad(of_output, has_aux=True)(flat.new_zeros(n, self._last.out_features))
+        delta = n * mean_delta
+        if self._last.bias is not None:
+            h = torch.cat([h, h.new_ones(n, 1)], 1)
+        squares, mean = (delta.square().mT @ h.square()) / n, (delta.mT @ h) / n
+        return ((squares - mean.square()) * n / (n - 1)).reshape(-1)
 
 
 class _Loss(nn.Module):
@@ -124,29 +143,51 @@ def unit(x: Tensor) -> Tensor:
     return x / norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def plain(gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int) -> Tensor:
+# The methods: (gradients of the micro-batches, theta, value, step, measured) -> what the optimizer gets. They displace, and
+# measure agreement, where `measured` is 1.
+
+
+def plain(
+    gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+) -> Tensor:
     """The mean gradient."""
     return torch.stack([g(theta) for g in gradients]).mean(0)
 
 
-def sam(gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int) -> Tensor:
+def sam(
+    gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+) -> Tensor:
     """gbar at theta + rho gbar / ||gbar||."""
-    return plain(gradients, theta + value * unit(plain(gradients, theta, value, step)), value, step)
+    uphill = unit(plain(gradients, theta, value, step) * measured)
+    return plain(gradients, theta + value * uphill, value, step)
 
 
-def inner(gradients: Sequence[Gradient], theta: Tensor, value: Tensor) -> list[Tensor]:
+def inner(
+    gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+) -> list[Tensor]:
     """The gradients along steps of SGD, one a micro-batch."""
     found: list[Tensor] = []
     for g in gradients:
-        found.append(g(theta - value * torch.stack(found).sum(0)) if found else g(theta))
+        found.append(g(theta - value * measured * torch.stack(found).sum(0) if found else theta))
     return found
 
 
-def agreement(objective: str, normalize: str, split: bool) -> Callable[..., Tensor]:
-    """gbar - weight term, as in docs/design.md: leave_one_out, or split with half of the micro-batches as rotating probes.
+def reptile(
+    gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+) -> Tensor:
+    """The mean gradient along inner steps."""
+    return torch.stack(inner(gradients, theta, value, step, measured)).mean(0)
 
-    What is made measures agreement where `measured` is 1.
-    """
+
+def fomaml(
+    gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
+) -> Tensor:
+    """The last gradient along inner steps."""
+    return inner(gradients, theta, value, step, measured)[-1]
+
+
+def agreement(objective: str, normalize: str, split: bool) -> Callable[..., Tensor]:
+    """gbar - weight term, as in docs/design.md: leave_one_out, or split with half of the micro-batches as rotating probes."""
 
     def step_gradient(
         gradients: Sequence[Gradient], theta: Tensor, value: Tensor, step: int, measured: Tensor | float = 1.0
@@ -177,32 +218,35 @@ def displacement(objective: str, others: Sequence[Tensor], g: Tensor) -> Tensor:
     return {"dot": a, "norm": -a, "variance": a - g}[objective]
 
 
+FIRST_LAYER = ", first layer"
 METHODS: dict[str, Callable[..., Tensor]] = {
     "plain": plain,
     "SAM": sam,
-    "Reptile": lambda gradients, theta, value, step: torch.stack(inner(gradients, theta, value)).mean(0),
-    "FOMAML": lambda gradients, theta, value, step: inner(gradients, theta, value)[-1],
+    "Reptile": reptile,
+    "FOMAML": fomaml,
     "dot": agreement("dot", "gradient", False),
     "norm": agreement("norm", "direction", False),
     "variance": agreement("variance", "direction", False),
     "cosine": agreement("cosine", "none", False),
     "cosine, split": agreement("cosine", "none", True),
-    "cosine, first layer": agreement("cosine", "none", False),
 }
-RAMPED = ("dot", "norm", "variance", "cosine", "cosine, split", "cosine, first layer", "Fishr", "IRMv1")
+INVARIANT = ("Fishr", "IRMv1", "Fishr, divided", "IRMv1, divided")
+NOT_RAMPED = ("plain", "SAM", "Reptile", "FOMAML")
 
 
 def penalised(losses: Losses, arm: str, theta: Tensor, batches: Sequence[Batch], value: Tensor) -> Tensor:
-    """The gradient of (mean L + weight penalty) / max(1, weight), Fishr's or IRMv1's penalty."""
+    """The gradient of mean L + weight penalty, Fishr's or IRMv1's penalty; divided: of that over max(1, weight)."""
+    irm, divided = arm.startswith("IRMv1"), arm.endswith("divided")
 
     def objective(flat: Tensor, batches: list[Batch], weight: Tensor) -> Tensor:
         mean = torch.stack([losses.loss(flat, b) for b in batches]).mean()
-        if arm == "IRMv1":
+        if irm:
             penalty = torch.stack([losses.irm(flat, b) for b in batches]).mean()
         else:
             variances = torch.stack([losses.variance(flat, b) for b in batches])
             penalty = (variances - variances.mean(0)).square().sum(1).mean()
-        return (mean + weight.squeeze() * penalty) / weight.squeeze().clamp_min(1)
+        total = mean + weight.squeeze() * penalty
+        return total / weight.squeeze().clamp_min(1) if divided else total
 
     return vmap(vmap(grad(objective), (0, None, 0)), (0, 0, 0))(theta, list(batches), value)
 
@@ -245,16 +289,17 @@ def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str,
     )
     untrained = [p.evaluate(p.model) for p in problems]
     evaluations: list[list[Evaluations]] = [[[] for _ in settings] for _ in seeds]
+    name = "plain" if arm.make is ARMS["plain"].make else arm.name.removesuffix(FIRST_LAYER)
+    where = losses.first(theta) if arm.name.endswith(FIRST_LAYER) else 1.0
     for step in range(steps):
-        batches = tree_map(lambda *parts: torch.stack(parts), *(list(p.micro_batches(step)) for p in problems))
-        weight = value * (ramp(task.ramp, step) if arm.name in RAMPED else 1.0)
-        if arm.name in ("Fishr", "IRMv1"):
-            filled = penalised(losses, arm.name, theta, batches, weight)
+        of_seeds = [in_turn(p, seed, step) for p, seed in zip(problems, seeds, strict=True)]
+        batches = tree_map(lambda *parts: torch.stack(parts), *of_seeds)
+        weight = value * (1.0 if name in NOT_RAMPED else ramp(task.ramp, step))
+        if name in INVARIANT:
+            filled = penalised(losses, name, theta, batches, weight)
         else:
             of_batch = [lambda at, b=b: gradient(at, b) for b in batches]
-            method = METHODS["plain" if arm.make is ARMS["plain"].make else arm.name]
-            only_first = {"measured": losses.first(theta)} if arm.name == "cosine, first layer" else {}
-            filled = method(of_batch, theta, weight, step, **only_first)
+            filled = METHODS[name](of_batch, theta, weight, step, where)
         theta = optimizer.step(theta, filled)
         if (step + 1) % task.evaluate_every == 0 or step + 1 == steps:
             for i, p in enumerate(problems):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.quality.arms import ARMS
-from benchmarks.quality.task import Task
+from benchmarks.quality.task import TUNING_SEEDS, Task
 from benchmarks.quality.training import Job
 
 Row = dict[str, Any]
-TUNING_SEEDS = (1000, 1001, 1002)  # never reported
 SELECTIONS = {  # which trial, by which figure: metric set of a row, metric
     "validation": ("final", "validation"),
     "stopped": ("stopped", "validation"),
     "source": ("final", "source_validation"),
-    "start": ("final", "source_validation"),  # among the trials with the value to start from
+    "start": ("final", "source_validation"),  # of plain training: its learning rate, and the value to start from
 }
 
 
@@ -92,11 +90,8 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     """The mean over tuning seeds of every setting that has been tried on all of them, in the order of the trials."""
     stop, metric = SELECTIONS[selection]
     by_setting: dict[tuple[float, float], dict[int, float]] = {}
-    ran = of_cell(found, cell)
-    only = start(ran, cell) if selection == "start" and ran else None
-    for job, row in sorted(ran.items()):
-        if only is None or job.value == only:
-            by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
+    for job, row in sorted(of_cell(found, cell).items()):
+        by_setting.setdefault(trial(job), {})[job.seed] = row[stop][metric]
     return {
         setting: sum(values[seed] for seed in seeds) / len(seeds)
         for setting, values in by_setting.items()
@@ -104,14 +99,17 @@ def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[in
     }
 
 
-def start(found: dict[Job, Row], cell: Cell) -> float:
-    """Of the values that an arm was run with, the one nearest to its `start` in its logarithm."""
-    tried = {job.value for job in found}
-    return min(sorted(tried), key=lambda value: abs(math.log(value / ARMS[cell.arm].start)) if value else 0.0)
-
-
 def chosen(found: dict[Job, Row], cell: Cell, selection: str) -> tuple[float, float]:
-    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of smaller value."""
+    """The setting whose mean over the tuning seeds is best; of equal ones, that of the smaller lr, then of smaller value.
+
+    By "start" an arm with a parameter of its own has nothing chosen for it: its value is the one to start from, and its lr the
+    one chosen for plain training.
+
+    Raises:
+        ValueError: nothing to choose from.
+    """
+    if selection == "start" and ARMS[cell.arm].parameter:
+        return chosen(found, Cell("plain"), "start")[0], ARMS[cell.arm].start
     means = scores(found, cell, selection, TUNING_SEEDS)
     return max(means, key=lambda setting: means[setting])
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Batch = Any  # one micro-batch, whatever the loss_fn takes
 
+TUNING_SEEDS = (1000, 1001, 1002)  # settings are chosen on these; never reported
 METRICS = ("validation", "source_validation", "test")  # every evaluation has these; a task may add some of its own
 
 
@@ -45,13 +46,15 @@ class Task:
         problem: (seed, mixed) -> Problem; `mixed` deals the same samples to micro-batches without regard to their source.
         has_sources: whether micro-batches have sources, so that `mixed` makes a difference.
         optimizer: what follows the gradient.
-        lrs: the candidates.
+        lrs: the lowest and the highest that is tried.
         steps: of plain training.
         evaluate_every: steps between two evaluations.
         ramp: steps over which the weight of the term rises linearly.
         seeds: reported, from 0.
         replicas: whether many runs can be trained at once (`benchmarks.quality.replicas`): no random numbers in the loss, no
             buffers in the model, batches that are tensors of one shape in all seeds.
+        grid: learning rates of the arms with a parameter, each with equally many of its values; empty: all of plain training's,
+            each with another value. For tasks whose rows are from before 2026-11-29.
     """
 
     name: str
@@ -59,9 +62,10 @@ class Task:
     problem: Callable[[int, bool], Problem]
     has_sources: bool
     optimizer: Literal["sgd", "adamw"]
-    lrs: tuple[float, ...]
+    lrs: tuple[float, float]
     steps: int
     evaluate_every: int
     ramp: int
     seeds: int = 20
     replicas: bool = True
+    grid: tuple[float, ...] = ()

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.quality.arms import ARMS, Arm
-from benchmarks.quality.task import Problem, Task
+from benchmarks.quality.sampling import generator
+from benchmarks.quality.task import Batch, Problem, Task
 
 Metrics = dict[str, float]
 Evaluations = list[tuple[int, Metrics]]  # step, metrics
@@ -50,7 +51,7 @@ def run(task: Task, job: Job, with_curve: bool) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     optimizer = _optimizer(task, arm, problem.model, job)
     backward = arm.make(problem.model, job.value, partial(ramp, task.ramp))
-    evaluations, seconds = _train(task, problem, job.steps, backward, optimizer)
+    evaluations, seconds = _train(task, problem, job, backward, optimizer)
     passes = arm.passes(len(problem.micro_batches(0))) * job.steps
     return row_of(job, evaluations, passes, with_curve) | {"engine": "library", "seconds": round(seconds, 3)}
 
@@ -72,6 +73,13 @@ def row_of(job: Job, evaluations: Evaluations, passes: int, with_curve: bool) ->
     return row
 
 
+def in_turn(problem: Problem, seed: int, step: int) -> list[Batch]:
+    """The micro-batches of a step in an order drawn for this seed and step, since inner loops depend on it."""
+    micro_batches = problem.micro_batches(step)
+    order = torch.randperm(len(micro_batches), generator=generator(seed, step, 2))
+    return [micro_batches[i] for i in order.tolist()]
+
+
 def ramp(steps: int, step: int) -> float:
     """1/steps, 2/steps, ..., 1, 1, ..."""
     return min(1.0, (step + 1) / steps) if steps else 1.0
@@ -90,21 +98,21 @@ def _optimizer(task: Task, arm: Arm, model: nn.Module, job: Job) -> torch.optim.
 
 
 def _train(
-    task: Task, problem: Problem, steps: int, backward: Any, optimizer: torch.optim.Optimizer
+    task: Task, problem: Problem, job: Job, backward: Any, optimizer: torch.optim.Optimizer
 ) -> tuple[Evaluations, float]:
     """The evaluations, and the seconds of all steps."""
     model, seconds = problem.model, 0.0
     untrained = problem.evaluate(model)
     evaluations: Evaluations = []
     loss_fn = partial(problem.loss_fn, model)
-    for step in range(steps):
-        micro_batches = problem.micro_batches(step)
+    for step in range(job.steps):
+        micro_batches = in_turn(problem, job.seed, step)
         start = time.process_time()
         backward(loss_fn, micro_batches)
         optimizer.step()
         optimizer.zero_grad()
         seconds += time.process_time() - start
-        if (step + 1) % task.evaluate_every == 0 or step + 1 == steps:
+        if (step + 1) % task.evaluate_every == 0 or step + 1 == job.steps:
             alive = all(bool(p.isfinite().all()) for p in model.parameters())
             evaluations.append((step + 1, finite_or(problem.evaluate(model) if alive else None, untrained)))
     return evaluations, seconds

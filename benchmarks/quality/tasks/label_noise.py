@@ -120,7 +120,7 @@ def task(name: str, title: str, problem: Callable[[int, bool], Problem], every: 
         problem=problem,
         has_sources=False,
         optimizer="adamw",
-        lrs=(3e-4, 1e-3, 3e-3),
+        lrs=(1e-4, 2e-3),
         steps=12 * every,
         evaluate_every=every,
         ramp=12 * every // 5,

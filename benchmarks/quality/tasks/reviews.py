@@ -2,7 +2,8 @@
 
 Rotten Tomatoes snippets, 1,000 for each site, each beginning with one planted sentence a site (`gradalign.cli.workload.sites`).
 At site s the s-th sentence tells the label with the given reliability and the others are coins; in the test, whose films are
-unseen, all are coins. The classifier sees the mean-pooled states of a frozen MiniLM, standardised over the training set.
+unseen, all are coins. No film that settings are chosen on is in a test. The classifier sees the mean-pooled states of a frozen
+MiniLM, standardised over the training set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.quality.task import Problem, Task
+from benchmarks.quality.task import TUNING_SEEDS, Problem, Task
 from benchmarks.quality.tasks.mixing import as_micro_batches
 from benchmarks.quality.tasks.shortcut import accuracy, classifier, loss_fn, together
 from gradalign.cli.workload.data import Snippet, load_corpus
@@ -22,6 +23,8 @@ from gradalign.cli.workload.sites import Sites, forms, planted, pool, split_site
 
 PER_SITE = 1000
 HELD_OUT = 1200
+POOL = 7000
+TUNING = 2 * HELD_OUT + 100  # snippets whose films are held out on the tuning seeds alone
 RELIABILITIES = (0.99, 0.9)
 HIDDEN = 64
 
@@ -39,8 +42,7 @@ class Data(NamedTuple):
 @lru_cache(maxsize=1)
 def snippets(sites: Sites) -> list[Snippet]:
     """What all seeds are drawn from: more than one seed needs, so that they differ in films."""
-    size = 7000 if sites.wording == "cities" and sites.num == 2 else 2500 + PER_SITE * sites.num
-    return pool(load_corpus(None, "text", "label"), size)
+    return pool(load_corpus(None, "text", "label"), POOL)
 
 
 @lru_cache(maxsize=1)
@@ -50,11 +52,18 @@ def all_features(sites: Sites) -> Features:
     return features([text for one in both for snippet in snippets(sites) for text in forms(snippet, one)])
 
 
+def training_films(sites: Sites, seed: int) -> set[str]:
+    """The films that are in no test and no validation set of a seed: what tuning seeds hold out is held out in no other."""
+    all_snippets = snippets(sites)
+    for_tuning = {s.group for s in all_snippets[:TUNING]}
+    return {s.group for s in all_snippets} - for_tuning if seed in TUNING_SEEDS else for_tuning
+
+
 @lru_cache(maxsize=4)
 def data(sites: Sites, seed: int) -> Data:
     """All texts of a seed."""
     kept = all_features(sites)
-    split = split_sites(snippets(sites), sites.num, PER_SITE, HELD_OUT, seed)
+    split = split_sites(snippets(sites), sites.num, PER_SITE, HELD_OUT, seed, training_films(sites, seed))
 
     def pair(part: list[Snippet], site: int | None) -> tuple[Tensor, Tensor]:
         labels = torch.tensor([float(s.label) for s in part])
@@ -101,7 +110,7 @@ def task(sites: Sites, hidden: bool = False) -> Task:
         partial(problem, sites, hidden),
         has_sources=True,
         optimizer="sgd",
-        lrs=(0.02, 0.1),
+        lrs=(0.02, 0.4),
         steps=100,
         evaluate_every=5,
         ramp=20,

@@ -96,11 +96,12 @@ TASKS = (
         problem=problem,
         has_sources=True,
         optimizer="adamw",
-        lrs=(3e-4, 1e-3),
+        lrs=(1e-4, 3e-3),
         steps=120,
         evaluate_every=60,
         ramp=24,
         seeds=10,
         replicas=False,
+        grid=(3e-4, 1e-3),
     ),
 )

@@ -111,7 +111,7 @@ def task(sources: int, batch: int | None = None, hidden: bool = False) -> Task:
         partial(problem, sources, batch, hidden),
         has_sources=True,
         optimizer="sgd",
-        lrs=(0.03, 0.3),
+        lrs=(0.03, 0.6),
         steps=30,
         evaluate_every=3,
         ramp=0,

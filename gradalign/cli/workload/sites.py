@@ -8,7 +8,7 @@ it gets at a site is always the same, so that each text has few forms and their 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from gradalign.cli.workload.data import Corpus, Snippet
@@ -93,14 +93,22 @@ def pool(corpus: Corpus, size: int) -> list[Snippet]:
     return found
 
 
-def split_sites(snippets: Sequence[Snippet], num_sites: int, per_site: int, held_out: int, seed: int) -> Split:
+def split_sites(
+    snippets: Sequence[Snippet],
+    num_sites: int,
+    per_site: int,
+    held_out: int,
+    seed: int,
+    training_films: Collection[str] = (),
+) -> Split:
     """The snippets of one seed.
 
     Films go to the test until it has `held_out` snippets, then to the two validation sets until these have as many in all, and
-    the others are for training. Half of the validation snippets are planted as for the test and half as for training.
+    the others are for training. Half of the validation snippets are planted as for the test and half as for training. The films
+    in `training_films` are for training alone.
 
     Raises:
-        ValueError: too few snippets for training.
+        ValueError: too few snippets for one of the parts.
     """
     members = _by_film(snippets)
     films = sorted(members)
@@ -111,12 +119,17 @@ def split_sites(snippets: Sequence[Snippet], num_sites: int, per_site: int, held
     train: list[Snippet] = []
     for film in films:
         part = test if len(test) < held_out else validation if len(validation) < held_out else train
-        part.extend(members[film])
-    if len(train) < num_sites * per_site:
-        raise ValueError(
-            f"sites: expected at least {num_sites * per_site} snippets for training; got {len(train)} of {len(snippets)}; take "
-            "a larger pool or fewer for each site"
-        )
+        (train if film in training_films else part).extend(members[film])
+    for part, least, what in (
+        (test, held_out, "the test"),
+        (validation, held_out, "validation"),
+        (train, num_sites * per_site, "training"),
+    ):
+        if len(part) < least:
+            raise ValueError(
+                f"sites: expected at least {least} snippets for {what}; got {len(part)} of {len(snippets)}; take a larger pool "
+                "or fewer for each part"
+            )
     for part in (test, validation, train):
         rng.shuffle(part)
     half = len(validation) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from torch import nn
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import comparison, protocol, rows
 from benchmarks.quality.arms import ARMS, TRIALS, spaced, trials
-from benchmarks.quality.rows import TUNING_SEEDS, Cell
-from benchmarks.quality.task import Problem, Task
+from benchmarks.quality.rows import Cell
+from benchmarks.quality.task import TUNING_SEEDS, Problem, Task
 from benchmarks.quality.tasks import TASKS
 from benchmarks.quality.tasks.mixing import as_micro_batches
-from benchmarks.quality.training import Job, run
+from benchmarks.quality.training import Job, in_turn, run
 
 SEEDS = 2
 
@@ -52,9 +53,12 @@ def without_seconds(found):
 
 def test_every_arm_has_the_same_number_of_trials():
     for optimizer in ("sgd", "adamw"):
-        for lrs in ((0.1,), (0.1, 0.3), (0.1, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4)):
-            task = Task("t", "", problem, True, optimizer, lrs, 1, 1, 0)
+        for grid in ((), (0.1, 0.3), (0.1, 0.2, 0.3)):
+            task = Task("t", "", problem, True, optimizer, (0.1, 0.3), 1, 1, 0, grid=grid)
             assert {len(set(trials(task, arm))) for arm in ARMS.values()} == {TRIALS}
+            with_value = trials(task, ARMS["cosine"])
+            assert {lr for lr, _ in with_value} == set(grid or (lr for lr, _ in trials(task, ARMS["plain"])))
+            assert len({value for _, value in with_value}) == TRIALS // max(1, len(grid))
     assert spaced(0.01, 1.0, 3) == [0.01, 0.1, 1.0]
     assert spaced(0.01, 1.0, 1) == [0.1]
 
@@ -127,18 +131,34 @@ def test_settings_are_chosen_on_tuning_seeds_alone():
     }
 
 
-def test_untuned_is_the_value_nearest_to_the_start_with_a_lr_chosen_on_sources():
+def test_untuned_is_the_start_at_the_lr_that_the_sources_choose_for_plain_training():
     assert ARMS["SAM"].start == 0.05
-    found = [
+    found = [row("plain", lr, seed, 0.5 + lr) for lr in (0.1, 0.2) for seed in TUNING_SEEDS]
+    found += [row("plain, equal passes", lr, seed, 0.5 - lr) for lr in (0.1, 0.2) for seed in TUNING_SEEDS]
+    found += [
         row("SAM", lr, seed, 0.5 + lr * sign, value=value)
-        for value, sign in ((0.03, 1), (0.06, 1), (0.2, -9))
-        for lr in (0.1, 0.2)
+        for lr, value, sign in ((0.1, 0.03, 1), (0.2, 0.06, -9), (0.3, 0.2, 1))
         for seed in TUNING_SEEDS
     ]
     runs = rows.runs(found)
-    assert rows.chosen(runs, Cell("SAM"), "start") == (0.1, 0.06)
-    assert rows.chosen(runs, Cell("SAM"), "source") == (0.2, 0.2)
-    assert rows.chosen(runs, Cell("SAM"), "validation") == (0.2, 0.03)
+    assert rows.chosen(runs, Cell("SAM"), "start") == (0.1, 0.05)
+    assert rows.chosen(runs, Cell("plain"), "start") == (0.1, 0.0)
+    assert rows.chosen(runs, Cell("plain, equal passes"), "start") == (0.2, 0.0)
+    assert rows.chosen(runs, Cell("SAM"), "source") == (0.2, 0.06)
+    assert rows.chosen(runs, Cell("SAM"), "validation") == (0.3, 0.2)
+
+
+def test_arms_that_take_the_lr_of_plain_training_say_so_without_it(toy, tmp_path):
+    with pytest.raises(ValueError, match="cosine: expected rows of plain before it; got none; run it first"):
+        command.measure(toy, ["cosine"], SEEDS, 1, tmp_path)
+
+
+def test_micro_batches_come_in_another_order_each_step_and_seed():
+    made = Problem(nn.Linear(1, 1), None, lambda step: [0, 1, 2], None, None)
+    orders = [tuple(in_turn(made, seed, step)) for seed in range(5) for step in range(20)]
+    assert orders == [tuple(in_turn(made, seed, step)) for seed in range(5) for step in range(20)]
+    assert set(orders) == set(permutations(range(3)))
+    assert len({tuple(orders[20 * seed : 20 * seed + 20]) for seed in range(5)}) == 5
 
 
 def test_gains_are_paired_by_seed_and_corrected():
@@ -166,9 +186,7 @@ def test_steps_at_equal_time_are_those_of_the_dearest_arm_and_are_kept():
     assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], {}, runs) == 10
     begun = rows.runs([*found, row("plain, equal seconds", 0.1, 0, 0.5, steps=7)])
     assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], begun, {}) == 7
-    with pytest.raises(
-        ValueError, match="expected rows of plain and of an aligned arm before it; got none; run these first"
-    ):
+    with pytest.raises(ValueError, match="expected rows of an aligned arm before it; got none; run one first"):
         protocol.steps_of(TOY, ARMS["plain, equal passes"], {}, {})
 
 

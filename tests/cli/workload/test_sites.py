@@ -57,11 +57,25 @@ def test_no_film_is_in_two_parts():
     assert split_sites(SNIPPETS, 2, 400, 300, seed=4).test != split.test
 
 
+def test_films_for_training_alone_are_held_out_nowhere():
+    films = {s.group for s in SNIPPETS[:600]}
+    split = split_sites(SNIPPETS, 2, 400, 300, 3, films)
+    held_out = [s for part in (*split.source_validation, split.validation, split.test) for s in part]
+    assert len(held_out) == 600
+    assert not films & {s.group for s in held_out}
+    assert films & {s.group for part in split.train for s in part}
+
+
 def test_too_few_snippets_are_an_error():
     with pytest.raises(
         ValueError, match="sites: expected at least 2000 snippets for training; got 1400 of 2000; take a larger"
     ):
         split_sites(SNIPPETS, 2, 1000, 300, seed=0)
+    films = {s.group for s in SNIPPETS[:1600]}
+    with pytest.raises(
+        ValueError, match="sites: expected at least 300 snippets for validation; got 100 of 2000; take a"
+    ):
+        split_sites(SNIPPETS, 2, 400, 300, 0, films)
 
 
 def test_a_pool_is_of_whole_films():

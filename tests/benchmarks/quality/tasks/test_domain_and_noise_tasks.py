@@ -133,7 +133,7 @@ def test_plain_training_learns(name):
     task = TASKS[name]
     problem = task.problem(0, False)
     untrained = problem.evaluate(problem.model)
-    trained = train(task, problem, task.lrs[1], 25)
+    trained = train(task, problem, (task.lrs[0] * task.lrs[1]) ** 0.5, 25)
     if name == "sinusoids":
         assert trained["test"] > 0.9 * untrained["test"]
     else:

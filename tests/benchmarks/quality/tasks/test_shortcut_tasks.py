@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks.quality import replicas
+from benchmarks.quality.task import TUNING_SEEDS
 from benchmarks.quality.tasks import reviews, shortcut
 from benchmarks.quality.training import Job
 from gradalign.cli.workload.data import Snippet
 from gradalign.cli.workload.features import Features
-from gradalign.cli.workload.sites import Sites
+from gradalign.cli.workload.sites import Sites, split_sites
 
 
 @pytest.mark.parametrize("source", [None, 0, 1])
@@ -61,6 +62,7 @@ def texts(monkeypatch):
     monkeypatch.setattr(reviews, "snippets", lambda sites: made)
     monkeypatch.setattr(reviews, "PER_SITE", 150)
     monkeypatch.setattr(reviews, "HELD_OUT", 80)
+    monkeypatch.setattr(reviews, "TUNING", 170)
 
     def numbered(written):
         distinct = sorted(set(written))
@@ -83,6 +85,20 @@ def test_reviews_are_standardised_over_the_training_set_and_tested_without_plant
     assert len(found.test[1]) == 80
     assert torch.equal(found.test[1], found.clean_test[1])
     assert (found.clean_test[0][:, 1] < found.test[0][:, 1]).all()  # shorter by the planted sentences
+
+
+def test_what_settings_are_chosen_on_is_in_no_test(texts, monkeypatch):
+    parts = []
+
+    def kept(*args):
+        parts.append(split_sites(*args))
+        return parts[-1]
+
+    monkeypatch.setattr(reviews, "split_sites", kept)
+    for seed in (*TUNING_SEEDS, *range(20)):
+        reviews.data(Sites("cities", 2, 0.9), seed)
+    validating = [s for split in parts[:3] for part in (split.validation, *split.source_validation) for s in part]
+    assert not {s.group for s in validating} & {s.group for split in parts[3:] for s in split.test}
 
 
 def test_a_problem_of_reviews_has_a_micro_batch_a_site(texts):
