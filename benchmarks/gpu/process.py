@@ -67,7 +67,7 @@ def execute(command: list[str], seconds: float, **environment: str) -> tuple[int
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
     """The exit status. What takes too long is interrupted first: pytest then says what has failed so far."""
-    grace = min(GRACE, seconds / 5)
+    grace = min(GRACE, seconds / 2)
     try:
         return process.wait(seconds - grace)
     except subprocess.TimeoutExpired:

@@ -48,7 +48,7 @@ def test_tests_that_are_stopped_say_what_failed_and_which_one_ran(tmp_path):
         "def test_that_hangs():\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *TELLING, str(path)]
-    status, text = execute([*command, "-o", "faulthandler_timeout=1"], 8)
+    status, text = execute([*command, "-o", "faulthandler_timeout=1"], 14)
     assert status == 124
     assert "test_that_fails FAILED" in text
     assert "assert 3 == 4" in text  # the traceback, which pytest writes at its end
