@@ -53,6 +53,7 @@ def execute(command: list[str], seconds: float, **environment: str) -> tuple[int
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_interruptible,
         )
         try:
             status = _wait(process, seconds)
@@ -63,6 +64,11 @@ def execute(command: list[str], seconds: float, **environment: str) -> tuple[int
         output.seek(0)
         text = output.read().decode(errors="replace")  # what was killed may have ended within a character
     return status, f"{text}\nstopped after {seconds:.0f} s" if status == OUT_OF_TIME else text
+
+
+def _interruptible() -> None:
+    """A background job of a shell ignores interruptions, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:

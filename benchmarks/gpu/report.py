@@ -17,7 +17,6 @@ import json
 import platform
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -190,9 +189,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what a stage says is no reason to stop
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background job of a shell ignores it, and so would the stages
     out: Path = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for earlier in ("measured.json", "suite/gpu.jsonl", "report.png"):

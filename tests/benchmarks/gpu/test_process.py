@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -38,6 +39,16 @@ def test_a_grandchild_that_holds_the_output_is_not_waited_for():
 def test_bytes_that_are_no_text_are_replaced():
     cut = "import sys; sys.stdout.buffer.write(b'a caf\\xc3')"
     assert execute([sys.executable, "-c", cut], 20) == (0, "a caf\ufffd")
+
+
+def test_a_command_is_interrupted_where_its_parent_ignores_it():
+    """As a background job of a shell does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, text = execute([sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT))"], 20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "default_int_handler" in text
 
 
 def test_tests_that_are_stopped_say_what_failed_and_which_one_ran(tmp_path):
