@@ -8,7 +8,7 @@
     results/             committed figures
     pages                writes the tables of README.md and docs/ from results/
     reference_methods    the alternatives written out in plain torch
-    timing, provenance, record, tables, errors     shared: clocks, machine and versions, JSON, Markdown, CommandError
+    timing, provenance, record, json_lines, tables, errors    shared: clocks, machine and versions, JSON, Markdown, errors
 
 Benchmarks are run from a checkout and are not installed. gradalign is: by `make env`, or by links for `make gpu`.
 """

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import json_lines
 from benchmarks.errors import CommandError
 from gradalign.cli import places
 
@@ -39,11 +40,7 @@ def read_rows(path: Path, device: str) -> list[Row]:
     A line cut short by an interruption and rows in an earlier format are left out: they are measured again.
     """
     rows: dict[tuple[str, str], Row] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for row in json_lines.read(path):
         if not _missing(row, EVERY_ROW) and not _missing(row["workload"], ("name",)) and row["device"] == device:
             rows[key(row)] = row
     return list(rows.values())

@@ -38,12 +38,8 @@ def execute(command: list[str], seconds: float, **environment: str) -> tuple[int
     The output goes to a file and not to a pipe, which would have no end while anything that the command started holds it.
     """
     path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-    settings = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
-    }  # safe: without the root
+    # Safe: without the root.
+    settings = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, json_lines
 from benchmarks.gpu import device_tests
 from benchmarks.gpu.process import PACKAGE, execute, make_package
 from benchmarks.gpu.schedule import NO_TIME, SANITIZERS, SHARES, WITHOUT_GPU, Run, Work
@@ -59,13 +59,8 @@ def sanitizer(tool: str) -> Work:
         if found is None:
             return False, "compute-sanitizer is missing; it comes with the CUDA toolkit"
         # Failing API calls are torch's own probes; ours are checked, and raise.
-        options = [
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            *(["--report-api-errors", "no"] if tool == "memcheck" else []),
-        ]
+        options = ["--tool", tool, "--error-exitcode", "9"]
+        options += ["--report-api-errors", "no"] if tool == "memcheck" else []
         command = [found, *options, sys.executable, "-m", "benchmarks.gpu.driver"]
         status, text = execute(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         errors = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", text)
@@ -117,14 +112,7 @@ def suite(out: Path) -> Work:
 
 def suite_rows(out: Path) -> list[dict[str, Any]]:
     """The rows that the suite has written, each as soon as it was measured; without a last line that was cut short."""
-    path = out / "suite" / "gpu.jsonl"
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return json_lines.read(out / "suite" / "gpu.jsonl")
 
 
 def environment() -> dict[str, object]:

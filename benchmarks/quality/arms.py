@@ -100,14 +100,13 @@ def agreement(
     first_layer: bool = False,
 ) -> Backward:
     """GradAlign; with `first_layer` agreement is measured on the first layer that has parameters."""
-    params = list(first_layer_of(model).parameters()) if first_layer else None
     return gradalign.GradAlign(
         model,
         lambda step: value * ramp(step),
         objective=objective,
         normalize=normalize,
         estimator=estimator,
-        params=params,
+        params=_displaced(model, first_layer),
     ).backward
 
 
@@ -116,12 +115,16 @@ def first_layer_of(model: nn.Module) -> nn.Module:
     return next(m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
+def _displaced(model: nn.Module, first_layer: bool) -> list[nn.Parameter] | None:
+    """What is given as `params`; None: all of them."""
+    return list(first_layer_of(model).parameters()) if first_layer else None
+
+
 def baseline(
     method: Any, model: nn.Module, value: float, ramp: Callable[[int], float], first_layer: bool = False
 ) -> Backward:
     """A method of `gradalign.baselines`; with `first_layer` it displaces the first layer that has parameters alone."""
-    params = list(first_layer_of(model).parameters()) if first_layer else None
-    fill: Backward = method(model, value, params=params).backward
+    fill: Backward = method(model, value, params=_displaced(model, first_layer)).backward
     return fill
 
 

@@ -205,7 +205,7 @@ HEADER = (
 
 
 def table(task: Task, rows: Sequence[Row]) -> str:
-    """All arms in Markdown: the settings chosen on validation data, then the two other ways to choose."""
+    """All arms in Markdown: the settings chosen on validation data, then the other ways to choose."""
     factor = scale(rows)
     found = lines(task, rows, "validation")
     others = [

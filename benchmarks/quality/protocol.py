@@ -63,7 +63,9 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row
     costs = {name: cost(of_cell(measured, Cell(name)), arm.longer) for name in ARMS if _counts(ARMS[name])}
     largest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
     if costs["plain"] is None or largest is None:
-        raise ValueError(f"{arm.name}: expected rows of an aligned arm before it; got none; run one first")
+        raise ValueError(
+            f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
+        )
     return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest / costs["plain"])))
 
 

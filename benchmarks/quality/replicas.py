@@ -230,7 +230,6 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "cosine": agreement("cosine", "none", False),
     "cosine, split": agreement("cosine", "none", True),
 }
-INVARIANT = ("Fishr", "IRMv1", "Fishr, divided", "IRMv1, divided")
 NOT_RAMPED = ("plain", "SAM", "Reptile", "FOMAML")
 
 
@@ -295,7 +294,7 @@ def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str,
         of_seeds = [in_turn(p, seed, step) for p, seed in zip(problems, seeds, strict=True)]
         batches = tree_map(lambda *parts: torch.stack(parts), *of_seeds)
         weight = value * (1.0 if name in NOT_RAMPED else ramp(task.ramp, step))
-        if name in INVARIANT:
+        if arm.needs_sources:
             filled = penalised(losses, name, theta, batches, weight)
         else:
             of_batch = [lambda at, b=b: gradient(at, b) for b in batches]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import json_lines
 from benchmarks.quality.arms import ARMS
 from benchmarks.quality.task import TUNING_SEEDS, Task
 from benchmarks.quality.training import Job
@@ -35,13 +36,7 @@ def path(folder: Path, task: str) -> Path:
 
 def read(file: Path) -> list[Row]:
     """All complete rows; a line that an interruption cut short is measured again."""
-    found = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return json_lines.read(file)
 
 
 def append(file: Path, found: Sequence[Row]) -> None:

@@ -73,9 +73,8 @@ def callable_(name: str, value: object, remedy: str) -> None:
         )
 
 
-MOST_PARTS = (
-    4  # of a batch that a DataLoader collates: x, y, perhaps a mask; what has more is not looked at in every step
-)
+# Parts of a batch that a DataLoader collates: x, y, perhaps a mask. What has more is not looked at in every step.
+MOST_PARTS = 4
 
 
 def micro_batches(value: object, least: int = 2) -> list:

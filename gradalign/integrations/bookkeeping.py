@@ -168,9 +168,9 @@ class _Saving:
         return restore
 
 
-def _contents(values: list) -> int:
-    """A number that changes with the length of a container and with a write into a tensor."""
-    return sum(_version(v) if isinstance(v, Tensor) else len(v) for v in values)
+def _contents(values: list) -> list[int]:
+    """What changes with the length of one of the containers and with a write into one of the tensors."""
+    return [_version(v) if isinstance(v, Tensor) else len(v) for v in values]
 
 
 def _version(value: Tensor) -> int:

@@ -73,7 +73,7 @@ class DetachedLosses:
         base, beside = (torch.stack([x.double().sum() for x in column]).tolist() for column in zip(*pairs, strict=True))
         if base != beside:
             self._left = 0
-        elif self._would_move(stats, max(map(abs, base)), torch.finfo(pairs[0][0].dtype).eps):
+        elif _would_move(stats, float(stats.grad_norm) * stats.radius, max(map(abs, base)), pairs[0][0].dtype):
             self._left = 0
             warnings.warn(
                 "expected losses that move with the parameters; got the same to the last bit in all displaced passes of a "
@@ -84,10 +84,8 @@ class DetachedLosses:
                 stacklevel=2,
             )
 
-    def _would_move(self, stats: AlignmentStats, largest: float, epsilon: float) -> bool:
-        """Whether a loss of this size would change by more than its rounding; not where all are 0, as without an advantage."""
-        assert stats.radius is not None
-        assert stats.grad_norm is not None  # `judge` has looked
-        cosine = 1.0 if stats.displacement_cosine is None else float(stats.displacement_cosine)
-        change = float(stats.grad_norm) * stats.radius
-        return largest > 0 and cosine > LEAST_COSINE and change > LEAST_ULPS * epsilon * largest
+
+def _would_move(stats: AlignmentStats, change: float, largest: float, dtype: torch.dtype) -> bool:
+    """Whether a loss of this size shows such a change beside its rounding; not where all are 0, as without an advantage."""
+    cosine = 1.0 if stats.displacement_cosine is None else float(stats.displacement_cosine)
+    return largest > 0 and cosine > LEAST_COSINE and change > LEAST_ULPS * torch.finfo(dtype).eps * largest

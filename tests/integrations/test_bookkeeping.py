@@ -124,7 +124,12 @@ def tensor_written(rows):
     rows[ENTERED].fill_(2.0)
 
 
+def moved_to_another(rows):
+    rows[0].append(rows[1].pop())
+
+
 WITHIN = {
+    "from one record to another": (lambda: [[i] for i in range(ENTERED + 1)], moved_to_another),
     "record of a dict": (lambda: {i: [] for i in range(ENTERED + 1)}, appended_to_one),
     "tensor of a list": (lambda: [torch.ones(1) for _ in range(ENTERED + 1)], tensor_written),
     "beyond the budget": (lambda: [[[] for _ in range(800)], [[] for _ in range(800)]], lambda c: c[1][-1].append(1)),

@@ -76,6 +76,17 @@ CASES = {
 }
 
 
+QUIET = {
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_trl(case, tmp_path):
     parent, aligned, config, names, options, lora = CASES[case]
@@ -88,13 +99,7 @@ def test_trl(case, tmp_path):
             max_steps=2,
             learning_rate=1e-2,
             max_length=8,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
+            **QUIET,
             **options,
         )
         torch.manual_seed(3)  # the adapters
@@ -128,13 +133,7 @@ def generated(cls, config, folder, steps_per_generation=2 * K, **own):
         num_generations=2,
         max_completion_length=4,
         beta=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
+        **QUIET,
     )
     data = {"train_dataset": texts("prompt"), "processing_class": tokenizer()}
     trainer = cls(

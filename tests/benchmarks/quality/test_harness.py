@@ -186,7 +186,9 @@ def test_steps_at_equal_time_are_those_of_the_dearest_arm_and_are_kept():
     assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], {}, runs) == 10
     begun = rows.runs([*found, row("plain, equal seconds", 0.1, 0, 0.5, steps=7)])
     assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], begun, {}) == 7
-    with pytest.raises(ValueError, match="expected rows of an aligned arm before it; got none; run one first"):
+    with pytest.raises(
+        ValueError, match="expected rows of plain and of an aligned arm before it; got none; run these first"
+    ):
         protocol.steps_of(TOY, ARMS["plain, equal passes"], {}, {})
 
 
