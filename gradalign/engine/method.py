@@ -121,6 +121,7 @@ class Method(ABC):
         self._check_replay = validation.flag("check_replay", options.check_replay)
         self._displaced = False
         self._progress = Progress()
+        self._doubted = False  # whether the loss of a step was warned of
         self._weight_cell: Tensor | None = None
         self._watch = DisplacementWatch()
         self._last_space: ParamSpace | None = None
@@ -432,6 +433,7 @@ class Method(ABC):
         self._watch.note(outcome.stats.displacement_cosine, outcome.displacement, stacklevel=STACK)
         if outcome.doubt is not None:
             warnings.warn(outcome.doubt, UserWarning, stacklevel=STACK)
+            self._doubted = True
         self._progress = outcome.progress
         return step.step.memory.commit() or result  # type: ignore[func-returns-value]
 

@@ -73,14 +73,16 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
     short = max(SHORT * radius, rounding / (norm * RESOLUTION), DISPLACED_ULPS * epsilon * length)
     if short > LONGEST_SHORT * radius:
         return None
-    off = _off_its_derivative(step, recorded, gradient, norm, short)
+    change = _change(step, recorded, gradient, norm, short)
+    off = abs(change / (2 * short * norm) - 1)
     if not off > LEAST_STEPS or off <= _combined(step, recorded, short, (1, -1, 0)) / norm:
         return None
     seen = (
         f"one that moves in steps (its change over a short length is {off:.0%} off its derivative), as low-precision compute "
         "with a straight-through gradient makes it (float8 matrix products, fake quantisation)"
     )
-    return _larger_radius(step, recorded, seen)
+    found = _larger_radius(step, recorded, seen)
+    return found if found or change or _moves(step, recorded) else unmoved(radius)
 
 
 def in_16_bits(step: Step, recorded: Recorded) -> str | None:
@@ -120,8 +122,15 @@ def _norm(step: Step, vector: Vector) -> float:
     return math.sqrt(float(step.space.norm_dot(vector, over=step.space.measured)[0]))
 
 
-def _off_its_derivative(step: Step, recorded: Recorded, gradient: Vector, norm: float, length: float) -> float:
-    """How far the change of the loss along its gradient, over 2 length, is from what the gradient says, relatively."""
+def _moves(step: Step, recorded: Recorded) -> bool:
+    """Whether the loss at one end of the radius along its gradient is another than at the other end."""
+    gradient = step.space.zeros()
+    step.passes.differentiate_recorded(recorded, gradient)
+    return _change(step, recorded, gradient, _norm(step, gradient) / step.passes.factor, step.radius) != 0
+
+
+def _change(step: Step, recorded: Recorded, gradient: Vector, norm: float, length: float) -> float:
+    """L(theta + length g^) - L(theta - length g^); `gradient` is used up."""
     displacement, losses = step.displacement, []
     try:
         displacement.displace_into(gradient, step.space.scalar(length / (norm * step.passes.factor)))
@@ -130,7 +139,7 @@ def _off_its_derivative(step: Step, recorded: Recorded, gradient: Vector, norm: 
         losses.append(float(step.passes.evaluate_again(recorded)))
     finally:
         displacement.restore()
-    return abs((losses[0] - losses[1]) / (2 * length * norm) - 1)
+    return losses[0] - losses[1]
 
 
 def _agreement(step: Step, recorded: Recorded, radius: float) -> float:
@@ -164,6 +173,16 @@ def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[int, 
     for _ in range(-ratios[2]):
         passes.differentiate_recorded(recorded, total, -1)
     return _norm(step, total) / passes.factor
+
+
+def unmoved(radius: float) -> str:
+    """What the warning says where the loss is the same everywhere."""
+    return (
+        f"expected a loss that moves with the parameters; got one that is the same to the last bit at both ends of a displacement "
+        f"of length {radius:g} along its own gradient: its value comes from what is detached, as with "
+        "exp(logp - logp.detach()), or it moves in steps that are longer; stats.dot, where it is taken from losses, is then 0, "
+        "and telemetry=True measures it; the term lacks a part of the Hessian: docs/trainers.md, Losses whose value is detached"
+    )
 
 
 def message(radius: float, seen: str, here: float, larger: float, best: float) -> str:

@@ -54,13 +54,17 @@ class DetachedLosses:
         """The step was left."""
         self._noted = []
 
-    def judge(self, stats: AlignmentStats) -> None:
+    def judge(self, stats: AlignmentStats, told: bool = False) -> None:
         """A step is complete.
 
         Args:
             stats: of the step.
+            told: whether the aligner has warned of the loss by itself, from one micro-batch of its first step.
         """
         noted, self._noted = self._noted, []
+        if told:
+            self._left = 0
+            return
         pairs = [(losses.base, x) for losses in noted if losses.base is not None for x in losses.beside]
         if (
             stats.radius is None

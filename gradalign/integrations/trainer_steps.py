@@ -167,7 +167,7 @@ class Steps:
         """A step is complete."""
         self.late.complete()
         if method is not None and method.stats is not None:
-            self.detached_losses.judge(method.stats)
+            self.detached_losses.judge(method.stats, told=method._doubted)
 
     def _backward(self, one: MicroBatch) -> None:
         """All passes of a micro-batch; the last one ends the step."""

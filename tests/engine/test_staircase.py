@@ -151,6 +151,49 @@ def test_the_term_is_poor_where_it_warns_and_better_at_the_radius_it_names(round
     assert cosine_of_term(without_rounding(model), batches, 0.01) > 0.99
 
 
+def policy_gradient(model, batch):
+    """The loss of GRPO without old log-probabilities: the same value at all parameters."""
+    x, taken = batch
+    log_p = model(x).log_softmax(1).gather(1, taken[:, None])[:, 0]
+    return -(torch.exp(log_p - log_p.detach()) * x[:, 0]).mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"how": "accumulate", "objective": "variance"}, {"estimator": "leave_one_out", "objective": "cosine"}],
+    ids=str,
+)
+def test_a_loss_whose_value_is_detached_is_warned_of_once(options, monkeypatch):
+    model, batches, _ = network(width=32)
+    monkeypatch.setattr(f"{__name__}.WARNING", "expected a loss that moves with the parameters")
+    before = [p.detach().clone() for p in model.parameters()]
+    (warning,) = warned(model, lambda b: policy_gradient(model, b), batches, **options)
+    assert warning.filename == __file__
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_log_probabilities_from_before_the_step_are_not_warned_of(monkeypatch):
+    model, batches, _ = network(width=32)
+    monkeypatch.setattr(f"{__name__}.WARNING", "expected a loss")
+    with torch.no_grad():
+        old = {id(b): model(b[0]).log_softmax(1).gather(1, b[1][:, None])[:, 0] for b in batches}
+
+    def loss_fn(batch):
+        x, taken = batch
+        log_p = model(x).log_softmax(1).gather(1, taken[:, None])[:, 0]
+        return -(torch.exp(log_p - old[id(batch)]) * x[:, 0]).mean()
+
+    assert not warned(model, loss_fn, batches)
+
+
+def test_a_loss_in_steps_longer_than_the_radius_is_warned_of(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.WARNING", "expected a loss that moves with the parameters")
+    model = nn.Linear(8, 1, bias=False)
+    nn.init.constant_(model.weight, 0.4)
+    batches = list(torch.randn(K, 4, 8))
+    assert warned(model, lambda x: (F.linear(x, StraightThrough.apply(model.weight, torch.round)) - 1).square().mean(), batches)
+
+
 def test_steps_that_the_radius_averages_out_are_not_warned_of():
     model, batches, loss_fn = network(int8)
     assert not warned(model, loss_fn, batches, radius=0.1)

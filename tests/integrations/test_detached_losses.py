@@ -18,7 +18,7 @@ def stats(cosine=1.0, grad_norm=1.0, radius=0.01):
     return AlignmentStats(loss=torch.zeros(()), passes=5, radius=radius, **numbers)
 
 
-def step(watch, base, beside, dtype=torch.float32, **known):
+def step(watch, base, beside, dtype=torch.float32, told=False, **known):
     """One step; returns how many warnings it gave."""
     for one, others in zip(base, beside, strict=True):
         losses = watch.begin()
@@ -27,7 +27,7 @@ def step(watch, base, beside, dtype=torch.float32, **known):
         losses.note(torch.tensor(one, dtype=dtype), displaced=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watch.judge(stats(**known))
+        watch.judge(stats(**known), told)
     return sum(WARNING in str(w.message) for w in caught)
 
 
@@ -39,6 +39,12 @@ def test_losses_that_stay_the_same_are_warned_of_once():
     assert step(watch, *SAME) == 1
     assert step(watch, *SAME) == 0
     assert not watch._noted
+
+
+def test_what_the_aligner_has_told_is_not_said_again():
+    watch = DetachedLosses()
+    assert step(watch, *SAME, told=True) == 0
+    assert step(watch, *SAME) == 0
 
 
 def test_a_loss_that_moved_ends_the_watch():
