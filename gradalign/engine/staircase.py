@@ -178,10 +178,11 @@ def _combined(step: Step, recorded: Recorded, length: float, ratios: tuple[int, 
 def unmoved(radius: float) -> str:
     """What the warning says where the loss is the same everywhere."""
     return (
-        f"expected a loss that moves with the parameters; got one that is the same to the last bit at both ends of a displacement "
-        f"of length {radius:g} along its own gradient: its value comes from what is detached, as with "
-        "exp(logp - logp.detach()), or it moves in steps that are longer; stats.dot, where it is taken from losses, is then 0, "
-        "and telemetry=True measures it; the term lacks a part of the Hessian: docs/trainers.md, Losses whose value is detached"
+        "expected a loss that moves with the parameters; got one that is the same to the last bit at both ends of a "
+        f"displacement of length {radius:g} along its own gradient: its value comes from what is detached, as with "
+        "exp(logp - logp.detach()), or it moves in steps that are longer; stats.dot, where it is taken from losses, is then "
+        "0, and telemetry=True measures it; the term lacks a part of the Hessian: docs/trainers.md, Losses whose value is "
+        "detached"
     )
 
 

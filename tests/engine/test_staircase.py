@@ -191,7 +191,9 @@ def test_a_loss_in_steps_longer_than_the_radius_is_warned_of(monkeypatch):
     model = nn.Linear(8, 1, bias=False)
     nn.init.constant_(model.weight, 0.4)
     batches = list(torch.randn(K, 4, 8))
-    assert warned(model, lambda x: (F.linear(x, StraightThrough.apply(model.weight, torch.round)) - 1).square().mean(), batches)
+    assert warned(
+        model, lambda x: (F.linear(x, StraightThrough.apply(model.weight, torch.round)) - 1).square().mean(), batches
+    )
 
 
 def test_steps_that_the_radius_averages_out_are_not_warned_of():

@@ -29,6 +29,7 @@ class SeedData(NamedTuple):
         own: other texts, planted as at the sites.
         test: texts whose planted sentences are coins.
         points: (test, sites), 1 where the planted sentence points to class 1, else 0.
+        seed: of the split, and of the order of the micro-batches in each step.
     """
 
     train: list[Pair]
@@ -36,6 +37,7 @@ class SeedData(NamedTuple):
     own: Pair
     test: Pair
     points: Tensor
+    seed: int
 
 
 class Texts:
@@ -83,6 +85,7 @@ class Texts:
             (own, own_y),
             (test, test_y),
             torch.tensor([self._points(s) for s, _ in parts[2]]),
+            seed,
         )
 
     def _points(self, snippet: Snippet) -> list[int]:

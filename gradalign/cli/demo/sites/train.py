@@ -43,12 +43,17 @@ class Run:
         nn.init.zeros_(self._model.bias)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=settings.lr)
         self._backward = method.make(self._model, settings.warmup)
+        self._order = torch.Generator().manual_seed(data.seed)
         self.seconds: list[float] = []
         self.accuracies: list[tuple[int, float]] = []
 
     def step(self) -> None:
-        """One optimizer step, timed by the processor."""
-        micro_batches = self._data.mixed if self.method.mixed else self._data.train
+        """One optimizer step, timed by the processor.
+
+        The sites come in another order in each step, the same for all arms: Reptile follows those that come last.
+        """
+        dealt = self._data.mixed if self.method.mixed else self._data.train
+        micro_batches = [dealt[i] for i in torch.randperm(len(dealt), generator=self._order).tolist()]
         start = time.process_time()
         self._backward(functools.partial(mean_loss, self._model), micro_batches)
         self._optimizer.step()

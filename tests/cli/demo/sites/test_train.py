@@ -5,7 +5,7 @@ from support.toy_demo import StepCounter
 from support.toy_sites import SETTINGS, toy_features, toy_texts
 
 from gradalign.cli.demo.sites.methods import LONGER, METHODS
-from gradalign.cli.demo.sites.train import train_seed
+from gradalign.cli.demo.sites.train import Run, train_seed
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,22 @@ def test_agreement_between_sites_leans_less_on_the_planted_sentences(trained):
         assert arms[name]["test"] > arms["plain"]["test"] + 0.05
     assert arms["cosine, mixed"]["test"] < arms["cosine"]["test"]
     assert arms["plain"]["by_pointing_right"][2] > arms["plain"]["by_pointing_right"][0]
+
+
+def test_the_sites_come_in_another_order_in_each_step_the_same_for_all_arms():
+    texts = toy_texts()
+    data = texts.of_seed(toy_features(texts.distinct), 0)
+    seen = {}
+    for method in METHODS:
+        run, seen[method.name] = Run(method, data, SETTINGS), []
+        run._backward = lambda _, micro_batches, into=seen[method.name]: into.append([id(x) for x in micro_batches])
+        for _ in range(40):
+            run.step()
+    of_sites = [seen[m.name] for m in METHODS if not m.mixed]
+    assert all(orders == of_sites[0] for orders in of_sites)
+    firsts = [order[0] for order in of_sites[0]]
+    assert 10 <= firsts.count(id(data.train[0])) <= 30
+    assert all(sorted(order) == sorted(map(id, data.train)) for order in of_sites[0])
 
 
 def test_a_training_that_diverges_has_no_accuracy():
