@@ -72,7 +72,8 @@ class Window:
         self._accelerator: Any = None
         self._step: Accumulation | None = None
         self._plain = False
-        self._visited = 0  # of this window
+        self._num = 0  # micro-batches of this window, where it has the term
+        self._visited = 0  # of these
         self._count = 0  # the Accelerator's, of micro-batches
         self._interrupted = False  # whether an exception left the window that Accelerate is in
         self._warned = False
@@ -114,9 +115,15 @@ class Window:
         self._counted(accelerator)
         self._follow(accelerator.gradient_state)
         if self._visited == 0:
+            self._num = k
             self._plain = self._coming(accelerator) < k
             if not self._plain:
                 self._step = begun(self._method(), k, Differentiation(accelerator).backward)
+        elif k != self._num and self._step is not None:
+            raise RuntimeError(
+                f"accumulate: expected gradient_accumulation_steps to stay {self._num} within a step; got {k} after "
+                f"{self._visited} of its micro-batches; change it after a block in which accelerator.sync_gradients is True"
+            )
         elif accelerator.sync_gradients and self._step is not None and self._visited + 1 < k:
             raise RuntimeError(
                 f"accumulate: expected {k} micro-batches; got {self._visited + 1} before the data loader{self._ended()}, or "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -41,8 +41,14 @@ def taken_back(owner: Any, besides: Collection[str] = ()) -> Iterator[None]:
     try:
         yield
     finally:
-        for restore in restores:
-            restore()
+        _all(restores)
+
+
+def _all(restores: Sequence[Restore]) -> None:
+    """Every one of them, in turn, also after one that raises."""
+    with ExitStack() as stack:
+        for restore in reversed(restores):
+            stack.callback(restore)
 
 
 def _modules(owner: Any) -> Iterator[nn.Module]:
@@ -70,10 +76,9 @@ def _attributes(values: dict[str, Any], besides: Collection[str]) -> Restore:
                 values[name] = others[name]
             elif name not in saved:
                 del values[name]
-        for name, (value, undo) in saved.items():
+        for name, (value, _) in saved.items():
             values[name] = value
-            if undo is not None:
-                undo()
+        _all([undo for _, undo in saved.values() if undo is not None])
 
     return restore
 
@@ -116,8 +121,7 @@ class _Saving:
             elif not _same(value, inners):
                 value.clear()
                 value.extend(inners)
-            for undo in undos:
-                undo()
+            _all(undos)
 
         return restore
 

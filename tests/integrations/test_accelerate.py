@@ -302,6 +302,17 @@ def test_weights_that_an_evaluation_swaps_within_a_window_are_named():
         run.batch(next(blocks))
 
 
+@pytest.mark.parametrize("k", [2, 8])
+def test_another_number_of_micro_batches_within_a_window_is_named(k):
+    run = Run({"weight": 0.1}, batches=9)
+    blocks = iter(run.loader)
+    run.batch(next(blocks))
+    run.accelerator.gradient_accumulation_steps = k
+    with pytest.raises(RuntimeError, match=f"expected gradient_accumulation_steps to stay .*; got {k} after 1 of its"):
+        run.batch(next(blocks))
+    assert all(p.grad is None for p in run.net.parameters())
+
+
 def test_gradients_that_were_cleared_within_a_window_are_no_swapped_weights():
     run = Run({"weight": 0.1}, batches=6)
     blocks = iter(run.loader)

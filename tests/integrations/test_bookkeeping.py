@@ -128,6 +128,21 @@ def moved_to_another(rows):
     rows[0].append(rows[1].pop())
 
 
+def test_the_rest_comes_back_after_an_error():
+    owner = SimpleNamespace(seen=list(range(COPIED + 1)), counts={"calls": [1]}, num=3)
+
+    def count():
+        owner.seen.pop()
+        owner.counts["calls"].append(2)
+        owner.num, owner.new = 4, 1
+
+    with pytest.raises(RuntimeError, match="taken out of seen"), taken_back(owner):
+        count()
+    assert owner.counts == {"calls": [1]}
+    assert owner.num == 3
+    assert not hasattr(owner, "new")
+
+
 WITHIN = {
     "from one record to another": (lambda: [[i] for i in range(ENTERED + 1)], moved_to_another),
     "record of a dict": (lambda: {i: [] for i in range(ENTERED + 1)}, appended_to_one),
