@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradalign.engine import validation
@@ -28,7 +29,7 @@ def chunk(batch: Any, k: int) -> list[Any]:
     Raises:
         ValueError: no tensors, fewer than k rows, tensors with different numbers of rows, or what looks like a list of samples:
             more tensors of one shape than rows, or mappings, or tuples, that are all alike.
-        TypeError: a NumPy array with as many rows as the tensors, or without any.
+        TypeError: a NumPy array with as many rows as the tensors, or without any; a sparse or nested tensor.
 
     Examples:
         >>> import torch
@@ -39,6 +40,7 @@ def chunk(batch: Any, k: int) -> list[Any]:
     _no_uncollated_samples(batch)
     _no_list_of_samples(batch)
     leaves = list(_leaves(batch))
+    _no_odd_layouts(leaves)
     rows = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
     _no_arrays(leaves, rows)
     if len(rows) != 1:
@@ -67,6 +69,16 @@ def _leaves(batch: Any) -> Iterator[Any]:
             yield from _leaves(value)
     else:
         yield batch
+
+
+def _no_odd_layouts(leaves: list[Any]) -> None:
+    """Every tensor can be cut into views."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and (leaf.is_nested or leaf.layout is not torch.strided):
+            kind = "a nested tensor" if leaf.is_nested else str(leaf.layout)
+            raise TypeError(
+                f"chunk: expected dense tensors; got {kind}; make the micro-batches yourself and pass the list"
+            )
 
 
 def _no_arrays(leaves: list[Any], rows: set[int]) -> None:

@@ -139,3 +139,13 @@ def test_a_chunked_batch_trains_like_its_micro_batches():
     model.zero_grad()
     aligner.backward(lambda part: model(part).square().mean(), list(x.view(8, 2, 6)))
     assert_close(grads(model), expected, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested"])
+def test_tensors_that_cannot_be_cut_are_named(kind):
+    made = {
+        "sparse": lambda: torch.eye(8).to_sparse(),
+        "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)], layout=torch.jagged),
+    }
+    with pytest.raises(TypeError, match="chunk: expected dense tensors; got"):
+        gradalign.chunk({"x": made[kind](), "y": torch.zeros(8)}, 2)

@@ -47,7 +47,7 @@ def compare(
     keep(g, sums)
     gain = q * omega * step.num
     if not step.settings.central:
-        step.space.accumulate(term.vector, g, -term.ratio(gain))
+        term.subtract(g, gain)
     g.clear()
     displaced_passes(step, [closure], [start], term, gain, more=more)
     step.displacement.restore()
@@ -71,6 +71,14 @@ def displaced_passes(
             start.put_back()
             scaled = ratio if side == 1 else side * ratio
             add_displaced(step, closure, term, scaled, more=more or side != last or i < len(closures))
+            if side == 0.5:
+                note_first_side(step, term)
+
+
+def note_first_side(step: Step, term: Term) -> None:
+    """With central differences no gradient at theta is subtracted: the term is about as long as the one at the other side."""
+    if term.rescaled:
+        term.note(step.space.partial_norm_dot(term.vector)[0], step.space.one())
 
 
 def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor, *, more: bool = False) -> Tensor:

@@ -34,10 +34,26 @@ class Estimator(ABC):
 
     @abstractmethod
     def make(self, step: Step, total: Vector) -> Schedule:
-        """The schedule of a step with the term; `total` is the vector that becomes `.grad`."""
+        """The schedule of a step with the term.
+
+        Args:
+            step: what its passes share.
+            total: becomes `.grad`; a tensor or None for each parameter.
+
+        Returns:
+            The passes, none of which has run.
+        """
 
     def make_inactive(self, step: Step, total: Vector) -> Schedule:
-        """The schedule of a step without the term, between steps that have it."""
+        """The schedule of a step without the term, between steps that have it.
+
+        Args:
+            step: what its passes share.
+            total: becomes `.grad`.
+
+        Returns:
+            The passes; by default those of the plain loop.
+        """
         return Plain(step, total)
 
     def memory(self, optimizer: Any) -> Memory:
@@ -45,11 +61,18 @@ class Estimator(ABC):
 
         Args:
             optimizer: the `gradalign.optim` optimizer that the aligner was given, or None.
+
+        Returns:
+            Its state; by default none.
         """
         return Memory()
 
     def check(self, settings: Settings, objective: str) -> None:
         """Refuse an objective or a normalisation that it cannot estimate.
+
+        Args:
+            settings: of the aligner.
+            objective: its name.
 
         Raises:
             ValueError: names both.

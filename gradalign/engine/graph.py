@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
+COMPILED = "CompiledFunction"  # of torch.compile, whose backward shows no casts
 NARROW = (torch.bfloat16, torch.float16)
 OWN_MASKS = ("CudnnRnnBackward0", "MiopenRnnBackward0")  # RNNs whose dropout draws from a state of its own on the GPU
 
@@ -23,6 +24,7 @@ class GraphInfo(NamedTuple):
         foreign_leaves: other tensors that it trains.
         older_nodes: nodes that were made before a given one, and may be part of an older graph.
         casts_to_16_bit: whether a parameter is cast to 16 bits before it is used, as under autocast, wherever that is opened.
+        compiled: whether a part of it is compiled, so that casts there do not show.
         own_masks: whether an RNN draws dropout masks that torch's generators do not tell.
     """
 
@@ -30,6 +32,7 @@ class GraphInfo(NamedTuple):
     foreign_leaves: list[Tensor]
     older_nodes: list[Any]
     casts_to_16_bit: bool
+    compiled: bool
     own_masks: bool
 
 
@@ -54,8 +57,8 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
         since: `sequence_number()` from before it was computed.
     """
     known = {id(p) for p in params}
-    found = GraphInfo([], [], [], False, False)
-    casts = own_masks = False
+    found = GraphInfo([], [], [], False, False, False)
+    casts = compiled = own_masks = False
     for node in nodes([loss]):
         if node.name() == LEAF:
             if id(node.variable) not in known:
@@ -67,10 +70,11 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
             for source, _ in node.next_functions
         )
         casts = casts or (of_param and node._input_metadata[0].dtype in NARROW)
+        compiled = compiled or COMPILED in node.name()
         own_masks = own_masks or (node.name() in OWN_MASKS and _drops(node))
         if not of_param and node._sequence_nr() < since:  # casts of parameters may be in autocast's cache
             found.older_nodes.append(node)
-    return found._replace(casts_to_16_bit=casts, own_masks=own_masks)
+    return found._replace(casts_to_16_bit=casts, compiled=compiled, own_masks=own_masks)
 
 
 def _drops(rnn: Any) -> bool:
@@ -95,6 +99,7 @@ class GraphWatch:
         looks_at: whether to look at a loss of the step, given its number and whether one before it showed a tensor or a node
             that may be from outside; None: at none.
         casts_to_16_bit: what an earlier step found.
+        casts_shown: whether autocast showed without a graph there. Where it no longer does, a graph tells whether it ended.
         stand_ins: gives tensors that stand for parameters in the graphs.
     """
 
@@ -103,6 +108,7 @@ class GraphWatch:
         params: Sequence[Tensor],
         looks_at: Callable[[int, bool], bool] | None,
         casts_to_16_bit: bool | None = None,
+        casts_shown: bool = False,
         stand_ins: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self._params = params
@@ -113,7 +119,15 @@ class GraphWatch:
         self._older: list[Any] = []
         self.may_reuse_graphs = False
         self.needs_same_masks = False
-        self.casts_to_16_bit = casts_to_16_bit
+        self._casts_before = casts_to_16_bit
+        self._casts_shown = casts_shown
+        self._unless_shown = False  # the loss in hand is looked at only where autocast does not show
+        self._casts: bool | None = None  # as the graphs of this step show it
+
+    @property
+    def casts_to_16_bit(self) -> bool | None:
+        """What this step found; else what an earlier one did."""
+        return self._casts_before if self._casts is None else self._casts
 
     def begin(self) -> int | None:
         """Before a loss is computed: where its graph begins, or None where it is not looked at."""
@@ -122,16 +136,24 @@ class GraphWatch:
         number = self._num_losses
         self._num_losses += 1
         suspicious = bool(self._leaves or self._older)
-        looks = self._looks_at(number, suspicious) and not torch.is_inference_mode_enabled()
-        return sequence_number() if looks else None
+        looks = self._looks_at(number, suspicious)
+        self._unless_shown = not looks and self._casts_shown and number == 0
+        return sequence_number() if (looks or self._unless_shown) and not torch.is_inference_mode_enabled() else None
 
-    def look(self, loss: Tensor, since: int) -> None:
+    def look(self, loss: Tensor, since: int, casts_shown: bool = False) -> None:
         """After it is computed.
+
+        Args:
+            loss: the loss.
+            since: what `begin` returned.
+            casts_shown: whether autocast shows without a graph.
 
         Raises:
             ValueError: it trains parameters, or tensors from outside loss_fn, that are not the model's.
             RuntimeError: part of its graph is older than the call, or a second pass could not draw its dropout masks again.
         """
+        if self._unless_shown and casts_shown:
+            return
         found = inspect_graph(loss, [*self._params, *self._stand_ins()], since)
         _no_foreign_params(found.foreign_params)
         _no_older_leaves(found.foreign_leaves, self._leaves)
@@ -143,7 +165,8 @@ class GraphWatch:
         if self.needs_same_masks and found.own_masks:
             raise _own_masks()
         self._leaves += found.foreign_leaves
-        self.casts_to_16_bit = bool(self.casts_to_16_bit) or found.casts_to_16_bit
+        if found.casts_to_16_bit or not found.compiled or self.casts_to_16_bit is None:
+            self._casts = bool(self._casts) or found.casts_to_16_bit
 
 
 def older_graph() -> RuntimeError:

@@ -16,7 +16,7 @@ class Inspection:
     """What is inspected in one step.
 
     Inspecting costs time, and what a loss_fn does rarely changes during training: everything is inspected in the first step
-    with the term, and a part of it in each later one whose number is a power of two.
+    with the term, and a part of it 1, 2, 4, 8, ... such steps later.
 
     Args:
         progress: that of the method, before the step.
@@ -25,7 +25,7 @@ class Inspection:
     """
 
     def __init__(self, progress: Progress, active: bool, num: int) -> None:
-        index = progress.num_steps
+        index = progress.num_aligned  # with `every`, steps that have the term need not be powers of two themselves
         self._first = active and not progress.inspected
         self._sampled = active and _power_of_two(index)
         self._chosen = (index.bit_length() - 1) % num  # another loss each time

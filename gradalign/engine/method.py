@@ -18,12 +18,20 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.batches import is_mutable
 from gradalign.engine import validation
-from gradalign.engine.given_once import GivenOnce
+from gradalign.engine.given_once import GivenOnce, described, keeps_arguments
 from gradalign.engine.graph import GraphWatch
 from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
-from gradalign.engine.models import Models, grads_are_zeros, no_consuming_hooks, no_grads, still_there, subset
+from gradalign.engine.models import (
+    Models,
+    grads_are_zeros,
+    no_consuming_hooks,
+    no_grads,
+    params_of,
+    still_there,
+    subset,
+)
 from gradalign.engine.passes import LossHandling, Passes
 from gradalign.engine.plain import Plain
 from gradalign.engine.ranks import group_is_up
@@ -135,6 +143,19 @@ class Method(ABC):
             for name in inspect.signature(cls.__init__).parameters:
                 if not hasattr(cls, name):
                     setattr(cls, name, GivenOnce(name))
+            if "__init__" in vars(cls):
+                cls.__init__ = keeps_arguments(cls.__init__)  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({described(self)}{self._size()})"
+
+    def _size(self) -> str:
+        """How much is trained; nothing where that cannot be told, since a description never raises."""
+        try:
+            trained = {id(p): p for m in self._models.modules for p in params_of(m) if p.requires_grad}.values()
+            return f"; trains {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors"
+        except Exception:
+            return ""
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_last_space": None}  # it is found again; the modules in it cannot be copied
@@ -224,7 +245,8 @@ class Method(ABC):
                 step = self._begin(StepRequest(len(batches), reduction, has_aux, backward, tasks, sources))
                 step.begin()
                 outcome = step.complete(step.schedule.run(closures))
-                result = (outcome.stats.loss, step.passes.aux) if has_aux else outcome.stats.loss
+                loss = outcome.stats.loss.clone()  # the caller may add the next one to it in place
+                result = (loss, step.passes.aux) if has_aux else loss
                 return self._commit(step, outcome, result)
             except BaseException:
                 self._roll_back(step, grad_enabled)
@@ -249,7 +271,20 @@ class Method(ABC):
                 for micro_batch in ...:  # k of them
                     loss = step.backward(lambda: loss_fn(micro_batch))
 
-        Parameters equal theta whenever control is with the caller. Arguments as in `backward`.
+        Parameters equal theta whenever control is with the caller.
+
+        Args:
+            k: the number of micro-batches, 2 or more.
+            reduction: as in `GradAlign.backward`, and so are the others: whether the step's loss is the "mean" or the "sum" of
+                the losses.
+            has_aux: closures return (loss, anything), and so does `step.backward`.
+            backward: who differentiates the scaled loss; None: autograd.
+            tasks: a label for every micro-batch, in the order in which they will come.
+            sources: the same; A then compares the mean gradients of sources.
+
+        Returns:
+            The step, for a `with` block. Entering it raises what `backward` raises before its first pass, and a ValueError for
+            an estimator that needs all micro-batches at once.
 
         Raises:
             ValueError: k below 2.
@@ -278,11 +313,18 @@ class Method(ABC):
         return weight != 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the number of complete steps."""
+        """What a resumed run needs.
+
+        Returns:
+            The number of complete steps, as "num_steps".
+        """
         return {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             TypeError: no mapping.
@@ -394,8 +436,9 @@ class Method(ABC):
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves
-        looks_at = inspection.looks_at if inspection.looks else None
-        graphs = GraphWatch(space.params, looks_at, self._progress.casts_to_16_bit, stand_ins)
+        before = self._progress
+        looks_at = inspection.looks_at if inspection.looks or before.casts_shown else None
+        graphs = GraphWatch(space.params, looks_at, before.casts_to_16_bit, before.casts_shown, stand_ins)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
         return passes, LossScaling(scale, share)
 
@@ -405,6 +448,11 @@ class Method(ABC):
         if not self._weight.may_act:
             return Plain(step, total) if step.sources is None else self._inactive_schedule(step, total)
         active = self._schedule(step, total)
+        if weight and not step.space.measured:
+            raise ValueError(
+                "params: expected at least one that requires grad; got none, so that there is nothing to displace; unfreeze "
+                "one, or let the weight be 0 from here on"
+            )
         if step.space.ranks is not None and not active.several_ranks:
             raise ValueError(
                 f"model: expected a module that one process trains, with {self._described()}, which calls autograd by itself, "
@@ -427,7 +475,15 @@ class Method(ABC):
         """Take in a complete step; returns the result.
 
         Nothing runs after its last line, so that an interrupt anywhere before it leaves a step that can be rolled back.
+
+        Raises:
+            RuntimeError: the number of steps was set within the step, and would be lost.
         """
+        if self._progress is not step.progress:
+            raise RuntimeError(
+                "expected load_state_dict, and any other step of the same aligner, before or after a step; got one within it; "
+                "move it out of the `with` block or of loss_fn"
+            )
         if self._optimizer is not None:
             self._optimizer.masters_match(outcome.rounded)
         self._watch.note(outcome.stats.displacement_cosine, outcome.displacement, stacklevel=STACK)

@@ -24,6 +24,7 @@ from gradalign.engine.space import ParamSpace, Vector, there
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
 SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
+NO_INPUTS = "passing an `inputs` parameter to .backward()"  # likewise, of a reentrant checkpoint
 
 
 class Recorded(NamedTuple):
@@ -138,7 +139,11 @@ class Passes:
         return self.base_pass(closure, gradient), gradient
 
     def displaced_pass(self, closure: Closure, into: Vector, ratio: float | Tensor, *, more: bool = False) -> Tensor:
-        """A pass at displaced parameters whose gradient is added to `into`, as `base_pass` does; returns its loss, detached."""
+        """A pass at displaced parameters whose gradient is added to `into`, as `base_pass` does.
+
+        Returns:
+            its loss, detached; loss_fn may have the same one.
+        """
         self._on_displaced(True)
         try:
             return self._run(closure, into, ratio, keep_aux=False, more=more)
@@ -264,15 +269,22 @@ class Passes:
 
     @contextmanager
     def _once_more(self, recorded: Recorded) -> Iterator[None]:
-        """Random numbers and buffers are those that a recorded pass began with, and put back afterwards."""
+        """Random numbers and buffers are those that a recorded pass began with, and put back afterwards.
+
+        After an exception random numbers stay where it found them, as in any other pass; aborting the step puts buffers back.
+        """
         end = self.replay_state()
         recorded.start.put_back()
         self._on_displaced(True)
         try:
             yield
+        except RuntimeError as error:
+            if takes_no_inputs(error):  # another way is tried, from here
+                end.put_back()
+            raise
         finally:
             self._on_displaced(False)
-            end.put_back()
+        end.put_back()
 
     def epsilon(self, recorded: Recorded) -> float:
         """The relative rounding of a recorded loss: of its dtype or of that of the forward, whichever is coarser."""
@@ -292,6 +304,11 @@ class Passes:
     def casts_to_16_bit(self) -> bool | None:
         """What the graphs of losses showed of autocast; None: none was looked at."""
         return None if self._graphs.casts_to_16_bit is None else self.autocast
+
+    @property
+    def casts_shown(self) -> bool:
+        """Whether autocast shows without a graph, around the step or in a hook on a model."""
+        return bool(self._autocast_dtypes)
 
     @property
     def forward_dtype(self) -> torch.dtype:
@@ -325,6 +342,8 @@ class Passes:
         except RuntimeError as error:
             if SECOND_BACKWARD in str(error):
                 raise older_graph() from error
+            if not torch.is_grad_enabled():  # loss_fn may enable them for itself
+                losses.differentiable_scalar(loss.detach())
             raise
         self.count += 1
         grads = self._space.grads()
@@ -334,7 +353,8 @@ class Passes:
                 ranks = self._space.ranks
                 gradients_apart(self.models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
-        return loss.detach()
+        loss = loss.detach()
+        return loss.clone() if keep_aux else loss  # loss_fn may keep its own, and add to it in place
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
@@ -344,7 +364,7 @@ class Passes:
         losses.differentiable_scalar(loss)
         losses.no_backward_inside(before, self._space.grads())
         if since is not None:
-            self._graphs.look(loss, since)
+            self._graphs.look(loss, since, self.casts_shown)
         if keep_aux:
             self.aux.append(aux)
         return loss.reshape(()) if loss.dim() else loss
@@ -377,6 +397,11 @@ class Passes:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]
+
+
+def takes_no_inputs(error: RuntimeError) -> bool:
+    """Whether `Passes.differentiate_recorded` came upon a reentrant checkpoint, which takes no `inputs`."""
+    return NO_INPUTS in str(error)
 
 
 @contextmanager

@@ -182,15 +182,16 @@ class Step:
         """The square of the rounding of a sum of the k gradients, relative to theirs.
 
         Where they are equal, each addition rounds the same way: the sum is off by about k eps / 16. Sums of squares have a
-        rounding of their own. Never so much that gradients that do not cancel would count as rounding.
+        rounding of their own, that of float64 on the CPU; on GPUs parts of them are in float32. Never so much that gradients
+        that do not cancel would count as rounding.
         """
         epsilon = self.space.epsilon
-        least = 2.0**-46 if epsilon < 1e-10 else 2.0**-36
+        least = 2.0**-46 if epsilon < 1e-10 or self.space.home.type == "cpu" else 2.0**-36
         return min(max((self.num_everywhere * epsilon) ** 2 / 200, least), 2.0**-8)
 
     @cached_property
     def grain(self) -> float:
-        """The rounding of a sum of differences of gradients, relative to them; 0 where it may be as large as a term is."""
+        """The rounding of differences of gradients, relative to these; 0 where it may be as large as a term is."""
         return 4 * self.space.epsilon if self.space.epsilon < 1e-6 else 0.0
 
     @cached_property
@@ -313,6 +314,10 @@ class Step:
         if num_before:
             self.agreement.cosines(cross * unit, num_before)
 
+    def new_term(self, largest: float = 1.0) -> Term:
+        """A term of 0; see `Term`."""
+        return Term(self.space, largest, rescaled=self.settings.normalize == "gradient")
+
     def close(self, total: Vector, term: Term | None) -> None:
         """.grad <- total - weight term, the term rescaled where the normalisation says so."""
         if term is not None:
@@ -320,9 +325,10 @@ class Step:
             factor = space.one() if term.unit is None else term.unit
             square = space.partial_norm_dot(term.vector)[0]
             if self.settings.normalize == "gradient":
-                both = space.total(torch.stack((square, space.partial_norm_dot(total)[0])))
-                square, (norm, total_norm) = space.part(both[0]), both.sqrt().unbind()
-                more = norm > self.grain * total_norm
+                parts = space.zero() if term.parts is None else term.parts
+                sums = space.total(torch.stack((square, space.partial_norm_dot(total)[0], parts)))
+                square, (norm, total_norm, parts) = space.part(sums[0]), sums.sqrt().unbind()
+                more = norm > self.grain * parts
                 factor = torch.where(more & (factor != 0), total_norm / norm * factor.sign(), 0.0)
             self._term = None if self.separate else (square, factor)
             self._square = space.combine(total, total, term.vector, space.one(), -self.weight * factor)

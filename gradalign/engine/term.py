@@ -17,19 +17,39 @@ class Term:
 
     Args:
         space: the parameters.
-        unit: where it is known beforehand.
         largest: how many times the first factor later ones will be, where that is known.
+        rescaled: whether the term will be rescaled, so that `parts` are needed.
 
     Attributes:
         vector: what passes add to.
         unit: 0-dim tensor; None: 1.
+        parts: where it will be rescaled, the sum of the squares of the gradients that were subtracted, over what this process
+            holds; None: there were none. Differences of gradients are rounded as these are, however small they are themselves.
     """
 
-    def __init__(self, space: ParamSpace, unit: Tensor | None = None, largest: float = 1.0) -> None:
+    def __init__(self, space: ParamSpace, largest: float = 1.0, rescaled: bool = False) -> None:
+        self._space = space
         self.vector: Vector = space.zeros()
-        self.unit = unit
+        self.unit: Tensor | None = None
+        self.rescaled = rescaled
+        self.parts: Tensor | None = None
         self._largest = largest
         self._last: tuple[Tensor, Tensor] | None = None  # a gain, and its ratio
+
+    def subtract(self, g: Vector, gain: Tensor) -> None:
+        """term <- term - gain g, the gradient of which a displaced one is a difference."""
+        self.subtract_times(g, self.ratio(gain))
+
+    def subtract_times(self, g: Vector, ratio: Tensor) -> None:
+        """The same with a factor in units of the first one."""
+        square = self._space.accumulate(self.vector, g, -ratio)[0]
+        if self.rescaled:
+            self.note(square, ratio)
+
+    def note(self, square: Tensor, ratio: Tensor) -> None:
+        """ratio g was subtracted, or will be, g.g being this square."""
+        part = square * ratio**2
+        self.parts = part if self.parts is None else self.parts + part
 
     def ratio(self, gain: Tensor) -> Tensor:
         """A factor in units of the first one."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementInfo
-from gradalign.engine.passes import Closure, Recorded
+from gradalign.engine.passes import Closure, Recorded, takes_no_inputs
 from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
@@ -36,6 +36,8 @@ class Progress(NamedTuple):
         num_steps: complete ones.
         stats: of the last one.
         casts_to_16_bit: what the graph of a loss showed of autocast; None: none was looked at.
+        casts_shown: whether autocast showed without a graph.
+        num_aligned: steps with the term that this object has completed.
         inspected: whether a step with the term was looked at closely.
         unreached: positions of the trainable parameters that had no gradient in the last step.
     """
@@ -43,6 +45,8 @@ class Progress(NamedTuple):
     num_steps: int = 0
     stats: AlignmentStats | None = None
     casts_to_16_bit: bool | None = None
+    casts_shown: bool = False
+    num_aligned: int = 0
     inspected: bool = False
     unreached: tuple[int, ...] = ()
 
@@ -120,7 +124,9 @@ class OpenStep:
             step.space.ranks.end(complete=True)
         inspected = before.inspected or step.active
         unreached = () if all(map(there, grads)) else tuple(i for i, g in enumerate(grads) if g is None)
-        progress = Progress(before.num_steps + 1, stats, self.passes.casts_to_16_bit, inspected, unreached)
+        num_aligned = before.num_aligned + step.active
+        casts, shown = self.passes.casts_to_16_bit, self.passes.casts_shown
+        progress = Progress(before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:
@@ -158,8 +164,9 @@ class OpenStep:
             gradient = self.step.space.zeros()
             try:
                 return self.passes.differentiate_recorded(recorded, gradient, among=self.compared), gradient
-            except RuntimeError:  # a reentrant checkpoint, which takes no `inputs`
-                pass
+            except RuntimeError as error:
+                if not takes_no_inputs(error):
+                    raise
         return self.passes.evaluate_again(recorded), None
 
     def check_replay_now(self) -> None:
@@ -316,6 +323,7 @@ class Accumulation:
         try:
             try:
                 loss = self._visit(step, closure)
+                loss = loss.clone()  # the caller may add the next one to it in place
                 result = (loss, step.passes.aux[-1]) if step.passes.has_aux else loss
                 if len(self._losses) < self._k:
                     return result

@@ -33,6 +33,12 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 def named(estimator: EstimatorName | Estimator) -> Estimator:
     """The estimator of that name with its default options, or the given one.
 
+    Args:
+        estimator: a name of `ESTIMATORS`, or an instance.
+
+    Returns:
+        The instance.
+
     Raises:
         ValueError: an unknown name.
         TypeError: a class in place of its instance.

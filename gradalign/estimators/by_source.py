@@ -25,7 +25,6 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.sources import Sources
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
-from gradalign.engine.term import Term
 from gradalign.estimators.gradient_store import GradientStore, fetched, stored
 
 
@@ -135,7 +134,7 @@ class _BySource(Schedule):
         super().__init__(step)
         self.sources = sources
         self.sums = SourceSums(step, total, sources)
-        self.term = Term(step.space)
+        self.term = step.new_term()
 
     def base_pass(self, closure: Closure, g: Vector, more: bool) -> Tensor:
         """Base pass of a micro-batch, added to the gradient of its source; `more` of them follow."""
@@ -158,7 +157,7 @@ class _BySource(Schedule):
         """
         gain = q * (self.step.num / (num * len(visited)))
         if not self.step.settings.central:
-            self.step.space.accumulate(self.term.vector, g, -self.term.ratio(gain))
+            self.term.subtract(g, gain)
         g.clear()
         closures, starts = [v.closure for v in visited], [v.start for v in visited]
         displaced_passes(self.step, closures, starts, self.term, gain, more=more)

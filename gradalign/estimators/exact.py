@@ -14,12 +14,12 @@ from torch import Tensor
 
 from gradalign.engine.comparison import aim_at_others
 from gradalign.engine.estimator import Estimator
+from gradalign.engine.losses import dense_gradients
 from gradalign.engine.passes import Closure, hooks_applied
 from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
-from gradalign.engine.term import Term
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ExactSchedule(Schedule):
     def visit(self, closure: Closure) -> Tensor:
         """The loss and its gradient, with the graph of the gradient."""
         loss, graph = self.step.passes.differentiable(closure, self.step.loss_scale)
+        dense_gradients(graph)
         self.graphs.append(graph)
         g = [None if t is None else t.detach() for t in graph]
         if self.step.hooked:
@@ -59,7 +60,7 @@ class ExactSchedule(Schedule):
 
     def finish(self) -> dict[str, Tensor]:
         """Differentiate the gradients along their directions and fill `.grad`."""
-        step, term = self.step, Term(self.step.space)
+        step, term = self.step, self.step.new_term()
         start = step.passes.replay_state()  # a checkpoint runs its forward once more for a second derivative
         while self.graphs:
             graph = self.graphs.pop(0)

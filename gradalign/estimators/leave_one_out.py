@@ -22,7 +22,6 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector, there
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
-from gradalign.engine.term import Term
 from gradalign.engine.validation import one_of
 from gradalign.estimators.by_source import SourcesLeaveOneOut, plain_by_source
 from gradalign.estimators.gradient_store import GradientStore, fetched, stored
@@ -66,7 +65,7 @@ class LeaveOneOutSchedule(Schedule):
     def __init__(self, step: Step, total: Vector, gradients: GradientStore) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.term = Term(step.space)
+        self.term = step.new_term()
         self.where = gradients
         self.stored: list[Vector] = []
 
@@ -125,9 +124,11 @@ class LeaveOneOutSchedule(Schedule):
 
     def subtract(self, g: Vector, q: Tensor) -> None:
         """term <- term - q g; the first gradient becomes the term."""
-        term, ratio = self.term, self.term.ratio(q)
+        term, ratio, space = self.term, self.term.ratio(q), self.step.space
         if not any(map(there, term.vector)):
-            self.step.space.combine(g, g, g, -ratio, self.step.space.zero())
+            if term.rescaled:
+                term.note(space.partial_norm_dot(g)[0], ratio)
+            space.combine(g, g, g, -ratio, space.zero())
             term.vector = g
         else:
-            self.step.space.accumulate(term.vector, g, -ratio)
+            term.subtract_times(g, ratio)

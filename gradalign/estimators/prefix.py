@@ -23,7 +23,6 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.engine.sums import Sums
-from gradalign.engine.term import Term
 from gradalign.engine.validation import count
 
 
@@ -72,7 +71,7 @@ class PrefixSchedule(Schedule):
     def __init__(self, step: Step, total: Vector) -> None:
         super().__init__(step)
         self.sums = Sums(step, total)
-        self.term = Term(step.space, largest=step.num - 1)
+        self.term = step.new_term(largest=step.num - 1)
 
     def visit(self, closure: Closure) -> Tensor:
         """Base pass; from the second micro-batch on, displaced passes."""
@@ -115,7 +114,7 @@ class BlockSchedule(Schedule):
         self.own: Vector = step.space.zeros()  # sum over the micro-batches of the block
         firsts = [i - i % block for i in range(step.num)]
         self.pairs = sum(firsts)
-        self.term = Term(step.space, largest=firsts[-1] // block)
+        self.term = step.new_term(largest=firsts[-1] // block)
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """Block by block: all base passes, then all displaced passes."""
@@ -184,7 +183,7 @@ class BlockSchedule(Schedule):
             return
         step, space = self.step, self.step.space
         if not step.settings.central:
-            space.accumulate(self.term.vector, self.own, -self.term.ratio(self.gain))
+            self.term.subtract(self.own, self.gain)
         _, cross = space.accumulate(self.sums.total, self.own, over=space.measured).unbind()
         space.accumulate(self.sums.total, self.own, over=space.others)
         step.agreement.dots(cross, before * num, step.own_square)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.backends.reference_scalars import inverse_length
-from gradalign.engine.comparison import add_displaced, compare
+from gradalign.engine.comparison import add_displaced, compare, note_first_side
 from gradalign.engine.devices import sum_in_order
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.memory import Memory
@@ -32,7 +32,6 @@ from gradalign.engine.sources import Sources
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step, stacked
 from gradalign.engine.sums import Sums
-from gradalign.engine.term import Term
 from gradalign.engine.validation import count, fraction, one_of
 from gradalign.estimators.by_source import SourcesSplit, plain_by_source
 
@@ -236,7 +235,7 @@ class SharedDirectionSplit(_Split):
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step, total, num)
         stored = step.settings.telemetry or step.settings.normalize == "gradient" or step.hooked
-        self.term = Term(step.space) if stored else None
+        self.term = step.new_term() if stored else None
         self.side = 1.0
         self.losses: list[Tensor] = []  # of the difference quotient, with their signs
 
@@ -316,6 +315,8 @@ class SharedDirectionSplit(_Split):
             else:
                 more = not last or i < len(closures)
                 loss = add_displaced(self.step, closure, self.term, self.side, more=more)
+                if self.sides == 2 and self.side > 0:
+                    note_first_side(self.step, self.term)
             self.note_loss(loss, self.side / self.sides)
 
     def base_pass(self, closure: Closure) -> Tensor:
@@ -330,14 +331,14 @@ class SharedDirectionSplit(_Split):
             else:  # products of micro-batches are not those of sources: as in the lean form, the dot product is the quotient
                 step.space.accumulate(self.total, g)
             if one_sided:
-                step.space.accumulate(self.term.vector, g, step.space.scalar(-1.0))
+                self.term.subtract_times(g, step.space.one())
         if one_sided:
             self.note_loss(loss, -1.0)
         return loss
 
     def note_loss(self, loss: Tensor, sign: float) -> None:
         """One loss of the difference quotient."""
-        self.losses.append(loss if sign == 1 else sign * loss)  # a power of two: exact in any dtype
+        self.losses.append(sign * loss)  # a power of two: exact in any dtype; a copy of what loss_fn may write into
 
 
 class OwnDirectionSplit(_Split):
@@ -349,7 +350,7 @@ class OwnDirectionSplit(_Split):
 
     def __init__(self, step: Step, total: Vector, num: int) -> None:
         super().__init__(step, total, num)
-        self.term = Term(step.space)
+        self.term = step.new_term()
         frozen = self.sums.reference is total and num > 1
         self.late: Vector = step.space.zeros() if frozen else total
         self.late_units: Vector | None = None  # of the probes, to compare them with one another

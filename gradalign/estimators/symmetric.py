@@ -20,7 +20,6 @@ from gradalign.engine.schedule import Schedule
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
-from gradalign.engine.term import Term
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class SymmetricSchedule(Schedule):
         super().__init__(step)
         self.halves: tuple[Vector, Vector] = (total, step.space.zeros())
         self.sums = Sums(step, total)
-        self.term = Term(step.space)
+        self.term = step.new_term()
 
     def run(self, closures: Sequence[Closure]) -> list[Tensor]:
         """All base passes, then the displaced ones."""
@@ -81,7 +80,7 @@ class SymmetricSchedule(Schedule):
         _, q = step.displace(step.aim(sums, step.mean_scale(num_other)), other)
         gain = q * step.num / (2 * len(half))
         if not step.settings.central:
-            step.space.accumulate(self.term.vector, own, -self.term.ratio(gain))
+            self.term.subtract(own, gain)
         displaced_passes(step, half, starts, self.term, gain, more=own is self.halves[0])
         step.displacement.restore()
 

@@ -126,8 +126,10 @@ class LateAligner:
         return {} if stats is None else logs(stats)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the aligner; what was loaded, where none was made since."""
-        return dict(self._loaded or {}) if self.method is None else self.method.state_dict()
+        """That of the aligner; what was loaded, where no step followed."""
+        if self.method is None or self._loaded is not None:
+            return dict(self._loaded or {})
+        return self.method.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, once there is a model."""

@@ -11,7 +11,7 @@ K = 4
 
 
 def looked_at(step, *, active=True, inspected=True, casts=False, suspicious=False):
-    inspection = Inspection(Progress(step, casts_to_16_bit=casts, inspected=inspected), active, K)
+    inspection = Inspection(Progress(num_aligned=step, casts_to_16_bit=casts, inspected=inspected), active, K)
     return [number for number in range(K + 2) if inspection.looks_at(number, suspicious)]
 
 

@@ -9,7 +9,6 @@ from support.networks import state
 from torch import nn
 
 from gradalign import GradAlign
-from gradalign.engine.term import Term
 
 
 def test_the_radius_follows_dtype_and_autocast():
@@ -80,8 +79,8 @@ def test_a_reference_without_a_direction_displaces_nothing(reference):
 @pytest.mark.parametrize(("normalize", "factor"), [("none", 1.0), ("direction", 1.0), ("gradient", 10 / 2)])
 def test_the_term_is_subtracted_with_the_weight_and_rescaled_to_the_gradient(normalize, factor):
     step = begun_step(Bowl([0.0, 0.0]), normalize=normalize)  # the weight is 0.5
-    term = Term(step.space, unit=step.space.scalar(4.0))
-    term.vector = vector(0.0, 0.5)
+    term = step.new_term()
+    term.unit, term.vector = step.space.scalar(4.0), vector(0.0, 0.5)
     step.close(vector(6.0, 8.0), term)
     assert float(step.stats([torch.tensor(1.0)], {}).term_norm) == pytest.approx(2 * factor)
     assert step.space.params[0].grad.tolist() == pytest.approx([6.0, 8.0 - 0.5 * factor * 2])
