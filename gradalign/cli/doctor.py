@@ -16,7 +16,10 @@ from gradalign.backends import dispatch
 from gradalign.cli import build_info, machine
 from gradalign.engine.distribution import process_groups
 
-PACKAGES = ("torch", "triton", "pybind11", "ninja", "transformers", "rich", "matplotlib")
+# Without ninja: the program that builds stands among the compilers, and the package may be of another version.
+PACKAGES = ("torch", "triton", "pybind11", "transformers", "rich", "matplotlib")
+FP32 = frozenset({torch.float32})
+PLACES = {"cuda": "the GPU", "cpu": "the CPU"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -25,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "doctor",
         help="versions, devices, backends, and what would help where one is missing",
         description="Prints the versions of gradalign and what it works with, the compilers and devices of this machine, "
-        "for every backend whether it works, why not, and what would help, and what the native extension was built with. "
-        "Builds the kernels that can be built.",
+        "for every backend whether it works, why not, and what would help, what the native extension was built with, and "
+        "whether training works here. Builds the kernels that can be built, and compares those for a GPU with plain torch.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -41,39 +44,54 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> dict[str, dict]:
     """Everything `doctor` reports, as plain data."""
     compilers, gpus = machine.compilers(), machine.gpus()
+    gpu = any(found["capability"] is not None for found in gpus)
+    backends = {name: diagnose(name, compilers, gpu) for name in dispatch.ORDER}
     return {
         "versions": {"gradalign": __version__, "platform": platform.platform(), **machine.versions(*PACKAGES)},
         "torch": {"cuda": torch.version.cuda, "hip": torch.version.hip, "cxx11_abi": torch.compiled_with_cxx11_abi()},
         "compilers": dict(compilers),
         "devices": {"cpu": machine.cpu(), "gpus": gpus},
         "processes": process_groups(),
-        "backends": {name: diagnose(name, compilers, bool(gpus)) for name in dispatch.ORDER},
+        "backends": backends,
         "extension": build_info.examine(),
+        "training": training(backends),
     }
 
 
 def diagnose(name: str, compilers: dict[str, str | None], gpu: bool) -> dict[str, object]:
-    """Whether one backend works here: {"works", "devices", "why_not", "remedy"}; a backend that has to be built is built."""
+    """Whether one backend works here; a backend that has to be built is built.
+
+    Returns:
+        {"works", "devices", "why_not", "remedy"}, and "why_not_on_gpu" of one that works on the CPU alone.
+    """
     devices: list[str] = []
+    on_gpu: str | None = None
     helps = ""
     try:
-        backend = dispatch.load(name)
-        reason = backend.why_unavailable()
+        reason = dispatch.load(name).why_unavailable()
         if reason is None:
-            fp32 = frozenset({torch.float32})
-            devices = [kind for kind in (("cpu", "cuda") if gpu else ("cpu",)) if backend.supports(kind, fp32)]
-        elif "; " in reason:  # "reason; remedy"; the backend's own remedy is better than one guessed from the machine
+            devices = [] if dispatch.missing(name, "cpu", FP32) else ["cpu"]
+            on_gpu = (dispatch.missing(name, "cuda", FP32) or dispatch.wrong(name, "cuda", FP32)) if gpu else None
+            devices += ["cuda"] if gpu and on_gpu is None else []
+            reason = None if devices else on_gpu or "supports none of the devices here"
+        if reason is not None and "; " in reason:
+            # "reason; remedy"; the backend's own remedy is better than one guessed from the machine
             reason, _, helps = reason.rpartition("; ")
     except Exception as error:  # a broken installation is what doctor is asked about
-        reason = f"{type(error).__name__}: {error}"
-    if reason is None and not devices:
-        reason = "supports none of the devices here"
+        reason, devices = f"{type(error).__name__}: {error}", []
     return {
         "works": reason is None,
         "devices": devices,
         "why_not": reason,
+        "why_not_on_gpu": on_gpu if reason is None else None,
         "remedy": None if reason is None else helps or remedy(name, compilers, gpu),
     }
+
+
+def training(backends: dict[str, dict]) -> dict[str, str]:
+    """For every device on which training works, the backend that it uses unless told otherwise."""
+    best = {kind: next((name for name in backends if kind in backends[name]["devices"]), None) for kind in PLACES}
+    return {kind: name for kind, name in best.items() if name is not None}
 
 
 def remedy(name: str, compilers: dict[str, str | None], gpu: bool) -> str:
@@ -113,10 +131,20 @@ def as_text(found: dict[str, dict]) -> str:
     for name, state in found["backends"].items():
         works = f"works on {' and '.join(state['devices'])}"
         lines.append(f"  {name:<13} {works if state['works'] else 'does not work: ' + state['why_not']}")
+        if state["why_not_on_gpu"]:
+            lines.append(f"  {'':<13} not on cuda: {state['why_not_on_gpu']}")
         if state["remedy"]:
             lines.append(f"  {'':<13} what would help: {state['remedy']}")
     lines += ["", "native extension", *build_info.as_text(found["extension"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _training(found["training"])])
+
+
+def _training(backend_on: dict[str, str]) -> str:
+    if not backend_on:
+        return "Training does not work here: no backend works."
+    slow = {"reference": "reference backend (plain torch, slower)"}
+    where = (f"on {PLACES[kind]} with the {slow.get(name, f'{name} backend')}" for kind, name in backend_on.items())
+    return f"Training works here: {', '.join(where)}."
 
 
 def _pairs(values: dict[str, str | None], absent: str) -> list[str]:

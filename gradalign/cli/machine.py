@@ -18,7 +18,6 @@ from gradalign.extension import processor
 COMPILERS = {
     "g++": "--version",
     "clang++": "--version",
-    "cl": "",
     "nvcc": "--version",
     "hipcc": "--version",
     "ninja": "--version",
@@ -112,7 +111,7 @@ def _version_line(name: str, argument: str) -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path} (does not run: {error})"
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    release = [line for line in lines if "release" in line or "Version" in line]  # nvcc and cl say it further down
+    release = [line for line in lines if "release" in line or "Version" in line]  # nvcc says it further down
     return (release or lines or [path])[0]
 
 

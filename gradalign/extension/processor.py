@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 
-# What choose.h asks the processor for, in the words of /proc/cpuinfo.
-FLAGS = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "avx2": ("avx2", "fma"), "portable": ()}
+# What choose.h asks the processor for, in the words of /proc/cpuinfo: at least what library.py has the kernels compiled with.
+# With avx512f compilers use what avx2 stands for here too.
+AVX2 = ("avx2", "fma", "f16c")
+FLAGS = {"avx512": (*AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl"), "avx2": AVX2, "portable": ()}
 
 
 def is_x86() -> bool:

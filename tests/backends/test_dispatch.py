@@ -22,9 +22,9 @@ def test_a_missing_backend_is_an_error_that_lists_what_is_there():
 @pytest.fixture
 def fresh():
     """Choices are cached; those that a test makes with changed backends are forgotten after it."""
-    dispatch.backend.cache_clear()
+    dispatch._checked.cache_clear()
     yield dispatch.backend
-    dispatch.backend.cache_clear()
+    dispatch._checked.cache_clear()
 
 
 def test_a_backend_is_the_module_of_its_name(fresh):
@@ -51,7 +51,7 @@ def test_auto_prefers_native_to_triton_to_reference(fresh, monkeypatch):
         monkeypatch.setattr(module, "supports", lambda device_type, dtypes: True)
     assert fresh("auto", "cpu", F32) is native
     monkeypatch.setattr(native, "supports", lambda device_type, dtypes: False)
-    fresh.cache_clear()
+    dispatch._checked.cache_clear()
     assert fresh("auto", "cpu", F32) is triton
 
 

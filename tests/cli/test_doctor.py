@@ -16,7 +16,9 @@ def test_json_names_versions_compilers_devices_and_every_backend(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert set(found["compilers"]) >= {"g++", "clang++", "cl", "nvcc", "ninja"}
+    assert set(found["compilers"]) == {"g++", "clang++", "nvcc", "hipcc", "ninja"}
+    assert "ninja" not in found["versions"]  # the program that builds is told once, among the compilers
+    assert found["training"]["cpu"] in ("native", "reference")
     assert found["devices"]["cpu"]["cores"] >= 1
     assert list(found["backends"]) == list(dispatch.ORDER)
     reference = found["backends"]["reference"]
@@ -34,6 +36,50 @@ def test_text_says_why_a_backend_does_not_work_and_what_helps(monkeypatch, capsy
     assert "native        does not work: no compiler was found" in text
     assert "what would help: install a C++ compiler (g++ or clang++), ninja (pip install ninja)" in text
     assert f"torch         {torch.__version__}" in text
+
+
+@pytest.mark.parametrize(
+    ("devices", "line"),
+    [
+        ({"native": ["cpu"], "reference": ["cpu"]}, "on the CPU with the native backend"),
+        ({"reference": ["cpu"]}, "on the CPU with the reference backend (plain torch, slower)"),
+        (
+            {"native": ["cpu"], "triton": ["cuda"], "reference": ["cpu", "cuda"]},
+            "on the GPU with the triton backend, on the CPU with the native backend",
+        ),
+    ],
+)
+def test_the_last_line_says_whether_training_works_with_which_backend_where(monkeypatch, capsys, devices, line):
+    def diagnosed(name, compilers, gpu):
+        here = devices.get(name, [])
+        return {"works": bool(here), "devices": here, "why_not": "x", "why_not_on_gpu": None, "remedy": None}
+
+    monkeypatch.setattr(doctor, "diagnose", diagnosed)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\nTraining works here: {line}.\n")
+    devices.clear()
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nTraining does not work here: no backend works.\n")
+
+
+GPU = {"name": "a GPU", "capability": "9.0", "memory_gib": 80.0}
+
+
+def test_a_backend_that_is_wrong_on_a_gpu_works_on_the_cpu_alone(monkeypatch, capsys):
+    wrong = "its self-check on cuda failed: swap_ (float32) is off by 1, 4e+06 times what rounding explains"
+    monkeypatch.setattr(machine, "gpus", lambda: [GPU])
+    monkeypatch.setattr(dispatch, "missing", lambda name, kind, dtypes: None)
+    monkeypatch.setattr(dispatch, "wrong", lambda name, kind, dtypes: wrong if name == "native" else None)
+    monkeypatch.setattr(dispatch, "load", backend(lambda: None))
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert f"native        works on cpu\n                not on cuda: {wrong}\n" in text
+    assert text.endswith("on the GPU with the triton backend, on the CPU with the native backend.\n")
+
+
+def test_a_gpu_that_cannot_be_used_is_not_where_training_works(monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: [{**GPU, "name": "not usable: old driver", "capability": None}])
+    assert set(doctor.examine()["training"]) == {"cpu"}
 
 
 def test_it_tells_about_process_groups(monkeypatch, capsys):

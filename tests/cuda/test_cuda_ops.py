@@ -110,6 +110,15 @@ def test_sums_are_the_same_every_time(backend):
     assert all(torch.equal(backend.norm_dot(xs, ys), first) for _ in range(3))
 
 
+def test_the_range_of_the_sums_is_the_one_that_is_documented(backend):
+    """A thread adds the squares of 32 elements in float32."""
+    for value in (1e-19, 3e18):
+        (x,) = torch.full((1, 8192), value)
+        assert float(backend.norm_dot([x])[0]) == pytest.approx(8192 * float(x[0].double()) ** 2, rel=1e-6)
+    assert float(backend.norm_dot([torch.full((8192,), 4e18)])[0]) == float("inf")
+    assert float(backend.norm_dot([torch.full((8192,), 1e-23)])[0]) == 0
+
+
 def test_a_scale_elsewhere_is_refused(backend):
     if backend.NAME == "cuda" and not hasattr(backend, "IS_EMULATED"):
         pytest.skip("the wrapper moves every tensor to the device")

@@ -9,6 +9,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -280,22 +281,26 @@ def test_the_planner_balances_pages():
         module.plan([-1])
 
 
-def wheel(tmp_path: Path, *options: str) -> set[str]:
-    source = tmp_path / "source"
-    names = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in names:
-        if (ROOT / name).is_file() and name.split("/")[0] in (
-            "gradalign",
-            "kernels",
-            "csrc",
-            "setup.py",
-            "pyproject.toml",
-        ):
+PACKAGED = ("gradalign", "kernels", "csrc", "setup.py", "pyproject.toml")
+
+
+def checkout(source: Path, *tops: str) -> None:
+    """A copy of what git has of these files and folders, or of everything."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and (not tops or name.split("/")[0] in tops):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+
+
+def wheel(tmp_path: Path, *options: str) -> set[str]:
+    source = tmp_path / "source"
+    checkout(source, *PACKAGED)
     (source / "README.md").write_text("gradalign\n")
+    return wheel_of(source, tmp_path, *options)
+
+
+def wheel_of(source: Path, tmp_path: Path, *options: str) -> set[str]:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), *options, str(source)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -326,6 +331,32 @@ def test_a_wheel_without_native_code_holds_the_sources(tmp_path, monkeypatch):
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*")}
     assert {f"gradalign/{name}" for name in sources} <= names
     assert not any(name.endswith(".so") for name in names)
+
+
+def test_a_source_distribution_builds_the_same_wheel_and_holds_no_tests(tmp_path, monkeypatch):
+    pytest.importorskip("setuptools")
+    monkeypatch.setenv("GRADALIGN_NATIVE", "0")
+    tree, made = tmp_path / "tree", tmp_path / "made"
+    checkout(tree)
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(made)!r})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (archive,) = made.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    tops = {name.split("/")[0] for name in names if name}
+    assert tops <= {
+        *PACKAGED,
+        "README.md",
+        "CHANGELOG.md",
+        "MANIFEST.in",
+        "PKG-INFO",
+        "setup.cfg",
+        "gradalign.egg-info",
+    }
+    assert {"CHANGELOG.md", "README.md", "setup.py", "pyproject.toml"} <= names
+    of_sdist = wheel_of(archive, tmp_path / "of_sdist", "--no-build-isolation")
+    assert of_sdist == wheel(tmp_path / "of_tree", "--no-build-isolation")
 
 
 def test_the_documented_installation_names_what_the_build_requires():

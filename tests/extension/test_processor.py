@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 
 import pytest
 
@@ -27,6 +28,9 @@ def x86(monkeypatch):
     [
         ("fpu sse2", ("portable",)),
         ("fpu avx avx2", ("portable",)),
+        ("fpu avx avx2 fma", ("portable",)),  # a virtual machine that hides f16c
+        (AVX512.replace("f16c ", ""), ("portable",)),
+        (AVX512.replace("fma ", ""), ("portable",)),
         (AVX2, ("avx2", "portable")),
         (f"{AVX2} avx512f", ("avx2", "portable")),
         (AVX512, ("avx512", "avx2", "portable")),
@@ -36,6 +40,31 @@ def test_sets_of_a_processor(x86, tmp_path, flags, sets):
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\nmodel name\t: any\nflags\t\t: {flags}\nbugs\t\t: none\n")
     assert processor.instruction_sets(str(file)) == sets
+
+
+def switches(isa):
+    """What the compiler may use for a set: its switches but for the width that it should prefer."""
+    given = library.INSTRUCTION_SETS[isa].split()
+    return {switch.removeprefix("-m") for switch in given if not switch.startswith("-mprefer-")}
+
+
+def test_everything_that_kernels_are_compiled_with_is_asked_of_the_processor():
+    assert set(library.INSTRUCTION_SETS) == set(processor.FLAGS)
+    for isa, flags in processor.FLAGS.items():
+        assert switches(isa) <= set(flags), isa
+
+
+def test_the_kernels_ask_for_the_same_when_they_are_loaded():
+    text = (library.sources() / "cpu" / "choose.h").read_text()
+    asked = {"portable": set()}
+    for isa, body in re.findall(r"inline bool has_(avx\w+)\(\) {(.*?)\n}", text, re.DOTALL):
+        asked[isa] = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', body)) | set(
+            re.findall(r"has_(f16c)\(", body)
+        )
+        asked[isa] |= asked["avx2"] if "has_avx2()" in body else set()
+    assert asked == {isa: set(flags) for isa, flags in processor.FLAGS.items()}
+    for isa in ("avx512", "avx2"):
+        assert f'if (has_{isa}() && chosen("{isa}", &kernels_{isa})) return kernels_{isa};' in text
 
 
 def test_a_system_that_does_not_say_has_all_compiled(x86, tmp_path, monkeypatch):

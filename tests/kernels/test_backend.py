@@ -90,17 +90,17 @@ def test_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_named_for_a_cpu_tensor_is_an_error_that_lists_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    dispatch.backend.cache_clear()
+    dispatch._checked.cache_clear()
     model = torch.nn.Linear(2, 1)
     with pytest.raises(RuntimeError, match=r'backend "triton": no GPU .*; available here: .*reference'):
         gradalign.GradAlign(model, weight=0.1, backend="triton").backward(
             lambda x: model(x).sum(), [torch.ones(1, 2)] * 2
         )
     monkeypatch.setattr(triton, "why_unavailable", lambda: None)
-    dispatch.backend.cache_clear()
+    dispatch._checked.cache_clear()
     with pytest.raises(RuntimeError, match=r'backend "triton": does not support torch.float32 on cpu; available here'):
         dispatch.backend("triton", "cpu", frozenset((torch.float32,)))
-    dispatch.backend.cache_clear()
+    dispatch._checked.cache_clear()
 
 
 def test_it_has_the_functions_of_the_reference() -> None:

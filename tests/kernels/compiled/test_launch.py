@@ -15,7 +15,8 @@ from triton import knobs
 
 from gradalign.backends import rows, signatures, triton
 from gradalign.kernels import launch, tables
-from gradalign.kernels.sweep import CHUNK
+from gradalign.kernels.sums import sum_chunks
+from gradalign.kernels.sweep import CHUNK, sweep
 from gradalign.kernels.tensor_lists import entry_of
 
 HALF = torch.tensor(0.5)
@@ -103,6 +104,74 @@ def test_python_runs_beside_a_launch_for_hooks_that_somebody_added(monkeypatch: 
     finally:
         chain.remove(seen.append)
     assert len(seen) == len(called) == 2  # the sweep, and the sums
+
+
+class WithoutLaunch:
+    """A launcher whose launch has another name."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        self._run = no_gpu.Launcher(src, metadata)
+
+    def __call__(self, *args: Any) -> None:
+        self._run(*args)
+
+
+class LaunchOfAnother(WithoutLaunch):
+    """A launcher that has a launch, and launches in another way."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        super().__init__(src, metadata)
+        self.launch = self._run.launch
+
+    def __call__(self, *args: Any) -> None:
+        self._run.launch("gradalign.launch", args[:3], args[3], *args[9:], args[7:9])
+
+
+@pytest.fixture
+def recompiled() -> Any:
+    """Nothing is compiled yet in this process, nor stays."""
+
+    def forget() -> None:
+        launch._compiled.clear()
+        launch._tell.cache_clear()
+        for kernel in (sweep, sum_chunks):
+            kernel.device_caches.clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("recompiled")
+@pytest.mark.parametrize("other", ["no launch", "no Python", "no hooks", "another compiled kernel"])
+def test_triton_launches_where_its_launcher_is_another_one(
+    launches: list[tuple], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, other: str
+) -> None:
+    caplog.set_level("INFO", logger="gradalign")
+    if other == "no launch":
+        monkeypatch.setattr(no_gpu.Driver, "launcher_cls", WithoutLaunch)
+    elif other == "no Python":
+        monkeypatch.setattr(launch.copy, "copy", lambda launcher: None)  # TypeError
+    elif other == "no hooks":
+        monkeypatch.setattr(launch, "knobs", None)
+    else:
+        monkeypatch.setattr(sweep, "warmup", lambda *args, grid, **options: object())
+    accs, grads = ones(5, 6), ones(5, 6)
+    for _ in range(2):
+        triton.accumulate_(accs, grads, HALF)
+    assert len(launches) == 4  # each once: the sweep, and the sums
+    assert [a._version for a in accs] == [2, 2]
+    assert launches[0][6][0].tolist() == [a.data_ptr() for a in accs]
+    (message,) = (record.getMessage() for record in caplog.records if "launched by Triton" in record.getMessage())
+    assert "its launcher is another one" in message
+
+
+@pytest.mark.usefixtures("recompiled")
+def test_what_launches_by_itself_is_not_launched_again(launches: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(no_gpu.Driver, "launcher_cls", LaunchOfAnother)
+    with pytest.raises(RuntimeError, match="expected LaunchOfAnother of Triton to call its launch; it did not"):
+        triton.accumulate_(ones(5), ones(5), HALF)
+    assert len(launches) == 1
 
 
 def same(a: Any, b: Any) -> bool:

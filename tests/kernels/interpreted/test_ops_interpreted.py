@@ -56,6 +56,14 @@ def test_a_tensor_of_several_chunks(backend: ModuleType) -> None:
     assert sums.tolist() == [n, int((torch.arange(n) % 8).sum())]
 
 
+def test_the_range_of_the_sums_is_the_one_that_is_documented(backend: ModuleType) -> None:
+    """The squares of a chunk are added in float32."""
+    for value in (1e-19, 1.4e17):
+        (x,) = torch.full((1, CHUNK), value)
+        assert float(backend.norm_dot([x])[0]) == pytest.approx(CHUNK * float(x[0].double()) ** 2, rel=1e-6)
+    assert float(backend.norm_dot([torch.full((CHUNK,), 1e-23)])[0]) == 0
+
+
 def test_no_elements_at_all(backend: ModuleType) -> None:
     nothing = [torch.empty(0), torch.empty(2, 0)]
     assert backend.norm_dot(nothing, nothing).tolist() == [0, 0, 0]
