@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import ROOT
@@ -118,20 +118,87 @@ def tables(found: Results) -> str:
     return "\n\n".join(sections)
 
 
-PAGES: dict[str, Callable[[Results], str]] = {"evidence.md": summary, "evidence-arms.md": tables}
-BEGIN, END = "<!-- rows:start -->", "<!-- rows:end -->"
+@dataclass(frozen=True)
+class Group:
+    """Tasks and arms that stand in one table of gains.
+
+    Attributes:
+        tasks: their names.
+        arms: the columns.
+    """
+
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+
+    def __call__(self, found: Results) -> str:
+        """Gains of each arm over plain training in each task, for each way to choose; a star where they are clear."""
+        tasks = {task: read for task, read in found.items() if task.name in self.tasks}
+        body = []
+        for way, (selection, mixed) in WAYS.items():
+            body += [
+                (f"`{task.name}`", way, *self._gains(task, read, selection, mixed)) for task, read in tasks.items()
+            ]
+        return as_markdown(("task", "chosen", "plain", *self.arms), [row for row in body if any(row[3:])], num_text=2)
+
+    def _gains(self, task: Task, read: Sequence[Row], selection: str, mixed: bool) -> list[str]:
+        factor = comparison.scale(read)
+        by_cell = {line.cell: line for line in comparison.lines(task, read, selection)}
+        plain = by_cell.get(comparison.PLAIN)
+        gains = [_short(by_cell.get(Cell(arm, mixed)), plain, factor) for arm in self.arms]
+        return ["" if plain is None else comparison.number(plain.mean, factor), *gains]
+
+
+def _short(line: Line | None, plain: Line | None, factor: float) -> str:
+    """The mean gain, with a star where it is clear; of longer plain training the difference of the means."""
+    if line is None or plain is None:
+        return ""
+    gain = line.gains["equal steps"]
+    if gain is None:
+        return comparison.number(line.mean - plain.mean, factor, "+")
+    return comparison.number(gain.mean, factor, "+") + ("*" if gain.clear else "")
+
+
+# How settings are chosen, and whether sources are mixed.
+WAYS = {
+    "tuned": ("validation", False),
+    "tuned, stopped early": ("stopped", False),
+    "untuned": ("start", False),
+    "tuned, sources mixed": ("validation", True),
+}
+GENERATED = ("shortcut-2", "shortcut-2-mini", "shortcut-3", "shortcut-4")
+HIDDEN = ("shortcut-2-mlp", "reviews-2x99-mlp")
+TEXT = tuple(name for name in TASKS if name.startswith("reviews-") and not name.endswith(("-mlp", "-bert")))
+SPRITES = tuple(name for name in TASKS if name.startswith("sprites-"))
+OTHERS = tuple(name for name in TASKS if name not in (*GENERATED, *HIDDEN, *TEXT, *SPRITES))
+LESS = ("Reptile", "FOMAML", "Fishr", "IRMv1", "SAM", "weight decay", "plain, equal passes")
+FIRST_LAYERS = ("variance", "cosine", "variance, first layer", "cosine, first layer")
+Block = Callable[[Results], str]
+PAGES: dict[str, dict[str, Block]] = {
+    "evidence.md": {
+        "rows": summary,
+        "generated": Group(GENERATED, ("variance", "cosine", "cosine, split", "dot", *LESS)),
+        "text": Group(TEXT, ("variance", "cosine", "dot", *LESS)),
+        "hidden": Group(HIDDEN, (*FIRST_LAYERS, "Reptile", "Reptile, first layer", "Fishr")),
+        "sprites": Group(SPRITES, ("variance", "cosine", "dot", *LESS)),
+        "others": Group(OTHERS, ("variance", "cosine", "dot", "norm", *LESS)),
+    },
+    "evidence-arms.md": {"rows": tables},
+}
 
 
 def written(name: str, page: str, found: Results) -> str:
-    """The page of this name with its block from these results.
+    """The page of this name with its blocks from these results.
 
     Raises:
-        ValueError: the block is not there exactly once.
+        ValueError: a block is not there exactly once.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{name}: expected {BEGIN} and {END}, once each; put them where the block belongs")
-    block = f"{BEGIN}\n{PAGES[name](found)}\n{END}"
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: block, page, flags=re.DOTALL)
+    for block, make in PAGES[name].items():
+        begin, end = f"<!-- {block}:start -->", f"<!-- {block}:end -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"{name}: expected {begin} and {end}, once each; put them where the block belongs")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{make(found)}\n{end}{rest.split(end)[1]}"
+    return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:

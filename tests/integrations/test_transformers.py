@@ -595,6 +595,35 @@ def test_the_recipe_of_the_docs(tmp_path, monkeypatch):
     assert sum("align/dot" in row for row in trainer.state.log_history) == 9
 
 
+def test_the_recipe_of_the_docs_for_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    rows = [{**row, "site": int(i >= 17)} for i, row in enumerate(tokens(30, model="classes"))]
+    names, orders = recipe("Sources in a Trainer"), []
+    monkeypatch.setattr(
+        names["OneSourceABatch"], "__iter__", noting(names["OneSourceABatch"].__iter__, orders), raising=True
+    )
+    trainer = names["train"](bert(), rows, str(tmp_path))
+    assert trainer.aligner.num_steps == trainer.state.global_step == 9  # three epochs of 12 of the smaller site
+    assert trainer.aligner.stats.passes == 4
+    assert len(orders) == 3
+    for order in orders:
+        assert [i >= 17 for i in order] == ([False] * 4 + [True] * 4) * 3
+        assert len(set(order)) == 24
+    assert orders[0] != orders[1]
+
+
+def noting(iterate, into):
+    """The same iteration, whose values are kept."""
+
+    def noted(self):
+        into.append([])
+        for value in iterate(self):
+            into[-1].append(value)
+            yield value
+
+    return noted
+
+
 class Endless(torch.utils.data.IterableDataset):
     """Its length is not known, and does not divide by the micro-batches of a step."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from benchmarks.quality import comparison, page, plot, rows
@@ -82,9 +84,31 @@ def test_the_block_of_a_page_is_replaced_and_found_again(read):
     assert "old" not in once
     assert "## toy\n\na toy; 10 seeds." in once
     assert page.written("evidence-arms.md", once, {TASK: read}) == once
-    assert "| a toy (`toy`) |" in page.written("evidence.md", empty, {TASK: read})
-    with pytest.raises(ValueError, match=r"evidence.md: expected <!-- rows:start --> and <!-- rows:end -->, once each"):
-        page.written("evidence.md", "nothing", {TASK: read})
+    blocks = "".join(f"<!-- {name}:start -->\nold\n<!-- {name}:end -->\n" for name in page.PAGES["evidence.md"])
+    several = page.written("evidence.md", blocks, {TASK: read})
+    assert "old" not in several
+    assert "| a toy (`toy`) |" in several
+    with pytest.raises(ValueError, match=r"evidence.md: expected <!-- text:start --> and <!-- text:end -->, once each"):
+        page.written("evidence.md", blocks.replace("<!-- text:end -->", ""), {TASK: read})
+
+
+def test_a_table_of_gains_by_arm(read):
+    group = page.Group(("toy",), ("cosine", "SAM", "plain, equal passes", "Fishr"))
+    other = dataclasses.replace(TASK, name="another")
+    header, _, *body = group({TASK: read, other: read}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *body)]
+    assert cells == [
+        ["task", "chosen", "plain", "cosine", "SAM", "plain, equal passes", "Fishr"],
+        ["`toy`", "tuned", "60.1", "+10.0*", "+1.0*", "+0.0", ""],
+        ["`toy`", "tuned, stopped early", "60.1", "+10.0*", "+1.0*", "+0.0", ""],
+        ["`toy`", "untuned", "60.1", "+10.0*", "+1.0*", "+0.0", ""],
+        ["`toy`", "tuned, sources mixed", "60.1", "+35.0*", "", "", ""],
+    ]
+
+
+def test_every_task_is_in_one_table_of_gains():
+    groups = [block for block in page.PAGES["evidence.md"].values() if isinstance(block, page.Group)]
+    assert sorted(name for group in groups for name in group.tasks) == sorted(page.TASKS)
 
 
 def test_the_figure_shows_means_over_seeds(read, tmp_path):
