@@ -59,8 +59,6 @@ class Arm:
 
 def spaced(low: float, high: float, num: int) -> list[float]:
     """`num` numbers from `low` to `high`, equally spaced in their logarithm, to three digits."""
-    if num == 1:
-        return [float(f"{(low * high) ** 0.5:.3g}")]
     return [float(f"{low * (high / low) ** (i / (num - 1)):.3g}") for i in range(num)]
 
 
@@ -74,8 +72,6 @@ def trials(task: Task, arm: Arm) -> list[tuple[float, float]]:
     if not arm.parameter:
         return [(lr, 0.0) for lr in lrs]
     low, high = ADAMW_DECAY if arm.decay and task.optimizer == "adamw" else (arm.low, arm.high)
-    if task.grid:
-        return [(lr, value) for lr in task.grid for value in spaced(low, high, TRIALS // len(task.grid))]
     values = spaced(low, high, TRIALS)
     return [(lr, values[STRIDE * i % TRIALS]) for i, lr in enumerate(lrs)]
 

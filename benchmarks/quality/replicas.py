@@ -286,7 +286,7 @@ def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str,
     optimizer = Optimizer(
         task.optimizer, lr, value if arm.decay else torch.tensor(0.0 if task.optimizer == "sgd" else 0.01)
     )
-    untrained = [p.evaluate(p.model) for p in problems]
+    untrained = [partial(dict, p.evaluate(p.model)) for p in problems]  # before `_evaluated` writes into these models
     evaluations: list[list[Evaluations]] = [[[] for _ in settings] for _ in seeds]
     name = "plain" if arm.make is ARMS["plain"].make else arm.name.removesuffix(FIRST_LAYER)
     where = losses.first(theta) if arm.name.endswith(FIRST_LAYER) else 1.0

@@ -53,8 +53,6 @@ class Task:
         seeds: reported, from 0.
         replicas: whether many runs can be trained at once (`benchmarks.quality.replicas`): no random numbers in the loss, no
             buffers in the model, batches that are tensors of one shape in all seeds.
-        grid: learning rates of the arms with a parameter, each with equally many of its values; empty: all of plain training's,
-            each with another value. For tasks whose rows are from before 2026-11-29.
     """
 
     name: str
@@ -68,4 +66,3 @@ class Task:
     ramp: int
     seeds: int = 20
     replicas: bool = True
-    grid: tuple[float, ...] = ()

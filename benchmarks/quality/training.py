@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +103,8 @@ def _train(
 ) -> tuple[Evaluations, float]:
     """The evaluations, and the seconds of all steps."""
     model, seconds = problem.model, 0.0
-    untrained = problem.evaluate(model)
+    # Seldom needed, and an evaluation takes as long as tens of steps.
+    untrained = cache(lambda: problem.evaluate(task.problem(job.seed, job.mixed).model))
     evaluations: Evaluations = []
     loss_fn = partial(problem.loss_fn, model)
     for step in range(job.steps):
@@ -118,6 +120,6 @@ def _train(
     return evaluations, seconds
 
 
-def finite_or(metrics: Metrics | None, untrained: Metrics) -> Metrics:
+def finite_or(metrics: Metrics | None, untrained: Callable[[], Metrics]) -> Metrics:
     """The metrics; those of the untrained model where there are none or one of them is not finite."""
-    return metrics if metrics and all(map(math.isfinite, metrics.values())) else untrained
+    return metrics if metrics and all(map(math.isfinite, metrics.values())) else untrained()

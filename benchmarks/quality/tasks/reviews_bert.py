@@ -54,7 +54,8 @@ def tokens(texts: Sequence[str]) -> Tensor:
 @lru_cache(maxsize=4)
 def data(seed: int) -> tuple[list[Samples], dict[str, Samples]]:
     """What is trained on, site by site, and the other sets of a seed."""
-    split = split_sites(reviews.snippets(SITES), SITES.num, reviews.PER_SITE, reviews.HELD_OUT, seed)
+    films = reviews.training_films(SITES, seed)
+    split = split_sites(reviews.snippets(SITES), SITES.num, reviews.PER_SITE, reviews.HELD_OUT, seed, films)
 
     def samples(texts: list[str], part: list[Snippet]) -> Samples:
         return Samples(tokens(texts), torch.tensor([s.label for s in part]))
@@ -96,12 +97,11 @@ TASKS = (
         problem=problem,
         has_sources=True,
         optimizer="adamw",
-        lrs=(1e-4, 3e-3),
+        lrs=(1e-4, 2e-3),
         steps=120,
         evaluate_every=60,
         ramp=24,
         seeds=10,
         replicas=False,
-        grid=(3e-4, 1e-3),
     ),
 )

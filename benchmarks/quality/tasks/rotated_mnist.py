@@ -81,10 +81,9 @@ TASKS = (
         problem=rotated_mnist,
         has_sources=True,
         optimizer="adamw",
-        lrs=(1e-3, 9e-2),
+        lrs=(3e-3, 6e-2),
         steps=150,
         evaluate_every=15,
         ramp=30,
-        grid=(3e-3, 1e-2, 3e-2),
     ),
 )

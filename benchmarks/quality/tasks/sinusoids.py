@@ -109,10 +109,9 @@ TASKS = (
         problem=sinusoids,
         has_sources=True,
         optimizer="adamw",
-        lrs=(1e-3, 9e-2),
+        lrs=(3e-3, 6e-2),
         steps=400,
         evaluate_every=40,
         ramp=80,
-        grid=(3e-3, 1e-2, 3e-2),
     ),
 )

@@ -26,7 +26,6 @@ SIDE = 16
 TRAIN, SOURCE_VALIDATION, VALIDATION, TEST = 2000, 300, 500, 1000  # over all domains
 BATCH, DRAWN = 16, 5
 DOMAINS = (2, 5, 10, 20, 50)
-AGAIN = (5, 10)  # whose rows were measured again on 2026-11-29
 
 
 def shapes(targets: Tensor, chance: torch.Generator) -> Tensor:
@@ -115,11 +114,10 @@ TASKS = tuple(
         problem=partial(sprites, n),
         has_sources=True,
         optimizer="adamw",
-        lrs=(3e-3, 6e-2) if n in AGAIN else (1e-3, 9e-2),
+        lrs=(3e-3, 6e-2),
         steps=100,
         evaluate_every=10,
         ramp=20,
-        grid=() if n in AGAIN else (3e-3, 1e-2, 3e-2),
     )
     for n in DOMAINS
 )
