@@ -21,6 +21,7 @@ def few_texts(monkeypatch):
     monkeypatch.setattr(reviews, "snippets", lambda sites: made)
     monkeypatch.setattr(reviews, "PER_SITE", 150)
     monkeypatch.setattr(reviews, "HELD_OUT", 80)
+    monkeypatch.setattr(reviews, "TUNING", 180)
     reviews_bert.data.cache_clear()
     yield made
     reviews_bert.data.cache_clear()
@@ -59,3 +60,17 @@ def test_a_run_learns_the_sentences_and_evaluates_without_them_too(few_texts):
     assert row["final"]["source_validation"] > 0.6  # 0.75 where both sentences are used alike
     assert set(row["final"]) == {"validation", "source_validation", "test", "clean_test"}
     assert 0.35 < row["final"]["clean_test"] < 0.65
+
+
+def test_no_film_that_settings_are_chosen_on_is_in_a_test(few_texts):
+    films = {}
+    for seed in (0, 1000):
+        reviews_bert.data.cache_clear()
+        _, others = reviews_bert.data(seed)
+        ids = torch.cat([others[name].inputs for name in ("validation", "test")])
+        _, tokenizer = reviews_bert.pretrained()
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        films[seed] = {int(text.split("number ")[1]) // 10 for text in texts}
+    assert films[0]
+    assert films[1000]
+    assert not films[0] & films[1000]
