@@ -29,12 +29,13 @@ def _ops(rows: Sequence[Row]) -> str:
     body = [
         [
             f"{op}, {method}" if several else op,
-            *(f"{cells[(op, method, *column)]['of_add']:.2f}" for column in columns),
+            *(f"{cells[op, method, name, dtype]['of_add']:.2f}" for name, dtype in columns),
         ]
         for op, method in ours
     ]
-    speeds = [f"{cells[(*YARDSTICK, *column)]['gigabytes_per_second']:.0f}" for column in columns]
-    body.append([f"{YARDSTICK[0]}, GB/s", *speeds])
+    op, method = YARDSTICK
+    speeds = [f"{cells[op, method, name, dtype]['gigabytes_per_second']:.0f}" for name, dtype in columns]
+    body.append([f"{op}, GB/s", *speeds])
     return as_markdown(("op", *(f"{name}, {DTYPES[dtype]}" for name, dtype in columns)), body)
 
 

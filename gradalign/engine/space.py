@@ -74,6 +74,9 @@ class ParamSpace:
             self.others = sorted(set(self.everywhere) - set(self.measured))
         self.home = self.params[0].device
         self.epsilon = _epsilon([self.params[i] for i in self.measured])
+        self.sums_rounding = sums_rounding(
+            self.home.type, self.epsilon, sum(self.params[i].numel() for i in self.measured)
+        )
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
         self._kinds = {(p.device, p.dtype) for p in self.params}
         for device, dtype in self._kinds:
@@ -333,6 +336,18 @@ def _epsilon(params: Sequence[Tensor]) -> float:
     """The relative rounding of a vector of parameters: the root of the mean square of that of its elements."""
     squares = sum(p.numel() * torch.finfo(p.dtype).eps ** 2 for p in params)
     return math.sqrt(squares / max(sum(p.numel() for p in params), 1))
+
+
+def sums_rounding(device_type: str, epsilon: float, numel: int) -> float:
+    """The relative rounding of sums of squares over a vector, as the kernels add them up.
+
+    On the CPU products are added in float64. On a GPU a thread adds 32 of them in float32, threads in float64: simulated with
+    normally distributed elements, the largest error of 50 sums was 2^-23.8 of them for 2^10 elements, and fell with the root
+    of their number to 2^-30.3 for 2^22. This is 3.5 times that.
+    """
+    if device_type == "cpu" or epsilon < 1e-10:
+        return 2.0**-46
+    return 2.0**-17 / math.sqrt(max(numel, 1))
 
 
 def _added(parts: list[Tensor]) -> Tensor:

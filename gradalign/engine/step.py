@@ -182,12 +182,9 @@ class Step:
         """The square of the rounding of a sum of the k gradients, relative to theirs.
 
         Where they are equal, each addition rounds the same way: the sum is off by about k eps / 16. Sums of squares have a
-        rounding of their own, that of float64 on the CPU; on GPUs parts of them are in float32. Never so much that gradients
-        that do not cancel would count as rounding.
+        rounding of their own. Never so much that gradients that do not cancel would count as rounding.
         """
-        epsilon = self.space.epsilon
-        least = 2.0**-46 if epsilon < 1e-10 or self.space.home.type == "cpu" else 2.0**-36
-        return min(max((self.num_everywhere * epsilon) ** 2 / 200, least), 2.0**-8)
+        return min(max((self.num_everywhere * self.space.epsilon) ** 2 / 200, self.space.sums_rounding), 2.0**-8)
 
     @cached_property
     def grain(self) -> float:
