@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.quality.arms import ARMS, first_layer_of
 from benchmarks.quality.task import Batch, Task
-from benchmarks.quality.training import Evaluations, Job, finite_or, in_turn, ramp, row_of
+from benchmarks.quality.training import Evaluations, Job, Metrics, finite_or, in_turn, ramp, row_of
 
 RADIUS = 0.01
 Gradient = Callable[[Tensor], Tensor]  # of one micro-batch: (seeds, settings, parameters) -> the same
@@ -286,7 +286,8 @@ def run_all(task: Task, jobs: Sequence[Job], with_curve: bool) -> list[dict[str,
     optimizer = Optimizer(
         task.optimizer, lr, value if arm.decay else torch.tensor(0.0 if task.optimizer == "sgd" else 0.01)
     )
-    untrained = [partial(dict, p.evaluate(p.model)) for p in problems]  # before `_evaluated` writes into these models
+    # Now, before `_evaluated` writes into these models.
+    untrained: list[Callable[[], Metrics]] = [partial(dict[str, float], p.evaluate(p.model)) for p in problems]
     evaluations: list[list[Evaluations]] = [[[] for _ in settings] for _ in seeds]
     name = "plain" if arm.make is ARMS["plain"].make else arm.name.removesuffix(FIRST_LAYER)
     where = losses.first(theta) if arm.name.endswith(FIRST_LAYER) else 1.0
