@@ -162,9 +162,12 @@ class GradAlign(Method):
         return replace(super()._carried(space), memory=self._estimator_memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the number of complete steps, and what the estimator remembers.
+        """What a resumed run needs.
 
-        That is `momentum`'s mean of past gradients (at first zeros), or whose turn it is in `Split(probes="rotate")`.
+        Returns:
+            The number of complete steps, as "num_steps", and what the estimator remembers: `momentum`'s mean of past gradients
+            (at first zeros; a tensor of each parameter's shape, not copied; None for frozen ones), or whose turn it is in
+            `Split(probes="rotate")`.
         """
         remembered = self._estimator_memory.state_dict(self._all_parameters, self._weight.may_act)
         return super().state_dict() | remembered
@@ -178,7 +181,11 @@ class GradAlign(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
 
+        Args:
+            state: what `state_dict` returned, of an aligner with the same estimator and a model with the same parameters.
+
         Raises:
+            TypeError: no mapping.
             ValueError: a state without the number of steps; a mean of other parameters; a negative turn.
         """
         before = self._progress

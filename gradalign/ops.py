@@ -49,6 +49,18 @@ from gradalign.backends.signatures import (
     Tensors,
 )
 
+__all__ = [
+    "accumulate_",
+    "adamw_step_",
+    "combine_",
+    "lamb_step_",
+    "norm_dot",
+    "perturb_",
+    "restore_",
+    "sgd_step_",
+    "swap_",
+]
+
 _library = signatures.define("gradalign")
 
 
@@ -75,6 +87,10 @@ for _op in SCHEMAS:
 
 def norm_dot(xs: Tensors, ys: Tensors | None = None) -> Tensor:
     """[x.x, x.y, y.y] summed over all tensors; without `ys` the last two are 0.
+
+    On a GPU products are float32 unless a tensor is float64, and so is the sum of up to 32 of them (`native`) or 16,384
+    (`triton`): elements below 1e-19 lose digits, those below 3e-23 count as 0, and above 3e18 (`native`) or 1e17 (`triton`) a
+    sum can be infinite. On the CPU the range is that of float64. The same holds for the sums that other ops return.
 
     Args:
         xs: tensors of one device.

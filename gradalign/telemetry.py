@@ -14,7 +14,7 @@ from gradalign.engine import validation
 from gradalign.engine.devices import sum_in_order
 from gradalign.run_plot import plot
 
-__all__ = ["Agreement", "AlignmentStats", "logs", "plot", "plot_tasks"]
+__all__ = ["AlignmentStats", "logs", "plot", "plot_tasks"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ class AlignmentStats:
     task_cosines: Tensor | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field as plain Python numbers, for a logger; in one transfer from the device."""
+        """Every field as plain Python numbers, for a logger; in one transfer from the device.
+
+        Returns:
+            name -> value for every field: a float for a tensor, None where it is not known, for `task_cosines` a list of lists.
+        """
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: value for name, value in known.items() if isinstance(value, Tensor)}
         numbers = torch.cat([value.double().flatten() for value in tensors.values()]).cpu()

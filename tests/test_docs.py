@@ -72,7 +72,7 @@ def directives():
 def public_names():
     """Every name that the package and its public modules offer, modules themselves included."""
     for module in (gradalign, gradalign.optim, gradalign.baselines, gradalign.ops):
-        for name in getattr(module, "__all__", gradalign.ops.SCHEMAS):
+        for name in module.__all__:
             if not name.startswith("__"):
                 yield f"{module.__name__}.{name}"
     yield from (f"gradalign.estimators.{estimator.__name__}" for estimator in gradalign.estimators.ESTIMATORS.values())

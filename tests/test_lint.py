@@ -10,6 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def test_ruff_and_mypy_check_for_the_oldest_python_that_is_claimed():
+    text = (ROOT / "pyproject.toml").read_text()
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"$', text, re.MULTILINE)[1]
+    assert re.search(r'^target-version = "py3(\d+)"$', text, re.MULTILINE)[1] == oldest
+    assert re.search(r'^python_version = "3\.(\d+)"', text, re.MULTILINE)[1] == oldest
+
+
 def test_pre_commit_runs_the_commands_of_make_lint():
     yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())

@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; the parsed namespace holds the chosen one's `run`."""
     top = argparse.ArgumentParser(
-        prog="gradalign", description="Train with gradients that agree between micro-batches."
+        prog="gradalign",
+        description="Train with gradients that agree between micro-batches.",
+        epilog="Start with: gradalign doctor; gradalign demo. Every COMMAND has --help. The documentation is README.md and "
+        "docs/ of the source tree; help(gradalign.GradAlign) in Python.",
     )
     top.add_argument("--version", action="version", version=f"gradalign {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

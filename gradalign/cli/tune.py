@@ -26,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "tune",
         help="measure the error of finite differences, and recommend a radius and a weight",
         description="Measures the error of finite differences against the Hessian-vector product over a sweep of radii, on a "
-        "pretrained text encoder with a new classifier. Prints the table; writes tune.png and tune.json.",
+        "pretrained text encoder with a new classifier. Prints the table; writes tune.png and tune.json. "
+        + assets.needs(*assets.ASSETS),
     )
     arguments.add_workload(parser)
     add = parser.add_argument

@@ -16,6 +16,8 @@ from gradalign.engine.validation import callable_
 from gradalign.integrations.binding import begun, swaps_named
 from gradalign.integrations.processes import served, several, wrapped
 
+__all__ = ["Window", "accumulate"]
+
 STACK = 4  # from `leave` to the user's `with`
 
 
@@ -36,6 +38,10 @@ def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
     Args:
         accelerator: the Accelerator.
         aligner: a `GradAlign` or a baseline; on several processes that of the model that `accelerator.prepare` returned.
+
+    Returns:
+        A context manager for one micro-batch; what it gives is the same `Window` in every block, whose `backward` is called
+        once in each.
 
     Raises:
         ValueError: `gradient_accumulation_steps` below 2.
@@ -109,7 +115,14 @@ class Window:
         return divided.loss
 
     def enter(self, accelerator: Any) -> None:
-        """A block begins; Accelerate has said whether the optimizer steps in it."""
+        """A block begins; Accelerate has said whether the optimizer steps in it.
+
+        Args:
+            accelerator: the Accelerator.
+
+        Raises:
+            RuntimeError: a number of micro-batches that changed within a step, or a data loader that ended in one.
+        """
         k = accelerator.gradient_accumulation_steps
         self._accelerator, self._called = accelerator, False
         self._counted(accelerator)
@@ -132,7 +145,14 @@ class Window:
         self._visited += 1
 
     def leave(self, accelerator: Any) -> None:
-        """A block ends."""
+        """A block ends.
+
+        Args:
+            accelerator: the Accelerator.
+
+        Raises:
+            RuntimeError: no call of `backward` in it.
+        """
         self._accelerator = None
         if not self._called:
             raise RuntimeError("accumulate: expected one call of step.backward in each block; got none")

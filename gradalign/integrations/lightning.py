@@ -23,6 +23,8 @@ from gradalign.integrations.binding import LateAligner, Options, begun, swaps_na
 from gradalign.integrations.bookkeeping import taken_back
 from gradalign.integrations.processes import OWN_LOOP
 
+__all__ = ["GradAlignCallback"]
+
 OF_THE_STRATEGY = ("training_step",)  # where it opens autocast and, on several processes, calls the wrapper
 OF_THE_MODULE = ("backward", "optimizer_zero_grad", "log")
 OF_THE_LOOP = ("_on_before_zero_grad",)  # calls the hook of the callbacks and that of the module
@@ -64,11 +66,19 @@ class GradAlignCallback(Callback):
         return self._late.method
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the aligner."""
+        """What a resumed run needs.
+
+        Returns:
+            The state of the aligner; before there is one, what was loaded.
+        """
         return self._late.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
         self._late.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,6 +18,8 @@ from gradalign.integrations.binding import Options
 from gradalign.integrations.processes import served, several, wrapped
 from gradalign.integrations.trainer_steps import SourceOf, Steps
 
+__all__ = ["GradAlignMixin"]
+
 STATE = "gradalign.pt"  # beside the optimizer's, in a checkpoint
 
 
@@ -72,7 +74,15 @@ class GradAlignMixin:
         return self._gradalign.late.method
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's."""
+        """Train, as the parent does; a step that it leaves incomplete, by an exception for instance, is taken back.
+
+        Args:
+            args: as the parent takes them.
+            kwargs: likewise.
+
+        Returns:
+            What the parent's returns.
+        """
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -88,13 +98,35 @@ class GradAlignMixin:
         return super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; a step that was left incomplete, by a callback that stopped the epoch, is over."""
+        """The micro-batches of the next step; one that a callback left incomplete, by stopping the epoch, is over.
+
+        Args:
+            args: as the parent takes them.
+            kwargs: likewise.
+
+        Returns:
+            What the parent's returns: the micro-batches, and how many items they have in all.
+        """
         found = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self._gradalign.collect(found[0])
         return found
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """All passes of one micro-batch, or at the first of a step all of the step; the last fills `.grad`."""
+        """All passes of one micro-batch, or at the first of a step all of the step; the last fills `.grad`.
+
+        Args:
+            model: the module that the Trainer trains, in its wrapper where there is one.
+            inputs: of the micro-batch, as the data loader gives them.
+            args: what else the parent takes, the number of items of the step for instance.
+            kwargs: likewise.
+
+        Returns:
+            The loss of the base pass, detached, a 0-dim tensor as the parent's returns it.
+
+        Raises:
+            ValueError: `gradient_accumulation_steps` below 2.
+            TypeError: a configuration in which gradients would come out wrong.
+        """
         steps, trainer = self._gradalign, self._trainer
         steps.bypass = None
         expected = trainer.args.gradient_accumulation_steps
@@ -113,12 +145,26 @@ class GradAlignMixin:
         return steps.visit(method, num, trainer, inputs, lambda x: parent(model, shallow_copy(x), *args, **kwargs))
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's."""
+        """The loss of a micro-batch, by the parent.
+
+        Args:
+            args: as the parent takes them.
+            kwargs: likewise.
+
+        Returns:
+            What the parent's returns: the loss, with its graph; with `return_outputs=True` also the outputs.
+        """
         self._gradalign.computed_loss = True
         return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the parent's, with the statistics of a step beside the training loss; nothing in a displaced or repeated pass."""
+        """Log as the parent does, with the statistics of a step beside the loss; nothing in a displaced or repeated pass.
+
+        Args:
+            logs: name -> number.
+            args: what else the parent takes, the time of the start for instance.
+            kwargs: likewise.
+        """
         if self._gradalign.late.displaced:
             return
         if "loss" in logs:

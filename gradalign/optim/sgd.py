@@ -103,7 +103,11 @@ class SGD(FusedOptimizer):
         return SGDOptions(**own, **shared)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; a buffer that has not been used yet is left out, since torch would not know it from a used one."""
+        """What a resumed run needs; `torch.optim.SGD` can load it.
+
+        Returns:
+            As torch's; a buffer that has not been used yet is left out, since torch would not know it from a used one.
+        """
         saved = super().state_dict()
         params = {key for group in saved["param_groups"] for key in group["params"]}
         state = {key: _without_unused(entry) if key in params else entry for key, entry in saved["state"].items()}

@@ -1,12 +1,18 @@
 import argparse
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from support.fresh_process import fresh_python
 
 import gradalign
 from gradalign import cli
+from gradalign.cli.workload.assets import ASSETS
+
+ROOT = Path(__file__).parents[2]
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
 
 
 def test_the_module_runs_as_a_command():
@@ -89,6 +95,40 @@ def test_help_describes_every_subcommand_and_names_every_default(name):
     for action in command._actions:
         if action.default not in (None, False, argparse.SUPPRESS):
             assert "(default: " in action.help, action.option_strings
+
+
+def help_of(*argv):
+    """What `--help` prints, in one line."""
+    done = fresh_python("-m", "gradalign", *argv, "--help", check=True)
+    return " ".join(done.stdout.split())
+
+
+def test_help_says_where_to_begin():
+    assert "Start with: gradalign doctor; gradalign demo." in help_of()
+    assert (ROOT / "docs").is_dir()
+    assert "docs/ of the source tree" in help_of()
+
+
+@pytest.mark.parametrize("name", ["demo", "tune"])
+def test_help_names_the_packages_that_a_command_needs(name):
+    page, told = COMMAND_LINE.read_text(), help_of(name)
+    for _, _, distribution in ASSETS.values():
+        package = distribution.partition("==")[0]
+        assert package in told.replace("- ", "-")
+        assert f"`{package}`" in page
+    assert 'pip install ".[demo]"' in told
+
+
+def test_help_and_page_have_the_same_defaults():
+    told = help_of("demo")
+    rows = re.findall(r"^\| `(--[\w-]+)` \(`--task \w+`\) \| (.+) \|$", COMMAND_LINE.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == ["--held-out", "--lr", "--weight", "--radius"]
+    for name, text in rows:
+        words = text.replace("`", "")
+        assert f"(default: {words})" in told or name == "--held-out", name
+    (held_out,) = (text for name, text in rows if name == "--held-out")
+    _, _, rest = held_out.partition(". These ")
+    assert f"these {rest} (default: {held_out.split()[0]})" in told
 
 
 def test_the_exit_code_is_what_the_subcommand_returns(monkeypatch):

@@ -16,6 +16,9 @@ def test_the_text_names_reference_radii_and_weights():
     assert "against double backward: 163 parameters, float32" in text
     assert f"radius={result.radius['central']:g} for central differences" in text
     assert "cosine       0.03" in text
+    sentences = " ".join(text.split())
+    assert "one labelled source with shortcuts of its own: 1 with variance" in sentences
+    assert "Elsewhere plain training was best" in sentences
     assert "-1.7 +- 3.4; -1.0 +- 2.5" in text
     assert [line.split()[0] for line in result.table().splitlines()[1:]] == [f"{p.radius:g}" for p in result.curve]
 

@@ -25,7 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="train on real text with and without gradalign, and compare",
         description="Trains with and without gradalign from the same weights on the same texts, and compares at equal steps "
-        "and at equal time, with intervals over paired seeds. Writes demo.png and demo.json.",
+        "and at equal time, with intervals over paired seeds. Writes demo.png and demo.json. "
+        + assets.needs(*assets.ASSETS),
     )
     settings.add_settings(parser)
 

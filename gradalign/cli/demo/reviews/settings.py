@@ -105,7 +105,13 @@ def _add_training(parser: argparse._ActionsContainer) -> None:
         metavar="FRACTION",
         help="fraction of the training texts that get a wrong label (default: 0)",
     )
-    add("--lr", type=options.positive, metavar="X", help="learning rate after the warm-up (default: by model)")
+    by_model = ", ".join(f"{preset.lr:g} for {model}" for model, preset in PRESETS.items())
+    add(
+        "--lr",
+        type=options.positive,
+        metavar="X",
+        help=f"learning rate after the warm-up (default: {by_model}, else {OTHER_MODELS.lr:g})",
+    )
 
 
 def _add_alignment(parser: argparse._ActionsContainer) -> None:
@@ -115,12 +121,14 @@ def _add_alignment(parser: argparse._ActionsContainer) -> None:
         "--weight",
         type=options.finite,
         metavar="X",
-        help="weight of the objective after a linear warm-up (default: by objective)",
+        help=f"weight of the term after a linear warm-up (default: {by_objective()}; has to be given with another --normalize "
+        "than direction)",
     )
     add(
         "--normalize",
         choices=NORMALIZATIONS,
-        help="what the weight multiplies (default: direction)",
+        help="length of the term: direction: that of H v, each displacement v having length 1; none: that of the gradient of "
+        "the objective; gradient: that of the mean gradient (default: direction)",
     )
     add("--estimator", choices=sorted(ESTIMATORS), help="alignment estimator (default: split)")
     add(
@@ -130,7 +138,7 @@ def _add_alignment(parser: argparse._ActionsContainer) -> None:
         help="fraction of the micro-batches that are probes in split (default: 0.25)",
     )
     add("--difference", choices=("forward", "central"), help="finite difference (default: forward)")
-    add("--radius", type=options.positive, metavar="X", help="length of the displacement (default: gradalign's)")
+    add("--radius", type=options.positive, metavar="X", help="length of the displacement (default: 0.01)")
 
 
 def resolve(args: argparse.Namespace) -> Settings:
@@ -161,6 +169,11 @@ def resolve(args: argparse.Namespace) -> Settings:
     )
 
 
+def by_objective() -> str:
+    """The default weights, in words."""
+    return ", ".join(f"{objective} {weight:g}" for objective, weight in STARTING_WEIGHTS.items())
+
+
 def starting_weight(objective: str, normalize: str) -> float:
     """The default weight.
 
@@ -170,6 +183,6 @@ def starting_weight(objective: str, normalize: str) -> float:
     if normalize != "direction" or objective not in STARTING_WEIGHTS:
         raise CommandError(
             f"expected --weight with --objective {objective} --normalize {normalize}; got none. There are default weights for "
-            f"--normalize direction only ({', '.join(f'{k} {v:g}' for k, v in STARTING_WEIGHTS.items())})"
+            f"--normalize direction only ({by_objective()})"
         )
     return STARTING_WEIGHTS[objective]

@@ -46,7 +46,8 @@ def add_settings(parser: argparse._ActionsContainer) -> None:
         "--held-out",
         type=options.count(4),
         metavar="N",
-        help="test texts are one and a half times as many (default: 600)",
+        help="texts of films that are not trained on: these and half as many again are the test, whose planted sentences tell "
+        "nothing; another half, planted as in training, measures the sites themselves (default: 600)",
     )
 
 
