@@ -148,7 +148,7 @@ def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchm
         ({"objective": "variance"}, 10, 108, 780),
         ({"estimator": "leave_one_out"}, 16, 192, 1370),
         ({"estimator": "leave_one_out", "objective": "cosine"}, 16, 257, 1465),
-        ({"estimator": "prefix"}, 15, 241, 1620),
+        ({"estimator": "prefix"}, 15, 241, 1630),
         ({"estimator": gradalign.estimators.Prefix(block=2)}, 14, 137, 1135),
     ],
     ids=str,

@@ -46,13 +46,20 @@ def compare(
     _, q = step.displace(step.aim(sums, reference_scale), reference, g)
     keep(g, sums)
     gain = q * omega * step.num
-    if not step.settings.central:
-        term.subtract(g, gain)
+    subtract_base(step, term, g, gain)
     g.clear()
     displaced_passes(step, [closure], [start], term, gain, more=more)
     step.displacement.restore()
     end.put_back()
     return loss
+
+
+def subtract_base(step: Step, term: Term, g: Vector, gain: Tensor) -> None:
+    """term <- term - gain g, g the gradient at theta; with central differences, which do without, how long it is is noted."""
+    if not step.settings.central:
+        term.subtract(g, gain)
+    elif term.rescaled:
+        term.note(step.space.partial_norm_dot(g)[0], term.ratio(gain))
 
 
 def displaced_passes(
@@ -71,14 +78,6 @@ def displaced_passes(
             start.put_back()
             scaled = ratio if side == 1 else side * ratio
             add_displaced(step, closure, term, scaled, more=more or side != last or i < len(closures))
-            if side == 0.5:
-                note_first_side(step, term)
-
-
-def note_first_side(step: Step, term: Term) -> None:
-    """With central differences no gradient at theta is subtracted: the term is about as long as the one at the other side."""
-    if term.rescaled:
-        term.note(step.space.partial_norm_dot(term.vector)[0], step.space.one())
 
 
 def add_displaced(step: Step, closure: Closure, term: Term, ratio: float | Tensor, *, more: bool = False) -> Tensor:

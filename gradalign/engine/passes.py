@@ -24,7 +24,7 @@ from gradalign.engine.space import ParamSpace, Vector, there
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
 SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
-NO_INPUTS = "passing an `inputs` parameter to .backward()"  # likewise, of a reentrant checkpoint
+NO_INPUTS = "compatible with .grad()"  # likewise, and those of checkpoints made after torch's (Megatron's, DeepSpeed's)
 
 
 class Recorded(NamedTuple):
@@ -182,7 +182,7 @@ class Passes:
             with _without_hooks(hooked):
                 graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
-        return loss.detach(), list(graph)
+        return loss.detach().clone(), list(graph)  # loss_fn may keep its own
 
     def differentiate_again(self, graph: Vector, direction: Vector) -> Vector:
         """Gradient of (graph . direction), at the scale of `differentiable`."""
@@ -279,7 +279,7 @@ class Passes:
         try:
             yield
         except RuntimeError as error:
-            if takes_no_inputs(error):  # another way is tried, from here
+            if loss_alone(error):  # another way is tried, from here
                 end.put_back()
             raise
         finally:
@@ -399,9 +399,12 @@ class Passes:
                 del hooks[key]
 
 
-def takes_no_inputs(error: RuntimeError) -> bool:
-    """Whether `Passes.differentiate_recorded` came upon a reentrant checkpoint, which takes no `inputs`."""
-    return NO_INPUTS in str(error)
+def loss_alone(error: RuntimeError) -> bool:
+    """Whether `Passes.differentiate_recorded` has to leave it at the loss.
+
+    So it is with a reentrant checkpoint, which takes no `inputs`, and without the memory for one more gradient.
+    """
+    return NO_INPUTS in str(error) or isinstance(error, torch.OutOfMemoryError)
 
 
 @contextmanager

@@ -74,9 +74,9 @@ class ParamSpace:
             self.others = sorted(set(self.everywhere) - set(self.measured))
         self.home = self.params[0].device
         self.epsilon = _epsilon([self.params[i] for i in self.measured])
-        self.sums_rounding = sums_rounding(
-            self.home.type, self.epsilon, sum(self.params[i].numel() for i in self.measured)
-        )
+        kinds = {p.device.type for p in self.params}
+        numel = sum(self.params[i].numel() for i in self.measured)
+        self.sums_rounding = sums_rounding("cpu" if kinds == {"cpu"} else "others", self.epsilon, numel)
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
         self._kinds = {(p.device, p.dtype) for p in self.params}
         for device, dtype in self._kinds:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gradalign.engine.passes import Recorded, takes_no_inputs
+from gradalign.engine.passes import Recorded, loss_alone
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 
@@ -96,7 +96,7 @@ def in_16_bits(step: Step, recorded: Recorded) -> str | None:
     try:
         return _larger_radius(step, recorded, f"one that low-precision compute moves in steps (float8 layers, {layer})")
     except RuntimeError as error:
-        if not takes_no_inputs(error):
+        if not loss_alone(error):
             raise
         return None
 

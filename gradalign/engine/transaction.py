@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementInfo
-from gradalign.engine.passes import Closure, Recorded, takes_no_inputs
+from gradalign.engine.passes import Closure, Recorded, loss_alone
 from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
@@ -165,7 +165,7 @@ class OpenStep:
             try:
                 return self.passes.differentiate_recorded(recorded, gradient, among=self.compared), gradient
             except RuntimeError as error:
-                if not takes_no_inputs(error):
+                if not loss_alone(error):
                     raise
         return self.passes.evaluate_again(recorded), None
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradalign.backends.reference_scalars import inverse_length
-from gradalign.engine.comparison import aim_at_others, displaced_passes
+from gradalign.engine.comparison import aim_at_others, displaced_passes, subtract_base
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.plain import Plain
 from gradalign.engine.schedule import Schedule
@@ -156,8 +156,7 @@ class _BySource(Schedule):
             more: whether one of them follows.
         """
         gain = q * (self.step.num / (num * len(visited)))
-        if not self.step.settings.central:
-            self.term.subtract(g, gain)
+        subtract_base(self.step, self.term, g, gain)
         g.clear()
         closures, starts = [v.closure for v in visited], [v.start for v in visited]
         displaced_passes(self.step, closures, starts, self.term, gain, more=more)

@@ -15,7 +15,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from gradalign.engine.comparison import aim_at_others, displaced_passes
+from gradalign.engine.comparison import aim_at_others, displaced_passes, subtract_base
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
@@ -86,8 +86,7 @@ class LeaveOneOutSchedule(Schedule):
             g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference
             _, q = self.step.displace(aim_at_others(self.step, reference, g), reference, g)
-            if not self.step.settings.central:
-                self.subtract(g, q)
+            self.subtract(g, q)
             del g
             displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
         step.displacement.restore()
@@ -125,7 +124,9 @@ class LeaveOneOutSchedule(Schedule):
     def subtract(self, g: Vector, q: Tensor) -> None:
         """term <- term - q g; the first gradient becomes the term."""
         term, ratio, space = self.term, self.term.ratio(q), self.step.space
-        if not any(map(there, term.vector)):
+        if self.step.settings.central:
+            subtract_base(self.step, term, g, q)
+        elif not any(map(there, term.vector)):
             if term.rescaled:
                 term.note(space.partial_norm_dot(g)[0], ratio)
             space.combine(g, g, g, -ratio, space.zero())

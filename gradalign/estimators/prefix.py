@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradalign.engine.comparison import compare, displaced_passes
+from gradalign.engine.comparison import compare, displaced_passes, subtract_base
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure
 from gradalign.engine.schedule import Schedule
@@ -182,8 +182,7 @@ class BlockSchedule(Schedule):
         if not before:
             return
         step, space = self.step, self.step.space
-        if not step.settings.central:
-            self.term.subtract(self.own, self.gain)
+        subtract_base(step, self.term, self.own, self.gain)
         _, cross = space.accumulate(self.sums.total, self.own, over=space.measured).unbind()
         space.accumulate(self.sums.total, self.own, over=space.others)
         step.agreement.dots(cross, before * num, step.own_square)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.backends.reference_scalars import inverse_length
-from gradalign.engine.comparison import add_displaced, compare, note_first_side
+from gradalign.engine.comparison import add_displaced, compare
 from gradalign.engine.devices import sum_in_order
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.memory import Memory
@@ -278,6 +278,9 @@ class SharedDirectionSplit(_Split):
     def finish(self) -> dict[str, Tensor]:
         """Fill `.grad`; in the lean form, and between sources, the dot product is the quotient of the probes' losses."""
         self.step.displacement.restore()
+        if self.term is not None and self.term.parts is not None:
+            # The displaced passes are added up first, each rounded as the sum so far.
+            self.term.parts = self.term.parts * self.m
         self.step.close(self.total, self.term)
         change = stacked(self.losses, self.step.space.home) * self.step.loss_share
         quotient = self.step.settings.objective.alpha * sum_in_order(change) / (self.eps * self.m)
@@ -315,8 +318,6 @@ class SharedDirectionSplit(_Split):
             else:
                 more = not last or i < len(closures)
                 loss = add_displaced(self.step, closure, self.term, self.side, more=more)
-                if self.sides == 2 and self.side > 0:
-                    note_first_side(self.step, self.term)
             self.note_loss(loss, self.side / self.sides)
 
     def base_pass(self, closure: Closure) -> Tensor:
@@ -332,6 +333,8 @@ class SharedDirectionSplit(_Split):
                 step.space.accumulate(self.total, g)
             if one_sided:
                 self.term.subtract_times(g, step.space.one())
+            elif self.term.rescaled:
+                self.term.note(step.space.partial_norm_dot(g)[0], step.space.one())
         if one_sided:
             self.note_loss(loss, -1.0)
         return loss

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradalign.engine.comparison import displaced_passes
+from gradalign.engine.comparison import displaced_passes, subtract_base
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
@@ -79,8 +79,7 @@ class SymmetricSchedule(Schedule):
         sums = step.space.norm_dot(other, over=step.space.measured)
         _, q = step.displace(step.aim(sums, step.mean_scale(num_other)), other)
         gain = q * step.num / (2 * len(half))
-        if not step.settings.central:
-            self.term.subtract(own, gain)
+        subtract_base(step, self.term, own, gain)
         displaced_passes(step, half, starts, self.term, gain, more=own is self.halves[0])
         step.displacement.restore()
 

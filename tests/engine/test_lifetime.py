@@ -31,7 +31,7 @@ def steps(aligner, model, loss_fn, num):
     return found
 
 
-@pytest.mark.parametrize("estimator", ["split", "leave_one_out", "prefix"])
+@pytest.mark.parametrize("estimator", ["split", "leave_one_out", "prefix", "exact"])
 def test_a_loss_fn_may_keep_its_losses_and_write_into_them(estimator):
     model, mean = perceptron(), []
 
@@ -141,11 +141,35 @@ def test_an_error_of_loss_fn_in_any_pass_comes_through(options):
             run(at)
 
 
-def test_a_reentrant_checkpoint_is_trained_without_the_comparison_of_gradients():
+class OtherCheckpoint(torch.autograd.Function):
+    """Computes again in its backward, as Megatron's and DeepSpeed's checkpoints do, and says in their words what it cannot."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return module(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        if not torch.autograd._is_checkpoint_valid():
+            raise RuntimeError("Checkpointing is not compatible with .grad(), please use .backward() if possible")
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.module(x)
+        torch.autograd.backward(y, g)
+        return x.grad, None
+
+
+@pytest.mark.parametrize("kind", ["torch", "other"])
+def test_a_reentrant_checkpoint_is_trained_without_the_comparison_of_gradients(kind):
     model = perceptron()
 
     def loss_fn(x):
-        return checkpoint(model[1:], model[0](x), use_reentrant=True).square().mean()
+        h = model[0](x)
+        y = checkpoint(model[1:], h, use_reentrant=True) if kind == "torch" else OtherCheckpoint.apply(h, model[1:])
+        return y.square().mean()
 
     gradients = []
     for compute in (loss_fn, lambda x: model(x).square().mean()):
@@ -260,3 +284,25 @@ def test_a_dominating_micro_batch_is_displaced_along_the_others(estimator):
     assert float(terms[torch.float64].norm()) > 0
     error = (terms[torch.float32] - terms[torch.float64]).norm() / terms[torch.float64].norm()
     assert float(error) < 0.3  # the sum over the others is rounded as the gradient that dominates
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("share", [0.25, 0.97])
+def test_no_term_is_made_of_the_rounding_of_many_probes(share, difference):
+    k = 96
+    slopes = 1 + 0.1 * torch.randn(k, 30, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(30, 1, bias=False)
+    aligner = gradalign.GradAlign(model, 0.5, normalize="gradient", probe_fraction=share, difference=difference)
+    aligner.backward(lambda slope: (slope @ model.weight[0]).sum(), list(slopes))
+    torch.testing.assert_close(model.weight.grad[0], slopes.mean(0))
+
+
+@pytest.mark.parametrize("estimator", ["leave_one_out", "prefix", "exact"])
+def test_identical_micro_batches_with_few_large_gradients_have_no_term(estimator):
+    torch.manual_seed(0)
+    for k in (5, 11, 13, 16, 29):
+        model = nn.Linear(2, 1)
+        x = torch.randn(4, 2)
+        aligner = gradalign.GradAlign(model, 0.1, objective="variance", estimator=estimator)
+        aligner.backward(lambda x, model=model: (model(x) - 100).square().mean(), [x] * k)
+        assert float(aligner.stats.term_norm) == 0
