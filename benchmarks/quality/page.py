@@ -178,7 +178,7 @@ PAGES: dict[str, dict[str, Block]] = {
         "rows": summary,
         "generated": Group(GENERATED, ("variance", "cosine", "cosine, split", "dot", *LESS)),
         "text": Group(TEXT, ("variance", "cosine", "dot", *LESS)),
-        "hidden": Group(HIDDEN, (*FIRST_LAYERS, "Reptile", "Reptile, first layer", "Fishr")),
+        "hidden": Group(HIDDEN, (*FIRST_LAYERS, "dot", "Reptile", "Reptile, first layer", "FOMAML", "Fishr")),
         "sprites": Group(SPRITES, ("variance", "cosine", "dot", *LESS)),
         "others": Group(OTHERS, ("variance", "cosine", "dot", "norm", *LESS)),
     },
