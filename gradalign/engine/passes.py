@@ -24,7 +24,6 @@ from gradalign.engine.space import ParamSpace, Vector, there
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
 SECOND_BACKWARD = "backward through the graph a second time"  # torch's words
-NO_INPUTS = "compatible with .grad()"  # likewise, and those of checkpoints made after torch's (Megatron's, DeepSpeed's)
 
 
 class Recorded(NamedTuple):
@@ -254,6 +253,9 @@ class Passes:
         The gradient is as large as in plain training, where backward need not be linear: times `factor`, without loss scale. It
         comes from autograd whoever else differentiates, and nothing but the parameters (those at `among`; None: all) gets one.
         `.grad`, random numbers and buffers are put back.
+
+        Raises:
+            LossAloneError: the backward failed.
         """
         params = self._space.params if among is None else [self._space.params[i] for i in among]
         grads = self._space.grads()
@@ -261,7 +263,10 @@ class Passes:
             try:
                 loss, _ = self._result(recorded.closure)
                 self._space.set_grads(into)
-                (loss * (ratio * self._factor)).sum().backward(inputs=params)
+                try:
+                    (loss * (ratio * self._factor)).sum().backward(inputs=params)
+                except RuntimeError as error:
+                    raise LossAloneError from error
                 into[:] = self._space.grads()
                 return loss.detach()
             finally:
@@ -278,9 +283,8 @@ class Passes:
         self._on_displaced(True)
         try:
             yield
-        except RuntimeError as error:
-            if loss_alone(error):  # another way is tried, from here
-                end.put_back()
+        except LossAloneError:  # another way is tried, from here
+            end.put_back()
             raise
         finally:
             self._on_displaced(False)
@@ -399,12 +403,11 @@ class Passes:
                 del hooks[key]
 
 
-def loss_alone(error: RuntimeError) -> bool:
-    """Whether `Passes.differentiate_recorded` has to leave it at the loss.
+class LossAloneError(Exception):
+    """`Passes.differentiate_recorded` came to a loss, and to no gradient.
 
     So it is with a reentrant checkpoint, which takes no `inputs`, and without the memory for one more gradient.
     """
-    return NO_INPUTS in str(error) or isinstance(error, torch.OutOfMemoryError)
 
 
 @contextmanager

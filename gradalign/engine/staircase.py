@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gradalign.engine.passes import Recorded, loss_alone
+from gradalign.engine.passes import Recorded
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 
@@ -93,12 +93,7 @@ def in_16_bits(step: Step, recorded: Recorded) -> str | None:
     layer = float8_layer(step.passes.models)
     if layer is None or not _can_be_displaced(step):
         return None
-    try:
-        return _larger_radius(step, recorded, f"one that low-precision compute moves in steps (float8 layers, {layer})")
-    except RuntimeError as error:
-        if not loss_alone(error):
-            raise
-        return None
+    return _larger_radius(step, recorded, f"one that low-precision compute moves in steps (float8 layers, {layer})")
 
 
 def float8_layer(models: Iterable[nn.Module]) -> str | None:

@@ -185,7 +185,11 @@ class Step:
         k eps / 6 (measured), which counts where few elements are large. Sums of squares have a rounding of their own. Never so
         much that gradients that do not cancel would count as rounding.
         """
-        return min(max((self.num_everywhere * self.space.epsilon) ** 2 / 36, self.space.sums_rounding), 2.0**-8)
+        epsilon = self.space.epsilon
+        share = (
+            36 if epsilon < 1e-6 else 200
+        )  # in 16 bits the larger one would take in terms that are more than rounding
+        return min(max((self.num_everywhere * epsilon) ** 2 / share, self.space.sums_rounding), 2.0**-8)
 
     @cached_property
     def grain(self) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementInfo
-from gradalign.engine.passes import Closure, Recorded, loss_alone
+from gradalign.engine.passes import Closure, LossAloneError, Recorded
 from gradalign.engine.replay import BufferState
 from gradalign.engine.replay_check import check_gradient, check_replay
 from gradalign.engine.schedule import Schedule
@@ -153,10 +153,13 @@ class OpenStep:
                     first = None if other is None else passes.describe(other)
             if first is not None:
                 check_gradient(first, sketch, passes.epsilon(recorded))
-        if gradient is not None:
-            self.doubt = staircase(step, recorded, gradient)
-        elif passes.autocast or passes.forward_dtype in LOW_PRECISION:
-            self.doubt = in_16_bits(step, recorded)
+        try:
+            if gradient is not None:
+                self.doubt = staircase(step, recorded, gradient)
+            elif passes.autocast or passes.forward_dtype in LOW_PRECISION:
+                self.doubt = in_16_bits(step, recorded)
+        except LossAloneError:  # which leaves nothing to warn of
+            pass
 
     def _once_more(self, recorded: Recorded) -> tuple[Tensor, Vector | None]:
         """The loss of a recorded base pass, evaluated again, and its own gradient where that can be told."""
@@ -164,9 +167,8 @@ class OpenStep:
             gradient = self.step.space.zeros()
             try:
                 return self.passes.differentiate_recorded(recorded, gradient, among=self.compared), gradient
-            except RuntimeError as error:
-                if not loss_alone(error):
-                    raise
+            except LossAloneError:
+                pass
         return self.passes.evaluate_again(recorded), None
 
     def check_replay_now(self) -> None:

@@ -194,6 +194,6 @@ def test_losses_without_old_log_probabilities_are_warned_of(cls, config, tmp_pat
         trainer = generated(cls, config, tmp_path, steps_per_generation=K, aligner={"weight": 1e-9, "objective": "dot"})
         generated(cls, config, tmp_path, aligner={"weight": 1e-9, "objective": "dot"})
         generated(cls, config, tmp_path, steps_per_generation=K, aligner={"weight": 0.0})
-    found = [str(w.message) for w in caught if "got the same to the last bit" in str(w.message)]
+    found = [str(w.message) for w in caught if "the same to the last bit" in str(w.message)]
     assert len(found) == (cls is AlignedGRPO)  # RLOO computes them in any case
     assert (float(trainer.aligner.stats.dot) == 0) is bool(found)
