@@ -46,7 +46,7 @@ def compare(
     _, q = step.displace(step.aim(sums, reference_scale), reference, g)
     keep(g, sums)
     gain = q * omega * step.num
-    subtract_base(step, term, g, gain)
+    subtract_base(step, term, g, term.ratio(gain))
     g.clear()
     displaced_passes(step, [closure], [start], term, gain, more=more)
     step.displacement.restore()
@@ -54,12 +54,12 @@ def compare(
     return loss
 
 
-def subtract_base(step: Step, term: Term, g: Vector, gain: Tensor) -> None:
-    """term <- term - gain g, g the gradient at theta; with central differences, which do without, how long it is is noted."""
+def subtract_base(step: Step, term: Term, g: Vector, ratio: Tensor) -> None:
+    """The gradient g at theta leaves the term; with central differences, which do without it, its length is noted."""
     if not step.settings.central:
-        term.subtract(g, gain)
+        term.subtract(g, ratio)
     elif term.rescaled:
-        term.note(step.space.partial_norm_dot(g)[0], term.ratio(gain))
+        term.note(step.space.partial_norm_dot(g)[0], ratio)
 
 
 def displaced_passes(

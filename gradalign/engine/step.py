@@ -186,9 +186,8 @@ class Step:
         much that gradients that do not cancel would count as rounding.
         """
         epsilon = self.space.epsilon
-        share = (
-            36 if epsilon < 1e-6 else 200
-        )  # in 16 bits the larger one would take in terms that are more than rounding
+        # In 16 bits that of one element would take in terms that are more than rounding.
+        share = 36 if epsilon < 1e-6 else 200
         return min(max((self.num_everywhere * epsilon) ** 2 / share, self.space.sums_rounding), 2.0**-8)
 
     @cached_property

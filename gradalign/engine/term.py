@@ -36,12 +36,8 @@ class Term:
         self._largest = largest
         self._last: tuple[Tensor, Tensor] | None = None  # a gain, and its ratio
 
-    def subtract(self, g: Vector, gain: Tensor) -> None:
-        """term <- term - gain g, the gradient of which a displaced one is a difference."""
-        self.subtract_times(g, self.ratio(gain))
-
-    def subtract_times(self, g: Vector, ratio: Tensor) -> None:
-        """The same with a factor in units of the first one."""
+    def subtract(self, g: Vector, ratio: Tensor) -> None:
+        """vector <- vector - ratio g."""
         square = self._space.accumulate(self.vector, g, -ratio)[0]
         if self.rescaled:
             self.note(square, ratio)

@@ -156,7 +156,7 @@ class _BySource(Schedule):
             more: whether one of them follows.
         """
         gain = q * (self.step.num / (num * len(visited)))
-        subtract_base(self.step, self.term, g, gain)
+        subtract_base(self.step, self.term, g, self.term.ratio(gain))
         g.clear()
         closures, starts = [v.closure for v in visited], [v.start for v in visited]
         displaced_passes(self.step, closures, starts, self.term, gain, more=more)

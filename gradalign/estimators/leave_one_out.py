@@ -125,11 +125,11 @@ class LeaveOneOutSchedule(Schedule):
         """term <- term - q g; the first gradient becomes the term."""
         term, ratio, space = self.term, self.term.ratio(q), self.step.space
         if self.step.settings.central:
-            subtract_base(self.step, term, g, q)
-        elif not any(map(there, term.vector)):
+            subtract_base(self.step, term, g, ratio)
+        elif any(map(there, term.vector)):
+            term.subtract(g, ratio)
+        else:
             if term.rescaled:
                 term.note(space.partial_norm_dot(g)[0], ratio)
             space.combine(g, g, g, -ratio, space.zero())
             term.vector = g
-        else:
-            term.subtract_times(g, ratio)

@@ -182,7 +182,7 @@ class BlockSchedule(Schedule):
         if not before:
             return
         step, space = self.step, self.step.space
-        subtract_base(step, self.term, self.own, self.gain)
+        subtract_base(step, self.term, self.own, self.term.ratio(self.gain))
         _, cross = space.accumulate(self.sums.total, self.own, over=space.measured).unbind()
         space.accumulate(self.sums.total, self.own, over=space.others)
         step.agreement.dots(cross, before * num, step.own_square)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradalign.backends.reference_scalars import inverse_length
-from gradalign.engine.comparison import add_displaced, compare
+from gradalign.engine.comparison import add_displaced, compare, subtract_base
 from gradalign.engine.devices import sum_in_order
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.memory import Memory
@@ -331,10 +331,7 @@ class SharedDirectionSplit(_Split):
                 self.sums.add(g, num_before=self.num_visited)
             else:  # products of micro-batches are not those of sources: as in the lean form, the dot product is the quotient
                 step.space.accumulate(self.total, g)
-            if one_sided:
-                self.term.subtract_times(g, step.space.one())
-            elif self.term.rescaled:
-                self.term.note(step.space.partial_norm_dot(g)[0], step.space.one())
+            subtract_base(step, self.term, g, step.space.one())
         if one_sided:
             self.note_loss(loss, -1.0)
         return loss

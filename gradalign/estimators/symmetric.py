@@ -79,7 +79,7 @@ class SymmetricSchedule(Schedule):
         sums = step.space.norm_dot(other, over=step.space.measured)
         _, q = step.displace(step.aim(sums, step.mean_scale(num_other)), other)
         gain = q * step.num / (2 * len(half))
-        subtract_base(step, self.term, own, gain)
+        subtract_base(step, self.term, own, self.term.ratio(gain))
         displaced_passes(step, half, starts, self.term, gain, more=own is self.halves[0])
         step.displacement.restore()
 
