@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -17,8 +16,8 @@ from gradalign.engine.mesh import Mesh
 from gradalign.engine.method import Method, MethodOptions
 from gradalign.engine.models import params_of
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.space import ParamSpace, Vector
-from gradalign.engine.step import NORMALIZATIONS, Carried, Normalization, Settings, Step
+from gradalign.engine.space import Vector
+from gradalign.engine.step import NORMALIZATIONS, Normalization, Settings, Step
 from gradalign.engine.validation import flag, fraction, one_of, positive
 from gradalign.engine.weight import Weight
 from gradalign.estimators import EstimatorName, Split, named
@@ -157,9 +156,6 @@ class GradAlign(Method):
             self._settings.separate and ranks is not None and ranks.num > 1 and self._estimator.name == "leave_one_out"
         )
         return 1 if alone else 2
-
-    def _carried(self, space: ParamSpace) -> Carried:
-        return replace(super()._carried(space), memory=self._estimator_memory)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs.

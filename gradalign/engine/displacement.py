@@ -56,8 +56,10 @@ class Displacement:
         self._theta = Theta.IN_PARAMS
         self._follow_master = follow_master
         # Versions of the parameters with masters when they were last known to be the rounding of their masters.
-        tensors = space.tensors
-        self._rounded = {i: tensors[i]._version for i, m in enumerate(self._masters) if m is not None}
+        self._rounded: dict[int, int] = {}
+        if masters is not None:
+            tensors = space.tensors
+            self._rounded = {i: tensors[i]._version for i, m in enumerate(masters) if m is not None}
 
     @property
     def active(self) -> bool:
@@ -67,7 +69,7 @@ class Displacement:
     @property
     def with_masters(self) -> bool:
         """Whether a parameter has a master."""
-        return any(m is not None for m in self._masters)
+        return bool(self._rounded)
 
     def num_moved(self) -> Tensor:
         """How many elements of the displaced parameters differ from theta; an int64 tensor on the home device."""

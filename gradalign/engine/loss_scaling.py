@@ -18,10 +18,12 @@ class LossScaling:
     Attributes:
         scale: of a GradScaler, 0-dim float64 tensor; 1 without one.
         share: turns a returned loss into L_i: 1, or k where it carries its 1/k.
+        by_scaler: whether there is a GradScaler.
     """
 
     scale: Tensor
     share: int
+    by_scaler: bool
 
 
 def differentiation(

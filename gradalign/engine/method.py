@@ -23,8 +23,10 @@ from gradalign.engine.graph import GraphWatch
 from gradalign.engine.inspection import Inspection
 from gradalign.engine.loss_scaling import LossScaling, differentiation, grad_scaler
 from gradalign.engine.low_precision import LOW_PRECISION, DisplacementWatch
+from gradalign.engine.memory import Memory
 from gradalign.engine.models import (
     Models,
+    Parts,
     grads_are_zeros,
     no_consuming_hooks,
     no_grads,
@@ -136,6 +138,7 @@ class Method(ABC):
         numpy_random()
         ParamSpace(params, self._params, options.backend)  # an impossible backend or dtype shows here, not in a step
         self._memory = self._models.memory(params)
+        self._estimator_memory = Memory()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -176,10 +179,12 @@ class Method(ABC):
         """What the user chose, for messages."""
         return type(self).__name__
 
-    def _carried(self, space: ParamSpace) -> Carried:
+    def _carried(self, space: ParamSpace, frozen: Sequence[Parameter]) -> Carried:
         """What a step takes over from those before it."""
-        masters = None if self._optimizer is None else [self._optimizer.master(p) for p in space.params]
-        return Carried(masters, None if self._optimizer is None else self._optimizer.master)
+        optimizer = self._optimizer
+        masters = None if optimizer is None else [optimizer.master(p) for p in space.params]
+        in_16_bits = any(p.dtype in LOW_PRECISION for p in frozen)
+        return Carried(masters, None if optimizer is None else optimizer.master, self._estimator_memory, in_16_bits)
 
     @property
     def displaced(self) -> bool:
@@ -349,13 +354,10 @@ class Method(ABC):
                 )
             settings = replace(settings, telemetry=True)
         weight = self._weight.at(self.num_steps)
-        space, frozen = self._space()
+        space, parts = self._space()
         inspection = Inspection(self._progress, bool(weight), request.num)
-        buffers = Buffers(self._models.all_modules(), self._memory)
+        buffers = Buffers(parts.modules, self._memory)
         passes, scaling = self._passes(space, buffers, request, inspection)
-        carried = self._carried(space)
-        if any(p.dtype in LOW_PRECISION for p in frozen):
-            carried = replace(carried, frozen_low_precision=True)
         step = Step(
             space,
             passes,
@@ -363,7 +365,7 @@ class Method(ABC):
             micro_batches=MicroBatches(request.num, tasks, self._sources(request)),
             scaling=scaling,
             weight=StepWeight(weight, self._weight_on(space, weight)),
-            carried=carried,
+            carried=self._carried(space, parts.frozen),
         )
         schedule = self._checked_schedule(step, weight, request)
         if schedule.reuses_graphs:
@@ -373,7 +375,7 @@ class Method(ABC):
             may_record = self._check_replay and not _capturing(space.home)
             trained = space.params if space.ranks is None else ()
             modules, one_by_one = self._models.modules, request.one_by_one
-            inspection.observe(passes, modules, frozen, trained, may_record=may_record, one_by_one=one_by_one)
+            inspection.observe(passes, modules, parts.frozen, trained, may_record=may_record, one_by_one=one_by_one)
         opened = OpenStep(step, schedule, buffers.state(), self._progress)
         if group_is_up() and not _capturing(space.home):
             self._have_ranks_compared(opened, inspection, request)
@@ -389,13 +391,14 @@ class Method(ABC):
             sources = None if request.sources is None else labels(request.sources, request.num)
             opened.to_compare = {"micro-batches": step.num, "sources": sources, "tasks": step.tasks}
 
-    def _space(self) -> tuple[ParamSpace, list[Parameter]]:
-        """The trainable parameters as they are now, ready for a step; and the frozen ones."""
+    def _space(self) -> tuple[ParamSpace, Parts]:
+        """The trainable parameters as they are now, ready for a step; and all that is in the models."""
         if self._models.ranks is not None:
             self._models.ranks.parameters_are_read()
-        trained, frozen = self._models.by_grad()
+        parts = self._models.now()
+        trained = parts.trained
         if self._params is not None:
-            still_there(self._params, [*trained, *frozen])
+            still_there(self._params, [*trained, *parts.frozen])
         space = self._last_space
         if space is None or not space.is_of(trained):
             space = ParamSpace(trained, self._params, self._backend, self._models.ranks)
@@ -407,7 +410,7 @@ class Method(ABC):
             grads_are_zeros(space.grads() if space.ranks is None else space.ranks.local(space.grads()))
         if not self._memory.is_of(space.tensors):
             self._memory = self._models.memory(space.params)
-        return space, frozen
+        return space, parts
 
     def _sources(self, request: StepRequest) -> Sources | None:
         """Which micro-batches come from which source, where a source has several."""
@@ -432,7 +435,8 @@ class Method(ABC):
         self, space: ParamSpace, buffers: Buffers, request: StepRequest, inspection: Inspection
     ) -> tuple[Passes, LossScaling]:
         """What runs the passes of a step, and what their losses are multiplied with."""
-        differentiate, scale = differentiation(request.backward, self._scaler, space.one())
+        one = space.one()
+        differentiate, scale = differentiation(request.backward, self._scaler, one)
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
         handling = LossHandling(differentiate, factor, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves
@@ -440,7 +444,7 @@ class Method(ABC):
         looks_at = inspection.looks_at if inspection.looks or before.casts_shown else None
         graphs = GraphWatch(space.params, looks_at, before.casts_to_16_bit, before.casts_shown, stand_ins)
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs)
-        return passes, LossScaling(scale, share)
+        return passes, LossScaling(scale, share, by_scaler=scale is not one)
 
     def _checked_schedule(self, step: Step, weight: float, request: StepRequest) -> Schedule:
         """The schedule of a step; what the one with the term cannot do is refused in the first step, wherever that is."""

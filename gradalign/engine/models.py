@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ UNSUPPORTED = {
     "FullyShardedDataParallel": "whose flat parameters cannot be displaced one by one; use fully_shard, its successor",
     "DeepSpeedEngine": "which reduces and partitions gradients by itself; use DistributedDataParallel or fully_shard",
 }
+
+
+class Parts(NamedTuple):
+    """What is in some modules, each once.
+
+    Attributes:
+        trained: the parameters that require grad.
+        frozen: those that do not.
+        modules: the modules and all that are in them.
+    """
+
+    trained: list[Parameter]
+    frozen: list[Parameter]
+    modules: list[nn.Module]
 
 
 class Models:
@@ -45,19 +59,21 @@ class Models:
             ValueError: none, or one that is not initialised.
             TypeError: complex or sharded ones.
         """
-        return self.by_grad()[0]
+        return self.now().trained
 
-    def by_grad(self) -> tuple[list[Parameter], list[Parameter]]:
-        """The parameters that require grad now and those that do not, each once; raises as `trainable` does."""
-        params = {id(p): p for module in self.modules for p in params_of(module)}
+    def now(self) -> Parts:
+        """What is in the modules now; raises as `trainable` does."""
+        params: dict[int, Parameter] = {}
+        modules: dict[int, nn.Module] = {}
+        for module in self.modules:
+            inside = modules_of(module)
+            modules |= {id(m): m for m in inside}
+            params |= {id(p): p for p in params_of(module, inside)}
         trained = [p for p in params.values() if p.requires_grad]
         if not trained or len(trained) != len(self._checked) or not all(map(operator.is_, trained, self._checked)):
             self._checked = _trainable(trained, self.ranks)
-        return trained, [p for p in params.values() if not p.requires_grad] if len(trained) < len(params) else []
-
-    def all_modules(self) -> list[nn.Module]:
-        """The modules and all that are in them now, each once."""
-        return list({id(m): m for module in self.modules for m in modules_of(module)}.values())
+        frozen = [p for p in params.values() if not p.requires_grad] if len(trained) < len(params) else []
+        return Parts(trained, frozen, list(modules.values()))
 
     def memory(self, params: Sequence[Parameter]) -> ParamMemory:
         """Where these parameters are.
@@ -77,10 +93,10 @@ class Models:
         return memory
 
 
-def modules_of(module: nn.Module) -> Iterable[nn.Module]:
+def modules_of(module: nn.Module) -> Collection[nn.Module]:
     """What `module.modules()` gives, at a fraction of its time: it is asked for in every step."""
     if isinstance(module, torch.jit.ScriptModule) or overrides(module, "modules", "named_modules"):
-        return module.modules()
+        return list(module.modules())
     seen: dict[int, nn.Module] = {}
     waiting = [module]
     while waiting:
@@ -88,18 +104,24 @@ def modules_of(module: nn.Module) -> Iterable[nn.Module]:
         if id(inner) in seen:
             continue
         if isinstance(inner, torch.jit.ScriptModule):
-            return module.modules()
+            return list(module.modules())
         seen[id(inner)] = inner
         if inner._modules:
             waiting += [child for child in reversed(inner._modules.values()) if child is not None]
     return seen.values()
 
 
-def params_of(module: nn.Module) -> Iterable[Parameter]:
-    """What `module.parameters()` gives, where a parameter may come several times."""
+def params_of(module: nn.Module, inside: Iterable[nn.Module] | None = None) -> Iterable[Parameter]:
+    """What `module.parameters()` gives, where a parameter may come several times.
+
+    Args:
+        module: the module.
+        inside: what `modules_of` gives for it, where that is known.
+    """
     if isinstance(module, torch.jit.ScriptModule) or overrides(module, "parameters", "named_parameters"):
         return module.parameters()
-    return [p for inner in modules_of(module) for p in inner._parameters.values() if p is not None]
+    modules = modules_of(module) if inside is None else inside
+    return [p for inner in modules for p in inner._parameters.values() if p is not None]
 
 
 def overrides(module: nn.Module, *names: str) -> bool:

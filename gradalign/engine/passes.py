@@ -17,9 +17,9 @@ from gradalign.engine.graph import GraphWatch, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
-from gradalign.engine.replay import Buffers, RandomWatch, ReplayState
+from gradalign.engine.replay import Buffers, RandomWatch, ReplayState, with_generators
 from gradalign.engine.side_effects import SideEffects
-from gradalign.engine.space import ParamSpace, Vector, there
+from gradalign.engine.space import ParamSpace, Vector, no_grad, there
 
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
@@ -85,13 +85,13 @@ class Passes:
         self._differentiate = handling.differentiate
         self.has_aux = handling.has_aux
         self._on_displaced = on_displaced
-        devices = {p.device for p in space.params}
         self._graphs = graphs
-        self._autocast_dtypes = _autocast_dtypes(devices)
+        self._devices = space.devices
+        self._autocast_dtypes = _autocast_dtypes(self._devices)
         if space.ranks is not None:
-            devices |= space.ranks.devices
+            self._devices = sorted({*space.devices, *space.ranks.devices}, key=str)
             self._autocast_dtypes |= LOW_PRECISION & space.ranks.forward_dtypes
-        self._devices = sorted(devices, key=str)
+        self._generators = with_generators(self._devices)
         self._side_effects: SideEffects | None = None
         self._recording = False
         self._random: RandomWatch | None = None
@@ -181,7 +181,7 @@ class Passes:
             with _without_hooks(hooked):
                 graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
-        return loss.detach().clone(), list(graph)  # loss_fn may keep its own
+        return copy_of(loss), list(graph)  # loss_fn may keep its own
 
     def differentiate_again(self, graph: Vector, direction: Vector) -> Vector:
         """Gradient of (graph . direction), at the scale of `differentiable`."""
@@ -326,7 +326,7 @@ class Passes:
 
     def replay_state(self) -> ReplayState:
         """A snapshot of random number generators and buffers."""
-        return ReplayState(self._devices, self._buffers)
+        return ReplayState(self._generators, self._buffers)
 
     def _run(self, closure: Closure, into: Vector, ratio: float | Tensor, keep_aux: bool, more: bool) -> Tensor:
         ranks = self._space.ranks
@@ -357,8 +357,7 @@ class Passes:
                 ranks = self._space.ranks
                 gradients_apart(self.models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
-        loss = loss.detach()
-        return loss.clone() if keep_aux else loss  # loss_fn may keep its own, and add to it in place
+        return copy_of(loss) if keep_aux else loss.detach()  # loss_fn may keep its own, and add to it in place
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
@@ -401,6 +400,12 @@ class Passes:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]
+
+
+@no_grad
+def copy_of(loss: Tensor) -> Tensor:
+    """Its value, without its graph."""
+    return loss.clone()
 
 
 class LossAloneError(Exception):

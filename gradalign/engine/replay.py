@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import random
 import sys
 import warnings
@@ -43,11 +44,20 @@ class SlowState:
         return state
 
 
-class RandomState:
-    """The global random number generators: torch's of the CPU and of the given devices, Python's and NumPy's."""
+def with_generators(devices: Iterable[torch.device]) -> list[torch.device]:
+    """The devices that have random number generators of their own."""
+    return [d for d in devices if d.type not in ("cpu", "meta")]
 
-    def __init__(self, devices: Iterable[torch.device]) -> None:
-        self._devices = [d for d in devices if d.type not in ("cpu", "meta")]
+
+class RandomState:
+    """The global random number generators: torch's of the CPU and of the given devices, Python's and NumPy's.
+
+    Args:
+        devices: those that `with_generators` lets through.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = devices
         self._cpu = torch.get_rng_state()
         self._on_device = [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
         self._python: tuple[Any, ...] | None = PYTHON.now()
@@ -125,6 +135,7 @@ class Buffers:
 
 
 NO_BUFFERS: dict[str, Tensor | None] = {}
+_buffers = operator.attrgetter("_buffers")
 
 
 class BufferState:
@@ -135,18 +146,25 @@ class BufferState:
         memory: of the parameters; a buffer that overlaps it is displaced and restored with its parameter.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], memory: ParamMemory) -> None:
-        self._buffers = [(m, dict(m._buffers.items()) if m._buffers else NO_BUFFERS) for m in modules]
-        tensors = {id(b): b for _, named in self._buffers if named for b in named.values() if b is not None}
+    def __init__(self, modules: Sequence[nn.Module], memory: ParamMemory) -> None:
+        self._modules = modules
+        self._named: list[dict[str, Tensor | None]] = []  # the buffers of each module; none where no module has one
+        if any(map(_buffers, modules)):
+            self._named = [dict(m._buffers.items()) if m._buffers else NO_BUFFERS for m in modules]
+        tensors = {id(b): b for named in self._named for b in named.values() if b is not None}
         self._tensors = [b for b in tensors.values() if not memory.covers(b)] if tensors else []
         self._places: list[Tensor] = [t.detach() for t in self._tensors]
         self._owned = [_owned(t) for t in self._places]
         self._values = [t.clone() for t in self._owned]
 
-    @torch.no_grad()
     def put_back(self) -> None:
         """Make every buffer the same tensor, of the same size and values, as in the snapshot; drop those added since."""
-        for module, named in self._buffers:
+        if self._named or any(map(_buffers, self._modules)):
+            self._put_back()
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for module, named in zip(self._modules, self._named or [NO_BUFFERS] * len(self._modules), strict=True):
             now = module._buffers
             if not now and not named:
                 continue
@@ -164,7 +182,7 @@ class BufferState:
 class ReplayState:
     """A snapshot of the random number generators and the buffers, from which a pass can be replayed."""
 
-    def __init__(self, devices: list[torch.device], buffers: Buffers) -> None:
+    def __init__(self, devices: Sequence[torch.device], buffers: Buffers) -> None:
         self._random = RandomState(devices)
         self._buffers = buffers.state()
 

@@ -72,17 +72,19 @@ class ParamSpace:
             chosen = {id(p) for p in measured}
             self.measured = [i for i, p in enumerate(self.params) if id(p) in chosen]
             self.others = sorted(set(self.everywhere) - set(self.measured))
+        self.measured_dtypes = frozenset(self.params[i].dtype for i in self.measured)
         self.home = self.params[0].device
         self.epsilon = _epsilon([self.params[i] for i in self.measured])
         kinds = {p.device.type for p in self.params}
         numel = sum(self.params[i].numel() for i in self.measured)
         self.sums_rounding = sums_rounding("cpu" if kinds == {"cpu"} else "others", self.epsilon, numel)
         dtypes: dict[torch.device, set[torch.dtype]] = defaultdict(set)
-        self._kinds = {(p.device, p.dtype) for p in self.params}
+        self._kinds = [(p.device, p.dtype) for p in self.params]
         for device, dtype in self._kinds:
             dtypes[device].add(dtype)
         self._backends = {d: dispatch.backend(backend, d.type, frozenset(kinds)) for d, kinds in dtypes.items()}
         self.at_home = self._backends[self.home]
+        self.devices = sorted(dtypes, key=str)
         self._one_device = len(dtypes) == 1
         self._one_call = self._one_device and ranks is None  # an op on whole vectors is one call
         # On a GPU they are made anew: a captured step must not find them unwritten. Later steps can save them for backward.
@@ -95,7 +97,7 @@ class ParamSpace:
     def is_of(self, params: Sequence[Parameter]) -> bool:
         """Whether it is the space of these parameters, on the devices and of the dtypes that they have now."""
         same = len(params) == len(self.params) and all(map(operator.is_, params, self.params))
-        return same and self.ranks is None and self._kinds == {(p.device, p.dtype) for p in params}
+        return same and self.ranks is None and self._kinds == [(p.device, p.dtype) for p in params]
 
     @property
     def tensors(self) -> Sequence[Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -53,25 +53,39 @@ class Settings:
     separate: bool = False
 
 
-@dataclass(frozen=True)
-class Aim:
-    """A displacement d = scale_x x + scale_y g = eps v, as 0-dim tensors; all 0 where ||v|| is 0 or not finite.
+class Aim(NamedTuple):
+    """A displacement d = scale_x x + scale_y g = eps v; all numbers are 0 where ||v|| is 0 or not finite.
 
     Attributes:
-        numbers: all of them as the backends' `aim` returns them.
-        scale_x: the factor of the stored reference.
-        scale_y: the factor of the stored own gradient.
-        eps: the factor of v.
-        norm: ||v||.
-        gradient_norm: of the mean gradient, or where that is a mean of unit gradients of the own one.
+        numbers: those below as the backends' `aim` returns them. Few of them are asked for in a step.
     """
 
     numbers: Tensor
-    scale_x: Tensor
-    scale_y: Tensor
-    eps: Tensor
-    norm: Tensor
-    gradient_norm: Tensor
+
+    @property
+    def scale_x(self) -> Tensor:
+        """The factor of the stored reference."""
+        return self.numbers[0]
+
+    @property
+    def scale_y(self) -> Tensor:
+        """The factor of the stored own gradient."""
+        return self.numbers[1]
+
+    @property
+    def eps(self) -> Tensor:
+        """The factor of v."""
+        return self.numbers[2]
+
+    @property
+    def norm(self) -> Tensor:
+        """||v||."""
+        return self.numbers[3]
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """That of the mean gradient, or where that is a mean of unit gradients of the own one."""
+        return self.numbers[4]
 
 
 @dataclass(frozen=True)
@@ -113,10 +127,10 @@ class Carried:
         frozen_low_precision: whether the models have frozen parameters in 16 bits, so that they compute in 16 bits.
     """
 
-    masters: Vector | None = None
-    follow_master: Callable[[Tensor], Any] | None = None
-    memory: Memory = field(default_factory=Memory)
-    frozen_low_precision: bool = False
+    masters: Vector | None
+    follow_master: Callable[[Tensor], Any] | None
+    memory: Memory
+    frozen_low_precision: bool
 
 
 class Step:
@@ -154,6 +168,7 @@ class Step:
         self.weight = weight.cell
         self.loss_scale = scaling.scale
         self.loss_share = scaling.share
+        self._by_scaler = scaling.by_scaler
         self._carried = carried
         self.memory = carried.memory
         self.displacement = Displacement(space, carried.masters, carried.follow_master)
@@ -162,15 +177,18 @@ class Step:
         self.sketches: list[Tensor] = []
         self._nominal_weight = weight.value
         self.active = weight.value != 0
-        self.gradient_norm: Tensor | None = (
-            None  # of the reference, or of a micro-batch where that is a mean of unit gradients
-        )
+        self._aim: Aim | None = None  # the last one
         self._length: float | None = None
         self._cosines: list[Tensor] = []
         self.separate = settings.separate and space.ranks is not None
         self.num_everywhere = self.num * space.ranks.num if self.separate and space.ranks is not None else self.num
         self._square: Tensor | None = None  # of .grad, where its last sum gave it
         self._term: tuple[Tensor, Tensor] | None = None  # its square, over what this process holds, and its factor
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """That of the reference, or of a micro-batch where that is a mean of unit gradients; None before a displacement."""
+        return None if self._aim is None else self._aim.gradient_norm
 
     @cached_property
     def own_scale(self) -> Tensor:
@@ -208,10 +226,10 @@ class Step:
     @cached_property
     def _low_precision(self) -> bool:
         """Whether parameters say that the model computes in 16 bits, or gradients are reduced in 16."""
-        params, ranks = self.space.params, self.space.ranks
+        ranks = self.space.ranks
         if ranks is not None and ranks.reduce_dtypes & LOW_PRECISION:
             return True
-        return self._carried.frozen_low_precision or any(params[i].dtype in LOW_PRECISION for i in self.space.measured)
+        return self._carried.frozen_low_precision or bool(self.space.measured_dtypes & LOW_PRECISION)
 
     @property
     def radius(self) -> float:
@@ -245,8 +263,7 @@ class Step:
             others,
             self.rounding,
         )
-        aim = Aim(numbers, *numbers.unbind())
-        self.gradient_norm = aim.gradient_norm
+        self._aim = aim = Aim(numbers)
         return aim
 
     def displace(self, aim: Aim, x: Vector, g: Vector | None = None) -> tuple[Tensor, Tensor]:
@@ -358,7 +375,7 @@ class Step:
             loss, square, found = self._over_ranks(self.space.ranks, loss, square, found)
         known: dict[str, Tensor] = found | self.agreement.known()
         if self._term is not None:
-            known["term_norm"] = self._term[0].sqrt() * self._term[1].abs() / self.loss_scale
+            known["term_norm"] = self._unscaled(self._term[0].sqrt() * self._term[1].abs())
         if self._cosines:
             known["displacement_cosine"] = torch.stack(self._cosines).mean()
         names: tuple[str, ...] | None = None
@@ -367,12 +384,16 @@ class Step:
             known["task_cosines"] = self._task_cosines(names)
         return AlignmentStats(
             loss=loss,
-            grad_norm=square.sqrt() / self.loss_scale,
+            grad_norm=self._unscaled(square.sqrt()),
             radius=self._length,
             passes=self.passes.count,
             tasks=names,
             **known,
         )
+
+    def _unscaled(self, norm: Tensor) -> Tensor:
+        """A norm without the loss scale."""
+        return norm / self.loss_scale if self._by_scaler else norm
 
     def _task_cosines(self, names: Sequence[str]) -> Tensor:
         """Cosines between the sketches of the tasks' gradients."""

@@ -50,7 +50,8 @@ class Term:
     def ratio(self, gain: Tensor) -> Tensor:
         """A factor in units of the first one."""
         if self.unit is None:
-            self.unit = torch.where(gain != 0, gain * self._largest, 1.0)
+            largest = gain if self._largest == 1 else gain * self._largest
+            self.unit = torch.where(gain != 0, largest, 1.0)
         if self._last is None or self._last[0] is not gain:
             self._last = gain, gain / self.unit
         return self._last[1]

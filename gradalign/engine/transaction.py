@@ -109,7 +109,8 @@ class OpenStep:
             losses: those of the base passes, detached.
         """
         step, before = self.step, self.progress
-        self.check_replay(step.gradient_norm)
+        if self.passes.recorded is not None:
+            self.check_replay(step.gradient_norm)
         stats = step.stats(losses, self.schedule.finish())
         grads = step.space.grads()
         if all(g is None for g in grads):
@@ -200,9 +201,8 @@ class OpenStep:
         return Fingerprint(grads, [None if g is None else g._version for g in held], [p._version for p in params])
 
     def _displacement(self, stats: AlignmentStats) -> DisplacementInfo:
-        space = self.step.space
-        dtypes = frozenset(space.params[i].dtype for i in space.measured)
-        return DisplacementInfo(stats.radius, dtypes, self.step.displacement.with_masters)
+        step = self.step
+        return DisplacementInfo(stats.radius, step.space.measured_dtypes, step.displacement.with_masters)
 
 
 def _compared(step: Step) -> list[int] | None:

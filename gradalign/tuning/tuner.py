@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from gradalign.backends.dispatch import BackendName
 from gradalign.engine import validation
 from gradalign.engine.method import BatchClosure, Method, MethodOptions, Reduction, StepRequest
-from gradalign.engine.replay import RandomState
+from gradalign.engine.replay import RandomState, with_generators
 from gradalign.engine.side_effects import no_tensor_filled_again, renormalised_weights
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
@@ -97,7 +97,7 @@ def tune(
         model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer, check_replay=True)
     )
 
-    random_state = RandomState({p.device for p in tuner.trainable()})
+    random_state = RandomState(with_generators({p.device for p in tuner.trainable()}))
     renormalised = _Renormalised(tuner.modules())
     grad_enabled, step = torch.is_grad_enabled(), None
 
