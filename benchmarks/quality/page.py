@@ -104,7 +104,7 @@ def cheaper(task: Task, read: Sequence[Row], line: Line) -> str:
     names = []
     for other in lines:
         gain = against.get(other.cell)
-        if gain is not None and other.passes <= line.passes and gain.high >= 0:
+        if gain is not None and other.passes <= line.passes and not (gain.clear and gain.mean < 0):
             names.append(f"{other.cell.arm} {comparison.number(gain.mean, factor, '+')}")
     return ", ".join(names) or "none of those tried"
 

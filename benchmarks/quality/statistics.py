@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 10_000
-EXACT = 13  # up to this many pairs all flips of signs are taken
+EXACT = 24  # up to this many pairs all flips of signs are taken
 NORMAL = NormalDist()
 
 
@@ -75,16 +75,32 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 @cache
 def _sign_flip(differences: tuple[float, ...], seed: int) -> float:
     x = torch.tensor(differences, dtype=torch.float64)
-    observed = x.mean().abs()
-    means = _signs(len(x), seed) @ x / len(x)
-    return float((means.abs() >= observed - 1e-12).double().mean())
+    far = float(x.sum().abs()) - len(x) * 1e-12
+    if len(x) > EXACT:
+        return float(((_drawn_signs(len(x), seed) @ x).abs() >= far).double().mean())
+    return _share_of_all(x, far) if far > 0 else 1.0
+
+
+def _share_of_all(x: Tensor, far: float) -> float:
+    """Of all sums of x with its signs flipped, the share of those at least this far from 0, a number above 0.
+
+    Each is a sum over one half of x and one over the other: of the second halves, in order, a search counts those that are
+    enough for a first one. There are as many sums below -far as above far.
+    """
+    first, second = (_all_signs(len(half)) @ half for half in x.tensor_split(2))
+    enough = len(second) - torch.searchsorted(second.sort().values, far - first)
+    return 2 * int(enough.sum()) / (len(first) * len(second))
+
+
+@lru_cache
+def _all_signs(n: int) -> Tensor:
+    """(2^n, n) of +-1."""
+    return 1.0 - 2.0 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
 
 
 @lru_cache(maxsize=8)
-def _signs(n: int, seed: int) -> Tensor:
-    """(flips, n) of +-1; where they are drawn, the first are those observed."""
-    if n <= EXACT:
-        return 1.0 - 2.0 * ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+def _drawn_signs(n: int, seed: int) -> Tensor:
+    """(flips, n) of +-1, those observed first."""
     drawn = torch.randint(2, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
     return torch.cat([torch.ones(1, n, dtype=torch.float64), 1.0 - 2.0 * drawn.double()])
 

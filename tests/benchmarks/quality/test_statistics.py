@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -21,6 +22,20 @@ def test_sign_flip_counts_the_flips_that_are_as_far_from_zero():
     assert sign_flip([1.0, -1.0]) == 1.0
     assert sign_flip([3.0, -1.0, 1.0]) == 6 / 8  # |3 +- 1 +- 1| >= 3 in three of four, with either sign
     assert sign_flip([1.0] * 10) == 2 / 2**10
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12, 16])
+def test_all_flips_are_those_that_are_counted_one_by_one(n):
+    for seed in range(3):
+        x = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(10).round() / 10
+        means = torch.tensor([sum(flipped) for flipped in itertools.product(*((d, -d) for d in x.tolist()))])
+        far = (means.abs() >= abs(sum(x.tolist())) - 1e-9).double().mean()
+        assert sign_flip(x.tolist()) == pytest.approx(float(far), abs=1e-12)
+
+
+def test_twenty_pairs_have_no_noise_of_drawn_flips():
+    x = [1.0] * 19 + [-1.0]
+    assert sign_flip(x, seed=0) == sign_flip(x, seed=1) == pytest.approx(2 * 21 / 2**20, rel=1e-12)
 
 
 def test_sign_flip_of_many_pairs_is_near_the_normal_tail():
