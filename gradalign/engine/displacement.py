@@ -162,6 +162,7 @@ class Displacement:
 
     def step_in(self) -> None:
         """Back to the displaced values that `step_out` kept."""
+        self._follow_masters()
         self._record_versions()
         self._theta = Theta.LEAVING
         self._space.swap_in(self._backups, self._with_backup)

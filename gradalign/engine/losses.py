@@ -49,8 +49,17 @@ def versions_of(grads: Sequence[Tensor | None]) -> list[int | None]:
     return [None if g is None else g._version for g in grads]
 
 
-def dense_gradients(grads: Sequence[Tensor | None]) -> None:
-    """No gradient is sparse."""
+def dense_gradients(grads: Sequence[Tensor | None]) -> bool:
+    """No gradient is sparse.
+
+    Returns:
+        Whether the memory of one holds its values with the other sign, as that of a number used as an imaginary part behind
+        `conj()` does; kernels that write leave such tensors to torch, which refuses lists of them.
+    """
+    negated = False
     for g in grads:
-        if g is not None and g.layout is not torch.strided:
-            raise TypeError(f"expected dense gradients; got {g.layout}; build embeddings with sparse=False")
+        if g is not None:
+            if g.layout is not torch.strided:
+                raise TypeError(f"expected dense gradients; got {g.layout}; build embeddings with sparse=False")
+            negated = negated or g.is_neg()
+    return negated

@@ -352,7 +352,9 @@ class Passes:
         self.count += 1
         grads = self._space.grads()
         if not all(map(operator.is_, grads, into)):
-            losses.dense_gradients(grads)
+            if losses.dense_gradients(grads):
+                grads = [None if g is None else g.resolve_neg() for g in grads]
+                self._space.set_grads(grads)
             if self._side_effects is not None and self._side_effects.inspects and not any(map(there, into)):
                 ranks = self._space.ranks
                 gradients_apart(self.models, self._space.params, grads if ranks is None else ranks.local(grads))

@@ -1,4 +1,4 @@
-"""One pass: where autocast is seen."""
+"""One pass: where autocast is seen, and what it leaves."""
 
 from __future__ import annotations
 
@@ -80,6 +80,40 @@ def test_an_isolated_pass_has_a_gradient_of_its_own():
     model, passes = bowl_passes()
     loss, g = passes.isolated_pass(lambda: model([0.0, 2.0]))
     assert (float(loss), loss.requires_grad, g[0].tolist()) == (1, False, [1.0, 0.0])
+
+
+class Phase(nn.Module):
+    """Its second parameter is an imaginary part behind `conj()`: autograd gives it a gradient with the negative bit."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.exp(torch.complex(self.a, self.b).conj() * x).real.sum()
+
+
+@pytest.mark.parametrize("estimator", ["split", "prefix", "leave_one_out", "symmetric", "momentum", "exact"])
+def test_gradients_whose_memory_has_the_other_sign(estimator):
+    objective = "dot" if estimator in ("symmetric", "momentum") else "variance"
+    data = list(torch.complex(*torch.randn(2, 4, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))))
+
+    def grads(weight, **options):
+        model = Phase()
+        aligner = GradAlign(model, weight, objective=objective, estimator=estimator, radius=1e-4, **options)
+        for _ in range(2):  # momentum has something to compare with in the second
+            model.zero_grad()
+            aligner.backward(model, data)
+        return torch.cat([model.a.grad, model.b.grad])
+
+    plain = Phase()
+    (plain(data[0]) / 4).backward()
+    assert plain.b.grad.is_neg()  # else this tests nothing
+    for x in data[1:]:
+        (plain(x) / 4).backward()
+    assert torch.equal(grads(0.0), torch.cat([plain.a.grad, plain.b.grad]))
+    assert torch.equal(grads(0.1), grads(0.1, backend="reference"))
 
 
 def test_displaced_is_true_during_a_displaced_pass_even_if_it_fails():

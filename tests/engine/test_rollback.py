@@ -144,6 +144,22 @@ def test_masters_keep_what_a_forward_writes_into_its_parameters(weight):
         assert torch.equal(rows, run(False))
 
 
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("masters", [True, False])
+def test_what_base_passes_of_probes_write_stays(masters, difference):
+    """Between two probes the parameters are at theta, with what the first one's forward wrote."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(16, 4, max_norm=0.5), nn.Linear(4, 1)).to(torch.bfloat16)
+    optimizer = AdamW(model.parameters(), master_weights=True) if masters else None
+    aligner = gradalign.GradAlign(model, 0.05, optimizer=optimizer, probe_fraction=0.5, difference=difference)
+    with aligner.accumulate(8) as step:
+        for i in range(8):
+            step.backward(lambda i=i: model(torch.tensor([2 * i, 2 * i + 1])).float().square().mean())
+    assert float(model[0].weight.detach().float().norm(dim=1).max()) < 0.51
+    if optimizer is not None:
+        assert torch.equal(optimizer.master(model[0].weight).bfloat16(), model[0].weight)
+
+
 def test_the_mean_of_a_resized_parameter_starts_anew():
     model = nn.Linear(3, 2)
     aligner = gradalign.GradAlign(model, 0.1, estimator="momentum")
