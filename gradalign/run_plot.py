@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradalign.engine import validation
@@ -41,7 +41,8 @@ def plot(
 
     Args:
         run: a file of JSON lines, or the rows themselves, such as `trainer.state.log_history` of a Hugging Face Trainer. Rows
-            are what `logs` returns, beside anything else; "step" is the horizontal axis, or else the number of the row.
+            are what `logs` returns, beside anything else; "step" is the horizontal axis, or else the number of the row. A last
+            line that is not yet complete is left out.
         path: where the picture goes; its ending says the format.
         prefix: of the names; where no row has it, names without it are taken.
 
@@ -68,8 +69,7 @@ def plot(
 def _rows(run: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows of a run."""
     if isinstance(run, (str, PathLike)):
-        found = [(number, line) for number, line in enumerate(Path(run).read_text().splitlines(), 1) if line.strip()]
-        return [_row(line, f"line {number} of {run}") for number, line in found]
+        return [_row(line, f"line {number} of {run}") for number, line in _lines(run)]
     rows = [] if isinstance(run, Mapping) else list(run)
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError(
@@ -77,6 +77,24 @@ def _rows(run: str | PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Mappin
             f"{type(run).__name__}{'' if isinstance(run, Mapping) else ' of other things, or an empty one'}"
         )
     return rows
+
+
+def _lines(run: str | PathLike[str]) -> list[tuple[int, str]]:
+    """Numbers and text of the lines that are not empty, without a last one that is still being written."""
+    # A newline alone ends a line: strings in JSON may hold U+2028 and others. A character may be cut short too.
+    with open(run, encoding="utf-8", errors="replace", newline="\n") as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    if len(lines) > 1 and _cut_short(lines[-1][1]):
+        lines.pop()
+    return lines
+
+
+def _cut_short(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return not line.endswith("\n")
+    return False
 
 
 def _row(line: str, where: str) -> Mapping[str, Any]:
@@ -92,8 +110,9 @@ def _row(line: str, where: str) -> Mapping[str, Any]:
 def _curve(rows: list[Mapping[str, Any]], prefix: str, name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one quantity, in the rows that have a finite one."""
     key = prefix + name if any(str(key).startswith(prefix) for row in rows for key in row) else name
-    points = [(_step(row, number), row[key]) for number, row in enumerate(rows) if _finite(row.get(key))]
-    return [x for x, _ in points], [float(y) for _, y in points]
+    values = ((number, row, _number(row.get(key))) for number, row in enumerate(rows))
+    points = [(_step(row, number), value) for number, row, value in values if value is not None]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _step(row: Mapping[str, Any], number: int) -> float:
@@ -102,8 +121,15 @@ def _step(row: Mapping[str, Any], number: int) -> float:
     return float(number) if step is None else float(step)
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A finite number, which a 0-dim array or tensor is too; None for anything else."""
+    if not isinstance(value, Real) and getattr(value, "ndim", None) != 0:
+        return None
+    try:
+        number = float(value)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # too large; complex; text
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _draw(axes: Any, panel: Panel, curves: Mapping[str, tuple[list[float], list[float]]]) -> None:

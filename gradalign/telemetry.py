@@ -211,8 +211,9 @@ def plot_tasks(stats: AlignmentStats, path: str | PathLike[str]) -> None:
     axes = figure.add_subplot()
     values = stats.task_cosines.tolist()
     image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu")
-    axes.set_xticks(range(len(stats.tasks)), stats.tasks, rotation=45, ha="right")
-    axes.set_yticks(range(len(stats.tasks)), stats.tasks)
+    # A label is text even where it has dollar signs.
+    axes.set_xticks(range(len(stats.tasks)), stats.tasks, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(stats.tasks)), stats.tasks, parse_math=False)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             dark = "white" if abs(value) > 0.6 else "black"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
+import numpy
 import pytest
+import torch
 from matplotlib.axes import Axes
 
 from gradalign.telemetry import plot
@@ -82,3 +85,41 @@ def test_what_is_no_list_of_rows_is_refused(rows, tmp_path):
 def test_a_step_that_is_none_counts_as_not_given(drawn, tmp_path):
     plot([{"step": None, "align/dot": 1.0}, {"step": 5, "align/dot": 2.0}], tmp_path / "run.png")
     assert drawn == {"dot": ([0, 5], [1, 2])}
+
+
+def test_a_line_ends_where_a_newline_is_and_not_at_other_separators(drawn, tmp_path):
+    rows = [{"align/dot": 1.0, "text": "a\u2028b\x85c\x0cd"}, {"align/dot": 2.0}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "run.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    plot(tmp_path / "run.jsonl", tmp_path / "run.png")
+    assert drawn == {"dot": ([0, 1], [1, 2])}
+
+
+@pytest.mark.parametrize("cut", [b'{"ali', '{"text": "é'.encode()[:-1], b'{"align/dot": 3.0'])
+def test_a_last_line_that_is_not_yet_complete_is_left_out(cut, drawn, tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b'{"align/dot": 1.0}\n{"align/dot": 2.0}\n' + cut)
+    plot(path, tmp_path / "run.png")
+    assert drawn == {"dot": ([0, 1], [1, 2])}
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match="plot: expected a JSON object on every line; got .* in line 3"):
+        plot(path, tmp_path / "run.png")
+
+
+@pytest.mark.parametrize(
+    "scalar", [numpy.float32, numpy.int64, numpy.float64, numpy.array, torch.tensor, Fraction], ids=str
+)
+def test_scalars_of_numpy_and_torch_are_numbers(scalar, drawn, tmp_path):
+    plot([{"step": scalar(5), "align/dot": scalar(3)}, {"step": 6, "align/dot": None}], tmp_path / "run.png")
+    assert drawn == {"dot": ([5], [3])}
+    assert {type(number) for curve in drawn["dot"] for number in curve} == {float}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["3", [3.0], torch.ones(1), torch.tensor(1 + 1j), numpy.str_("x"), numpy.float32("inf"), 10**400],
+    ids=["text", "list", "vector", "complex", "text of NumPy", "infinity", "above every float"],
+)
+def test_what_is_no_finite_number_is_not_drawn(value, drawn, tmp_path):
+    plot([{"align/dot": 1.0}, {"align/dot": value}], tmp_path / "run.png")
+    assert drawn == {"dot": ([0], [1])}

@@ -11,7 +11,7 @@ from torch import nn
 import gradalign
 from gradalign.engine.sketch import WIDTH, cosines
 from gradalign.estimators import LeaveOneOut, Prefix, Split
-from gradalign.telemetry import RunningSum, logs, plot_tasks
+from gradalign.telemetry import AlignmentStats, RunningSum, logs, plot_tasks
 
 # Elements, rows of a micro-batch, micro-batches of a step, steps.
 N, ROWS, K, STEPS = 12, 4, 6, 400
@@ -181,3 +181,11 @@ def test_a_running_sum_adds_in_order_and_scales_each_part_with_its_own_factor():
     assert running.num == 10
     running.replace(two)
     assert float(running.total) == 2
+
+
+def test_labels_of_tasks_are_text_even_where_they_have_dollar_signs(tmp_path):
+    labels = ("$a^$", "cost $5 and $6")
+    stats = AlignmentStats(torch.tensor(1.0), passes=2, tasks=labels, task_cosines=torch.eye(2))
+    plot_tasks(stats, tmp_path / "tasks.svg")
+    plot_tasks(stats, tmp_path / "tasks.png")
+    assert all(f"<!-- {label} -->" in (tmp_path / "tasks.svg").read_text() for label in labels)

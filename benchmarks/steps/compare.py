@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.errors import CommandError
@@ -45,28 +45,54 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
 
 
 def one_sided(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
-    """A sentence about the rows that only A, and one about those that only B has: they are not compared.
+    """A sentence for all that limits the comparison: rows that only A or only B has, and other conditions for the same rows.
 
     Raises:
         CommandError: A and B share no row.
     """
-    old, new = (dict.fromkeys(map(key, rows)) for rows in (before, after))
+    old, new = ({key(row): row for row in rows} for rows in (before, after))
     if not old.keys() & new.keys():
         raise CommandError(
             f"--compare: expected rows that both have; got none of {len(old)} in A and {len(new)} in B; compare two results of "
             "one suite"
         )
-    return [
+    alone = [
         _only_in(name, [k for k in own if k not in other])
         for name, own, other in (("A", old, new), ("B", new, old))
         if own.keys() - other.keys()
     ]
+    return alone + _other_conditions([(old[k], new[k]) for k in old if k in new])
 
 
 def _only_in(name: str, keys: Sequence[tuple[str, str]]) -> str:
     shown = "; ".join(": ".join(k) for k in keys[:NAMED])
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return f"{len(keys)} {'row' if len(keys) == 1 else 'rows'} only in {name}: {shown}{more}."
+
+
+def _other_conditions(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
+    """A sentence for each of `CONDITIONS` that is not the same in all pairs."""
+    told = []
+    for name, condition in CONDITIONS.items():
+        differing = [values for old, new in pairs if len(set(values := (condition(old), condition(new)))) > 1]
+        if differing:
+            a, b = (", ".join(dict.fromkeys(values)) for values in zip(*differing, strict=True))
+            rows = f"{len(differing)} of {len(pairs)} rows {'was' if len(differing) == 1 else 'were'}"
+            told.append(f"{rows} measured with another {name}: {a} in A, {b} in B.")
+    return told
+
+
+def _device(row: Row) -> str:
+    machine = row["machine"]
+    return f"{row['device']} ({', '.join(gpu['name'] for gpu in machine['gpus']) or machine['cpu']})"
+
+
+# What explains a difference that is not one of the code: name -> its value in a row.
+CONDITIONS: dict[str, Callable[[Row], str]] = {
+    "device": _device,
+    "number of threads": lambda row: str(row["machine"]["threads"]),
+    "seed": lambda row: str(row["seed"]),
+}
 
 
 def _changes(old: Row, new: Row) -> list[Change]:
@@ -111,7 +137,8 @@ def _memory(old: Row, new: Row) -> list[Change]:
 
 
 def _verdict(difference: float, band: float) -> str:
-    return "worse" if difference > band else "better" if difference < -band else "same"
+    """What is not known to be within the band is worse: NaN too."""
+    return "worse" if not difference <= band else "better" if difference < -band else "same"
 
 
 def as_text(changes: Sequence[Change]) -> str:

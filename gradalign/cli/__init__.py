@@ -5,13 +5,15 @@ Each subcommand is a module here, listed in `COMMANDS`, with two functions:
     add_parser(subparsers) -> None    adds its options; imports no optional package
     run(args) -> int                  runs it and returns the exit code
 
-A `CommandError` raised in `run` is printed without a traceback; the exit code is then 2.
+A `CommandError` raised in `run` is printed without a traceback; the exit code is then 2. Where the reader of the output has
+gone, as in `gradalign doctor | head -1`, it ends without a message; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,8 +32,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: that of the subcommand, 2 after a `CommandError`, 130 after Ctrl-C.
+        The exit code: that of the subcommand, 2 after a `CommandError`, 130 after Ctrl-C, 1 where nobody reads the output any
+        more.
     """
+    try:
+        try:
+            code = _run(argv)
+        except SystemExit:  # of the parser, after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # what is left to Python's own end fails there
+        return code
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 1
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what is printed; the rest then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """The exit code of the subcommand, or of the error that ended it."""
     name = "gradalign"
     try:
         args = parser().parse_args(argv)

@@ -56,7 +56,7 @@ def make_directory(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; what was written there gets its name when it is complete and on the disk."""
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")  # another process may write the same file
     try:
         yield part
         with part.open("rb") as file:

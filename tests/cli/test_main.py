@@ -1,4 +1,6 @@
 import argparse
+import contextlib
+import os
 import re
 import sys
 import types
@@ -135,3 +137,46 @@ def test_the_exit_code_is_what_the_subcommand_returns(monkeypatch):
     monkeypatch.setattr(cli, "COMMANDS", ("probe",))
     monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(lambda args: 7))
     assert cli.main(["probe"]) == 7
+
+
+@contextlib.contextmanager
+def unread_output():
+    """Standard output whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    with contextlib.redirect_stdout(stream):
+        yield stream
+    with contextlib.suppress(BrokenPipeError):  # closing writes what is left
+        stream.close()
+
+
+@pytest.mark.parametrize("size", [1, 100_000])  # kept until the end, or more than the buffer
+def test_a_command_whose_reader_has_gone_ends_quietly(size, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "COMMANDS", ("probe",))
+    monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(lambda args: print("x" * size) or 0))
+    with unread_output() as stream:
+        assert cli.main(["probe"]) == 1
+        print("what Python itself writes at its end goes nowhere", file=stream, flush=True)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["doctor", "--json"]])
+def test_so_does_everything_that_prints(argv):
+    with unread_output():
+        assert cli.main(argv) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "output"),
+    [(BrokenPipeError("of a worker"), contextlib.nullcontext), (RuntimeError("of ours"), unread_output)],
+)
+def test_no_other_error_is_hidden(error, output, monkeypatch):
+    def run(args):
+        print("begun")
+        raise error
+
+    monkeypatch.setattr(cli, "COMMANDS", ("probe",))
+    monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(run))
+    with output(), pytest.raises(type(error), match=str(error)):
+        cli.main(["probe"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,6 +46,8 @@ def features(
 ) -> Features:
     """The features of these texts, read from the disk where they were computed before.
 
+    A file that is broken is computed again and replaced. Where nothing can be read or written, there is a warning and no error.
+
     Args:
         texts: repetitions count once.
         model: as in `load_pretrained`.
@@ -54,13 +58,14 @@ def features(
         CommandError: there is no such model.
     """
     distinct = sorted(set(texts))
-    path = (cache.directory() / "features" if folder is None else folder) / f"{_key(distinct, model)}.pt"
-    if path.exists():
-        return Features(distinct, torch.load(path, weights_only=True))
-    rows = encode(distinct, model, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with places.whole_file(path) as part:
-        torch.save(rows, part)
+    name = f"{_key(distinct, model)}.pt"
+    rows = None
+    with _optional(name):
+        rows = _read(_place(folder, name), len(distinct))
+    if rows is None:
+        rows = encode(distinct, model, progress)
+        with _optional(name):
+            _write(_place(folder, name), rows)
     return Features(distinct, rows)
 
 
@@ -91,6 +96,40 @@ def standardised(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """All of them minus the mean of the first, divided by its standard deviation, column by column."""
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     return tuple((x - mean) / std for x in (train, *others))
+
+
+@contextmanager
+def _optional(name: str) -> Iterator[None]:
+    """The cache saves time and nothing else: whatever fails in it is a warning."""
+    try:
+        yield
+    except Exception as error:  # torch.load raises of many kinds, depending on where a file was cut
+        reason = next(iter(str(error).splitlines()), "")
+        warnings.warn(
+            f"features: expected a file {name} that can be read and written; got {type(error).__name__}: {reason}; computed "
+            "again; set GRADALIGN_CACHE_DIR to a folder that can be written if this repeats",
+            stacklevel=1,  # one line for reading and writing, so that the same reason is shown once
+        )
+
+
+def _place(folder: Path | None, name: str) -> Path:
+    return (cache.directory() / "features" if folder is None else folder) / name
+
+
+def _read(path: Path, num: int) -> Tensor | None:
+    """The rows of `num` texts; None where they were not written yet."""
+    if not path.exists():
+        return None
+    rows = torch.load(path, weights_only=True)
+    if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != num:
+        raise ValueError(f"something else than {num} rows")
+    return rows
+
+
+def _write(path: Path, rows: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with places.whole_file(path) as part:
+        torch.save(rows, part)
 
 
 def _key(texts: Sequence[str], model: str) -> str:

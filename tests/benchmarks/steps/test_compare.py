@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from support.rows import HEADLINE, failed, row, split
 
@@ -73,3 +75,27 @@ def test_the_text_lists_what_moved():
     assert "| time / plain |  1.250 | 2.000 |" in text
     assert text.endswith("3 quantities within noise, 1 beyond it.")
     assert comparison.as_text(changes[2:]) == "2 quantities within noise, 0 beyond it."
+
+
+@pytest.mark.parametrize(("old", "new"), [(1.25, math.nan), (math.nan, 1.25), (math.nan, math.nan)])
+def test_what_is_not_a_number_is_not_within_noise(old, new):
+    assert verdicts(split(ratio=old), split(ratio=new))["time / plain"] == "worse"
+    assert verdicts(split(peak_bytes=4e8 * old), split(peak_bytes=4e8 * new))["peak memory"] == "worse"
+
+
+def test_rows_that_were_measured_under_other_conditions_are_told():
+    machine = split()["machine"]
+    gpu = {"device": "cuda", "machine": {**machine, "gpus": [{"name": "a GPU"}]}}
+    threads = {"machine": {**machine, "threads": 8}}
+    old = [row(), split()]
+    assert comparison.one_sided(old, [row(seed=1), split(seed=1)]) == [
+        "2 of 2 rows were measured with another seed: 0 in A, 1 in B."
+    ]
+    assert comparison.one_sided(old, [row(), split(**threads)]) == [
+        "1 of 2 rows was measured with another number of threads: 2 in A, 8 in B."
+    ]
+    assert comparison.one_sided(old, [row(**gpu), split(**gpu, seed=3), row("prefix")]) == [
+        f"1 row only in B: {HEADLINE.name}: prefix.",
+        "2 of 2 rows were measured with another device: cpu (a CPU) in A, cuda (a GPU) in B.",
+        "1 of 2 rows was measured with another seed: 0 in A, 3 in B.",
+    ]

@@ -18,3 +18,15 @@ def test_the_cost_factor_is_the_median_of_paired_steps():
 )
 def test_extra_steps_are_those_that_the_extra_time_pays_for(plain, aligned, extra):
     assert extra_steps(len(aligned), cost_factor(plain, aligned)) == extra
+
+
+@pytest.mark.parametrize(
+    ("plain", "aligned", "factor"),
+    [
+        ([0.0, 0.01, 0.0, 0.01], [0.01, 0.0, 0.01, 0.01], 1.5),
+        ([0.0, 0.01], [0.03, 0.01, 5.0], 4.0),  # steps without a partner do not count
+        ([0.0, 0.0], [0.0, 0.01], 1.0),
+    ],
+)
+def test_a_clock_that_is_coarser_than_a_step_gives_the_quotient_of_the_sums(plain, aligned, factor):
+    assert cost_factor(plain, aligned) == pytest.approx(factor)
