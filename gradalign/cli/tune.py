@@ -17,6 +17,7 @@ from gradalign.cli.workload.model import Batch, Classifier, Collator, load_pretr
 from gradalign.cli.workload.sampling import split_by_group
 from gradalign.tuning.tuner import REFERENCES
 
+OUTPUTS = ("tune.json", "tune.png")
 PRECISIONS = ("float32", "bfloat16", "float16", "autocast")
 
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(markup=False, emoji=False)  # a name with brackets is a name
     places.make_directory(args.out)
+    check_outputs(args.out)
     device = places.usable_device(args.device)
     with console.status(Text(f"loading {args.model}")) as status:
         model, batches = load(args, device)
@@ -82,6 +84,20 @@ def run(args: argparse.Namespace) -> int:
         result.plot(part)
     print(f"\n{args.out / 'tune.png'} and {args.out / 'tune.json'} written.")
     return 0
+
+
+def check_outputs(directory: Path) -> None:
+    """The files can be written, before the measurement whose results they hold.
+
+    Raises:
+        CommandError: a directory has the name of one.
+    """
+    for name in OUTPUTS:
+        if (directory / name).is_dir():
+            raise CommandError(
+                f"--out: expected a directory where {name} can be written; got {directory}, where that is a directory; move "
+                "it, or choose another --out"
+            )
 
 
 def settings(args: argparse.Namespace) -> dict[str, object]:

@@ -4,8 +4,8 @@
 displacement the parameters' dtype can represent, and gives a weight to start from.
 
 Modules: `tuner` (the whole measurement), `sweep` (its radii), `differences` (gradients around theta), `reference` (the
-Hessian-vector product they are compared with), `weights`, `curve` (the errors and the recommended radius), `result`,
-`table` and `plot`.
+Hessian-vector product they are compared with), `richardson` (its extrapolation), `weights`, `curve` (the errors and the
+recommended radius), `result`, `table` and `plot`.
 """
 
 from gradalign.tuning.curve import Point

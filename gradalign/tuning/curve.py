@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 DIFFERENCES = ("forward", "central")
 TOLERANCE = 0.05  # errors below this do not matter: the sampling error of the estimate is many times as large
+USABLE = 0.5  # above this a difference has little to do with H v
 MARGIN = 1.5  # a larger radius may have this many times the smallest error: there it changes slowly in training
 
 
@@ -29,6 +30,11 @@ class Point:
     displacement_cosine: float
     displacement_length: float
     moved: float
+
+
+def is_usable(error: float) -> bool:
+    """Whether an error is at most 50%; nan is not."""
+    return error <= USABLE
 
 
 def recommended_radius(curve: Sequence[Point], difference: str) -> float:

@@ -82,6 +82,7 @@ class Differences(Schedule):
             losses.append(loss)
         self.anchor_norm = step.space.norm_dot(self.anchor_sum, over=step.space.measured)[0].sqrt()
         check_direction(float(self.anchor_norm))
+        check_probes(self.norm(self.base_sum), self.num_probes)
         return losses
 
     def finish(self) -> dict[str, Tensor]:
@@ -116,12 +117,16 @@ class Differences(Schedule):
         """Mean over the probes of [grad L_i(theta + delta) - grad L_i(theta - delta)] / (2 length)."""
         return self._quotient(gradients.plus, gradients.minus, 2 * gradients.length)
 
+    def norm(self, x: Vector) -> float:
+        """||x||."""
+        return float(self.step.space.norm_dot(x)[0].sqrt())
+
     def relative_error(self, x: Vector, y: Vector) -> float:
         """||x - y|| / ||y||; 0 where both are 0."""
         space = self.step.space
         difference = wide_zeros(space)
         space.combine(difference, x, y, self.one, -self.one)
-        error, size = (float(space.norm_dot(v)[0].sqrt()) for v in (difference, y))
+        error, size = self.norm(difference), self.norm(y)
         return error / size if size else (float("inf") if error else 0.0)
 
     def mean_gradient_norm(self) -> float:
@@ -159,6 +164,19 @@ def check_direction(norm: float) -> None:
         raise ValueError(
             f"tune: expected a finite mean gradient other than 0 of the micro-batches before the probes; got norm "
             f"{norm}; check the losses, or pass a GradScaler where float16 gradients vanish"
+        )
+
+
+def check_probes(norm: float, num: int) -> None:
+    """The probes' gradients are finite.
+
+    Raises:
+        ValueError: the norm of their sum is not.
+    """
+    if not math.isfinite(norm):
+        raise ValueError(
+            f"tune: expected finite gradients of the probes, the last micro-batches ({num} of them); got norm {norm}; check "
+            "their losses, or lower the scale of the GradScaler where float16 gradients overflow"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -37,7 +38,9 @@ def save_plot(
     _plot_errors(errors, curve, radius)
     if uncertainty:
         errors.axhspan(0, uncertainty, color=GREY, alpha=0.25, label="uncertainty of the extrapolation")
-    errors.set(xscale="log", yscale="log", ylabel="relative error of H v", title=title)
+    drawn = (getattr(point, name) for point in curve for name in DIFFERENCES)
+    yscale = "log" if any(0 < error < math.inf for error in drawn) else "linear"  # matplotlib refuses an empty log axis
+    errors.set(xscale="log", yscale=yscale, ylabel="relative error of H v", title=title)
     _plot_displacement(displacement, curve)
     for axes in (errors, displacement):
         axes.grid(alpha=0.25)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,12 +12,11 @@ from gradalign.engine.double_backward import twice_differentiable
 from gradalign.engine.passes import hooks_applied
 from gradalign.engine.space import Vector
 from gradalign.tuning.differences import Differences, wide_zeros
+from gradalign.tuning.richardson import check_uncertainty, extrapolate
 
 MAX_GRADIENT_ERROR = 0.1  # how far the gradient of the differentiable pass may be from that of the plain pass
 SUSPICIOUS_ERROR = 0.05  # double backward is checked where every central difference is at least this far from it
-TRUSTED_RATIO = (
-    0.2  # an extrapolation replaces double backward where its uncertainty is below this fraction of that error
-)
+TRUSTED_RATIO = 0.2  # an extrapolation replaces it if its uncertainty is below this fraction of their distance and of 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Reference:
     reason: str | None = None
 
 
-def compute_reference(differences: Differences, method: str, radii: Sequence[float]) -> Reference:
+def compute_reference(differences: Differences, method: str, radii: Iterable[float]) -> Reference:
     """The reference by the requested method; "auto" is double backward if it can run, else an extrapolation."""
     if method == "richardson":
         return richardson(differences, radii)
@@ -51,28 +50,39 @@ def compute_reference(differences: Differences, method: str, radii: Sequence[flo
 
 
 def cross_check(
-    differences: Differences, reference: Reference, best: float, radii: Sequence[float]
+    differences: Differences, reference: Reference, best: float, radii: Iterable[float]
 ) -> Reference | None:
-    """An extrapolation where double backward disagrees with differences that agree with each other, else None.
+    """An extrapolation where double backward is far from it, and from every difference; else None.
 
     Double backward treats what a custom backward computed in its forward, or without a graph, as a constant. If that depends
-    on the parameters the product is wrong, and nothing raises.
+    on the parameters the product is wrong, and nothing raises. Far from every difference alone is no sign of it: the radii may
+    be too long.
+
+    Args:
+        differences: after its base passes.
+        reference: what is checked.
+        best: the smallest relative error of a central difference against it.
+        radii: of the extrapolation.
     """
     if reference.method != "double_backward" or best < SUSPICIOUS_ERROR:
         return None
+    product, uncertainty = extrapolate(differences, radii)
+    distance = differences.relative_error(reference.product, product)
+    if distance < SUSPICIOUS_ERROR or not uncertainty < TRUSTED_RATIO * min(distance, 1.0):
+        return None
     reason = (
-        f"it is {best:.0%} or more from every central difference, and those agree with each other: it treats a part of the "
-        "gradient as a constant (a custom backward? the power iteration of spectral_norm?)"
+        f"it is {distance:.0%} from an extrapolation of central differences: it treats a part of the gradient as a constant "
+        "(a custom backward? the power iteration of spectral_norm?)"
     )
-    other = richardson(differences, radii, reason)
-    return other if other.uncertainty is not None and other.uncertainty < TRUSTED_RATIO * best else None
+    return Reference(product, "richardson", uncertainty, reason)
 
 
 def double_backward(differences: Differences) -> Reference:
     """H_i x^ = grad (g_i . x^) with x^ constant, through the graph of g_i; attention runs unfused.
 
     Raises:
-        RuntimeError: an operation has no second derivative, or computes something else where it is twice differentiable.
+        RuntimeError: an operation has no second derivative, or one that is not finite, or computes something else where it is
+            twice differentiable.
     """
     step, passes, space = differences.step, differences.step.passes, differences.step.space
     direction = _direction(differences)
@@ -85,31 +95,19 @@ def double_backward(differences: Differences) -> Reference:
             hessian = passes.differentiate_again(graph, direction)
         space.accumulate(product, hessian, step.own_scale / differences.num_probes)
     check_same_gradient(differences.relative_error(base, differences.base_sum))
+    check_product(differences.norm(product))
     return Reference(product, "double_backward")
 
 
-def richardson(differences: Differences, radii: Sequence[float], reason: str | None = None) -> Reference:
-    """The extrapolation from neighbouring radii s < r that is closest to the one before it.
+def richardson(differences: Differences, radii: Iterable[float], reason: str | None = None) -> Reference:
+    """The extrapolation from central differences.
 
-        E(r, s) = [r^2 C(s) - s^2 C(r)] / (r^2 - s^2),      C(r) = H x^ + c r^2 + O(r^4) the central difference
-
-    (Richardson 1911). Starting from the largest radius, the distance between successive extrapolations falls with the
-    truncation error, of order r^2 s^2, until rounding error dominates. The smallest distance bounds what is left of both.
+    Raises:
+        ValueError: they are 0 or not finite.
     """
-    space = differences.step.space
-    descending = sorted(radii, reverse=True)
-    previous, best, uncertainty = None, None, float("inf")
-    larger = differences.central(differences.gradients_at(descending[0]))
-    for r, s in itertools.pairwise(descending):
-        smaller = differences.central(differences.gradients_at(s))
-        extrapolated = wide_zeros(space)
-        a, b = (space.scalar(x / (r**2 - s**2)) for x in (r**2, -(s**2)))
-        space.combine(extrapolated, smaller, larger, a, b)
-        if previous is not None and (distance := differences.relative_error(extrapolated, previous)) < uncertainty:
-            best, uncertainty = extrapolated, distance
-        previous, larger = extrapolated, smaller
-    assert best is not None, "the caller gives at least three radii"
-    return Reference(best, "richardson", uncertainty, reason)
+    product, uncertainty = extrapolate(differences, radii)
+    check_uncertainty(uncertainty)
+    return Reference(product, "richardson", uncertainty, reason)
 
 
 def _direction(differences: Differences) -> Vector:
@@ -135,6 +133,14 @@ def check_same_gradient(distance: float) -> None:
         )
 
 
-def extrapolation_radii(radii: Sequence[float], default: Sequence[float]) -> list[float]:
-    """The radii of the sweep if there are at least four, else those and the default ones."""
-    return sorted(set(radii) if len(set(radii)) >= 4 else set(radii) | set(default))
+def check_product(norm: float) -> None:
+    """The product of double backward is finite.
+
+    Raises:
+        RuntimeError: its norm is not.
+    """
+    if not math.isfinite(norm):
+        raise RuntimeError(
+            f"double backward: expected a finite Hessian-vector product; got norm {norm}; a second derivative "
+            "overflows, or does not exist there: use reference='richardson'"
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from gradalign.tuning.curve import DIFFERENCES, TOLERANCE, Point, smallest_error
+from gradalign.tuning.curve import DIFFERENCES, TOLERANCE, Point, is_usable, smallest_error
 from gradalign.tuning.plot import save_plot
 from gradalign.tuning.table import align_columns, percent
 
@@ -20,7 +21,8 @@ class StartingWeight:
 
     Attributes:
         value: the weight [length in parameter space].
-        term_size: norm of weight * term over the norm of the mean gradient, at the current parameters.
+        term_size: norm of weight * term over the norm of the mean gradient, at the current parameters; nan where it is not
+            known: the mean gradient is 0, or neither a radius of the sweep nor the default one has an error of at most 50%.
         trial: what it did to the accuracy of another model, in points: with clean labels; with 30% wrong ones (docs/weight.md).
     """
 
@@ -122,7 +124,9 @@ class TuningResult:
         save_plot(path, self.curve, self.radius, self.uncertainty, title)
 
     def _row(self, point: Point) -> tuple[str, ...]:
-        recommended_for = [name for name in DIFFERENCES if self.radius[name] == point.radius]
+        recommended_for = [
+            name for name in DIFFERENCES if self.radius[name] == point.radius and is_usable(getattr(point, name))
+        ]
         return (
             f"{point.radius:.4g}",
             percent(point.forward),
@@ -150,7 +154,7 @@ class TuningResult:
         for name, radius in self.radius.items():
             error = getattr(self.at(radius), name)
             lines.append(f"radius={radius:.4g} for {name} differences (error {percent(error)})")
-            if error > 0.5:
+            if not is_usable(error):
                 lines.append("  no radius of the sweep is good; try others (radii=...), or float32 parameters")
             elif error > TOLERANCE and smallest_error(self.curve, name) in (self.curve[0], self.curve[-1]):
                 lines.append("  the smallest error is at an end of the sweep; others may be better (radii=...)")
@@ -159,7 +163,8 @@ class TuningResult:
     def _weight_lines(self) -> list[str]:
         rows = [("objective", "weight", "term / gradient", "BERT-tiny")]
         for name, weight in self.weights.items():
-            rows.append((name, f"{weight.value:g}", percent(weight.term_size), weight.trial))
+            size = "not known" if math.isnan(weight.term_size) else percent(weight.term_size)
+            rows.append((name, f"{weight.value:g}", size, weight.trial))
         return [
             "Weights to start from. Where each micro-batch comes from one labelled source with shortcuts of its own: 1 with",
             'variance; with a hidden layer 0.3 with cosine, normalize="none" and the first layer alone (params=). Elsewhere',

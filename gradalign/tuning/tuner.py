@@ -17,9 +17,9 @@ from gradalign.engine.side_effects import no_tensor_filled_again, renormalised_w
 from gradalign.engine.space import Vector
 from gradalign.engine.step import Settings, Step
 from gradalign.objectives import objective
-from gradalign.tuning.curve import DIFFERENCES, Point, recommended_radius
+from gradalign.tuning.curve import DIFFERENCES, Point, recommended_radius, smallest_error
 from gradalign.tuning.differences import Differences
-from gradalign.tuning.reference import Reference, compute_reference, cross_check, extrapolation_radii
+from gradalign.tuning.reference import Reference, compute_reference, cross_check
 from gradalign.tuning.result import TuningResult
 from gradalign.tuning.sweep import RADII, sweep_radii
 from gradalign.tuning.weights import starting_weights
@@ -54,7 +54,8 @@ def tune(
 
     Nothing is changed: parameters, buffers and random number generators are restored bit for bit, `.grad` is None, training
     mode is kept. All passes of a micro-batch see the same random numbers (dropout) and buffers. Memory: up to nine more copies
-    of the parameters in float32. Passes: k, 2 m per radius, about 3 m for double backward, 6 m for the weights.
+    of the parameters in float32. Passes: k, 2 m per radius and for the default one, about 3 m for double backward, 6 m for the
+    weights; for an extrapolation 2 m per radius, the default sweep included.
 
     Args:
         model: the module, or several.
@@ -77,7 +78,7 @@ def tune(
 
     Raises:
         ValueError: an argument is out of range, a `.grad` is not None, or the mean gradient of the micro-batches before the
-            probes is 0 or not finite.
+            probes is 0 or not finite, that of the probes is not finite, or no radii have differences to extrapolate.
         TypeError: an argument has the wrong type, such as a single number for `radii`.
         RuntimeError: reference="double_backward" and an operation is not twice differentiable.
 
@@ -134,15 +135,14 @@ class _Renormalised:
 
 
 def _measure(differences: Differences, radii: Sequence[float], method: str) -> TuningResult:
-    wide = extrapolation_radii(radii, RADII)
+    wide, measured = {*radii, *RADII}, sorted({*radii, differences.step.radius})  # the user's may all be too long
     reference = compute_reference(differences, method, wide)
-    curve = _curve(differences, reference, radii)
+    points = _curve(differences, reference, measured)
     if method == "auto":
-        better = cross_check(differences, reference, min(p.central for p in curve), wide)
+        better = cross_check(differences, reference, smallest_error(points, "central").central, wide)
         if better is not None:
-            reference, curve = better, _curve(differences, better, radii)
-    radius = {name: recommended_radius(curve, name) for name in DIFFERENCES}
-    return _result(differences, reference, curve, radius)
+            reference, points = better, _curve(differences, better, measured)
+    return _result(differences, reference, points, radii)
 
 
 def _curve(differences: Differences, reference: Reference, radii: Sequence[float]) -> tuple[Point, ...]:
@@ -161,19 +161,20 @@ def _curve(differences: Differences, reference: Reference, radii: Sequence[float
 
 
 def _result(
-    differences: Differences, reference: Reference, curve: tuple[Point, ...], radius: dict[str, float]
+    differences: Differences, reference: Reference, points: tuple[Point, ...], radii: Sequence[float]
 ) -> TuningResult:
     step, space = differences.step, differences.step.space
     measured = [space.params[i] for i in space.measured]
-    default = step.radius
+    default = step.radius  # before the weights set another
+    curve = tuple(point for point in points if point.radius in radii)
     return TuningResult(
         curve=curve,
-        radius=radius,
+        radius={name: recommended_radius(curve, name) for name in DIFFERENCES},
         default_radius=default,
         reference=reference.method,
         uncertainty=reference.uncertainty,
         reason=reference.reason,
-        weights=starting_weights(differences, reference, radius["central"]),
+        weights=starting_weights(differences, reference, smallest_error(points, "central")),
         dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in measured})),
         masters=step.displacement.with_masters,
         autocast=step.passes.autocast,

@@ -6,6 +6,7 @@ from gradalign.engine.comparison import compare
 from gradalign.engine.step import Settings
 from gradalign.engine.term import Term
 from gradalign.objectives import OBJECTIVES
+from gradalign.tuning.curve import Point, is_usable
 from gradalign.tuning.differences import Differences
 from gradalign.tuning.reference import Reference
 from gradalign.tuning.result import StartingWeight
@@ -20,20 +21,24 @@ TRIAL = {
 }
 
 
-def starting_weights(differences: Differences, reference: Reference, radius: float) -> dict[str, StartingWeight]:
+def starting_weights(differences: Differences, reference: Reference, best: Point) -> dict[str, StartingWeight]:
     """The starting weight of every objective, with the norm of weight * term relative to that of the gradient.
+
+    The size is nan where the gradient is 0, or what it is measured with is not usable.
 
     Args:
         differences: after its base passes.
         reference: the term of dot and norm, up to its sign.
-        radius: of the central differences that give the terms of variance and cosine.
+        best: the radius of the central differences that give the terms of variance and cosine, and their error.
     """
     gradient = differences.mean_gradient_norm()
-    shared = float(differences.step.space.norm_dot(reference.product)[0].sqrt())
 
     def size(objective: str) -> float:
-        term = own_term_norm(differences, objective, radius) if OBJECTIVES[objective].own else shared
-        return STARTING_WEIGHTS[objective] * term / gradient if gradient else float("nan")
+        own = OBJECTIVES[objective].own
+        if not gradient or not is_usable(best.central if own else reference.uncertainty or 0.0):
+            return float("nan")
+        term = own_term_norm(differences, objective, best.radius) if own else differences.norm(reference.product)
+        return STARTING_WEIGHTS[objective] * term / gradient
 
     return {name: StartingWeight(value, size(name), TRIAL[name]) for name, value in STARTING_WEIGHTS.items()}
 

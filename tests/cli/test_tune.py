@@ -93,6 +93,27 @@ def test_options_that_tune_refuses_are_reported_without_a_traceback(toy, tmp_pat
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["tune.json", "tune.png"])
+def test_an_output_that_is_a_directory_is_reported_before_the_measurement(toy, tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert cli.main(["tune", "--out", str(tmp_path)]) == 2
+    assert f"--out: expected a directory where {name} can be written; got {tmp_path}, where" in capsys.readouterr().err
+    assert toy == []
+
+
+def test_probes_that_are_not_finite_are_reported_without_a_traceback(toy, tmp_path, capsys, monkeypatch):
+    load = tune.load
+
+    def with_nan(args, device):
+        model, batches = load(args, device)
+        batches[-1]["attention_mask"].zero_()
+        return model, batches
+
+    monkeypatch.setattr(tune, "load", with_nan)
+    assert cli.main(["tune", "--k", "4", "--out", str(tmp_path)]) == 2
+    assert "expected finite gradients of the probes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

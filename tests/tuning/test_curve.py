@@ -1,6 +1,6 @@
 import pytest
 
-from gradalign.tuning.curve import Point, recommended_radius, smallest_error
+from gradalign.tuning.curve import Point, is_usable, recommended_radius, smallest_error
 
 NAN = float("nan")
 
@@ -22,6 +22,10 @@ def curve(forward, central):
 def test_the_recommended_radius_is_the_largest_next_to_the_smallest_error(forward, central, radii):
     points = curve(forward, central)
     assert (recommended_radius(points, "forward"), recommended_radius(points, "central")) == radii
+
+
+def test_an_error_is_usable_up_to_a_half():
+    assert [is_usable(error) for error in (0.0, 0.5, 0.51, float("inf"), NAN)] == [True, True, False, False, False]
 
 
 def test_the_smallest_error_is_never_nan():

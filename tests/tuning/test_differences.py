@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from support.tuning_cases import minilm, two_layers
 from torch.nn import functional as F  # noqa: N812
 
@@ -14,6 +15,18 @@ def test_anchors_without_a_gradient_are_refused():
     model, loss_fn, batches = two_layers()
     with pytest.raises(ValueError, match="expected a finite mean gradient other than 0 .* got norm 0.0"):
         gradalign.tune(model, lambda b: 0 * loss_fn(b), batches)
+
+
+@pytest.mark.parametrize("reference", ["auto", "double_backward", "richardson"])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_probes_whose_gradient_is_not_finite_are_refused(reference, factor):
+    model, loss_fn, batches = two_layers()
+    x, y = batches[-1]
+    batches[-1] = (x * factor, y)
+    with pytest.raises(ValueError, match=r"finite gradients of the probes, the last .* \(2 of them\); got norm nan"):
+        gradalign.tune(model, loss_fn, batches, reference=reference)
+    assert torch.isfinite(model[0].weight).all()
+    assert model[0].weight.grad is None
 
 
 @pytest.mark.slow

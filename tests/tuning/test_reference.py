@@ -8,7 +8,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 import gradalign
-from gradalign.tuning.reference import check_same_gradient, extrapolation_radii
+from gradalign.tuning.reference import check_same_gradient
+
+LONG = (1e3, 1e4, 1e5, 1e6)
 
 
 class Tanh(torch.autograd.Function):
@@ -82,6 +84,39 @@ def test_a_backward_that_double_backward_gets_wrong_is_detected():
     assert min(p.central for p in unchecked.curve) > 0.05
 
 
+# The differences of LONG are 0, since both ends saturate.
+@pytest.mark.parametrize("radii", [(1.0,), (1.0, 2.0), (30.0, 100.0), LONG])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steepness", [1, 30])  # 30: the default radius is too long as well
+def test_long_radii_are_no_evidence_against_double_backward(radii, dtype, steepness):
+    model, _, batches = two_layers(dtype=dtype)
+    result = gradalign.tune(model, lambda b: (steepness * model(b[0])).tanh().exp().mean(), batches, radii=radii)
+    assert min(p.central for p in result.curve) > 0.05
+    assert (result.reference, result.reason) == ("double_backward", None)
+
+
+@pytest.mark.parametrize("radii", [(30.0,), LONG])
+def test_a_wrong_double_backward_is_detected_from_long_radii_too(radii):
+    model, _, batches = two_layers()
+    right = gradalign.tune(model, lambda batch: model(batch[0]).tanh().square().mean(), batches, radii=radii)
+    found = gradalign.tune(model, lambda batch: Square.apply(model(batch[0]).tanh()), batches, radii=radii)
+    assert (right.reference, found.reference) == ("double_backward", "richardson")
+    assert "% from an extrapolation of central differences: it treats a part of the gradient as a" in found.reason
+    assert [p.central for p in found.curve] == pytest.approx([p.central for p in right.curve], rel=1e-6)
+
+
+def test_a_product_that_is_not_finite_is_no_reference():
+    def undefined(x):  # adds 0, with the gradient 0, whose own gradient is nan
+        return x.tanh() + (x - x.detach()).abs().pow(1.5)
+
+    result = gradalign.tune(*two_layers(undefined))
+    assert result.reference == "richardson"
+    assert "double backward: expected a finite Hessian-vector product; got norm nan" in result.reason
+    assert min(p.central for p in result.curve) < 1e-6
+    with pytest.raises(RuntimeError, match="expected a finite .* got norm nan; .* use reference='richardson'"):
+        gradalign.tune(*two_layers(undefined), reference="double_backward")
+
+
 def test_fused_attention_is_unfused_for_the_reference():
     torch.manual_seed(0)
     model = Attention()
@@ -100,8 +135,3 @@ def test_a_differentiable_pass_with_another_gradient_is_refused(distance):
         RuntimeError, match="double backward: expected the gradient of the plain pass; got one that dif"
     ):
         check_same_gradient(distance)
-
-
-def test_a_short_sweep_is_extrapolated_from_the_default_radii_too():
-    assert extrapolation_radii((0.2, 0.1), (0.3, 0.1)) == [0.1, 0.2, 0.3]
-    assert extrapolation_radii((4, 3, 2, 1), (0.1,)) == [1, 2, 3, 4]

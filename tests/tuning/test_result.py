@@ -52,3 +52,19 @@ def test_a_radius_that_was_not_measured_is_refused():
 def test_a_sweep_without_a_good_radius_and_a_minimum_at_its_end_are_reported():
     assert "no radius of the sweep is good; try others" in str(gradalign.tune(*two_layers(), radii=(30.0, 100.0)))
     assert "the smallest error is at an end of the sweep" in str(gradalign.tune(*two_layers(), radii=(0.8, 1.5)))
+
+
+def test_radii_at_which_nothing_is_finite_are_no_good_ones():
+    model, _, batches = two_layers()
+    result = gradalign.tune(model, lambda b: model(b[0]).exp().mean(), batches, radii=(1e4, 1e6))
+    text = str(result)
+    assert text.count("no radius of the sweep is good; try others") == 2
+    assert text.count("nan%") == 6  # of both radii, and of the recommended one once more
+    assert "<-" not in text
+    assert "not known" not in text  # the default radius is good
+
+
+def test_a_size_that_is_nan_is_not_known():
+    result = gradalign.tune(*two_layers(), radii=(0.01,))
+    weights = {"variance": StartingWeight(0.03, float("nan"), "0; 1")}
+    assert "variance     0.03        not known  0; 1" in str(replace(result, weights=weights))
