@@ -19,9 +19,10 @@ class Batch:
     Attributes:
         group: the settings.
         params: the parameters.
-        grads: their gradients.
+        grads: their gradients, in memory that holds their values.
         state: by name ("step", "exp_avg", ..., "master"), one tensor for each parameter; a name that is not used is absent.
         whole: the parameters as the user knows them; of those that are sharded, `params` and the rest are what this rank holds.
+        given: the gradients that are cleared: `grads` itself, or what it has copies of.
     """
 
     group: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Batch:
     grads: list[Tensor]
     state: Mapping[str, list[Tensor]]
     whole: list[Tensor]
+    given: list[Tensor]
 
     @property
     def device(self) -> torch.device:

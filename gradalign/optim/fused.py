@@ -92,8 +92,9 @@ class FusedOptimizer(StatefulOptimizer):
 
         Raises:
             TypeError: sparse gradients; parameters of less than 16 bits, or without a floating point, with a gradient.
-            ValueError: expanded parameters; parameters that were moved to another device than their state; with
-                `clear="zero"`, gradients that share memory with parameters or state.
+            ValueError: expanded parameters; parameters that were moved to another device than their state, or got another
+                shape (groups before theirs are then stepped already); with `clear="zero"`, gradients that share memory with
+                parameters or state.
         """
         loss = None
         if closure is not None:
@@ -121,18 +122,18 @@ class FusedOptimizer(StatefulOptimizer):
         self.grad_norm = scale.norm
         if self.clear == "zero":
             self._cleared.check(batches)
-        # A kernel that zeroes what it has read would take a shared gradient from the parameters that come later.
-        shared = self.clear == "zero" and not gradients.own_memory([g for batch in batches for g in batch.grads])
-        zero_grads = self.clear == "zero" and not shared
-        # All of them first: what refuses does so before anything is stepped.
+        # A kernel that zeroes what it has read would take a shared gradient from later parameters, and zero copies only.
+        as_given = self.clear == "zero" and all(batch.grads is batch.given for batch in batches)
+        zero_grads = as_given and gradients.own_memory([g for batch in batches for g in batch.given])
+        # All of them first: where no backend is found, nothing is stepped.
         backends = [dispatch.backend(self.backend, batch.device.type, batch.dtypes) for batch in batches]
         scalars = DeviceScalars()
         rates = self._rates(batches, scale, scalars)
         for number, (batch, rate, backend) in enumerate(zip(batches, rates, backends, strict=True)):
             self._step_batch(number, batch, scale, scalars, rate, backend, zero_grads)
-        if shared:
+        if self.clear == "zero" and not zero_grads:
             for batch in batches:
-                gradients.zero(batch.grads)
+                gradients.zero(batch.given)
         if self.clear == "none":
             for batch in batches:
                 for p in batch.whole:
@@ -203,17 +204,27 @@ class FusedOptimizer(StatefulOptimizer):
         arguments.precise(params[0])
         arguments.not_expanded(params)  # again: `.data` may have been set since
         names = self._all_names(params[0].dtype, group)
+        grads: list[Any] = [p.grad for p in params]
+        tensors, dtypes = self._columns(group, params, names)
+        kinds = (map(LAYOUT, grads), map(DTYPE, grads), *dtypes, *self._kinds(group, params))
+        return [self._batch(group, names, *part) for part in group_by([params, grads, *tensors], *kinds)]
+
+    def _columns(
+        self, group: Mapping[str, Any], params: Sequence[Tensor], names: Sequence[str]
+    ) -> tuple[list[list[Tensor]], list[list[torch.dtype]]]:
+        """The state of every name and its dtypes, made where it is missing and widened where the settings ask for it."""
         states = [self.state[p] for p in params]
         try:
             tensors = [[state[name] for state in states] for name in names]
+            dtypes = [list(map(DTYPE, column)) for column in tensors]
+            if self._wide_enough(group, params[0], dict(zip(names, dtypes, strict=True))):
+                return tensors, dtypes
         except KeyError:
-            for p in params:
-                self._init_state(p, group)
-            tensors = [[state[name] for state in states] for name in names]
-        grads = [p.grad for p in params if p.grad is not None]
-        dtypes = (map(DTYPE, column) for column in (grads, *tensors))
-        kinds = (map(LAYOUT, grads), *dtypes, *self._kinds(group, params))
-        return [self._batch(group, names, *part) for part in group_by([params, grads, *tensors], *kinds)]
+            pass
+        for p in params:
+            self._init_state(p, group)
+        tensors = [[state[name] for state in states] for name in names]
+        return tensors, [list(map(DTYPE, column)) for column in tensors]
 
     def _batch(
         self, group: Mapping[str, Any], names: Sequence[str], params: list, grads: list, *tensors: list[Tensor]
@@ -221,10 +232,11 @@ class FusedOptimizer(StatefulOptimizer):
         state = dict(zip(names, tensors, strict=True))
         arguments.dense_gradients(type(self).__name__, grads)
         arguments.same_device(type(self).__name__, params[0], state)
-        if self._mesh is None:
-            return Batch(group, params, grads, state, params)
-        local = self._mesh.local
-        return Batch(group, local(params), local(grads), {name: local(ts) for name, ts in state.items()}, params)
+        held = params
+        if self._mesh is not None:
+            local = self._mesh.local
+            held, grads, state = local(params), local(grads), {name: local(ts) for name, ts in state.items()}
+        return Batch(group, held, gradients.resolved(grads), state, params, grads)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "clear", "skip_nonfinite", "backend")

@@ -89,6 +89,11 @@ def _sum_of_squares(batches: Sequence[Batch], device: torch.device, backend: str
     return total if mesh is None else mesh.total(total)
 
 
+def resolved(grads: list[Tensor]) -> list[Tensor]:
+    """The list itself, or one with copies of gradients that are negated only when they are read, as of `x.conj().imag`."""
+    return [g.resolve_neg() for g in grads] if any(map(Tensor.is_neg, grads)) else grads
+
+
 def own_memory(tensors: Sequence[Tensor]) -> bool:
     """Whether no element is known to be in two of the tensors, or twice in one.
 
@@ -123,7 +128,7 @@ class ClearedGradients:
         Raises:
             ValueError: names which.
         """
-        grads = [g for batch in batches for g in batch.grads]
+        grads = [g for batch in batches for g in batch.given]
         if len(grads) == len(self._apart) and all(map(is_, [known() for known in self._apart], grads)):
             return
         written = {

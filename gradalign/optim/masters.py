@@ -29,20 +29,26 @@ class MasterVersions:
 
     def matched(self, params: Iterable[Tensor]) -> None:
         """These parameters are the rounding of their masters as they are now."""
-        self._versions.update((p, _version(held(p))) for p in params)
+        self._versions.update((p, _version(p)) for p in params)
 
     @torch.no_grad()
     def follow(self, param: Tensor, master: Tensor) -> None:
         """Bring the master up to date, if the parameter may have changed without it."""
-        if self._versions.get(param) == _version(held(param)):
+        if self._versions.get(param) == _version(param):
             return
         for mc, pc in chunks(held(master), held(param).detach()):
-            mc.copy_(torch.where(mc.to(pc.dtype) == pc, mc, pc.float()))
+            # The bits are compared: as numbers 0 and -0 are equal.
+            same = mc.to(pc.dtype).view(torch.int16) == pc.view(torch.int16)
+            mc.copy_(torch.where(same, mc, pc.float()))
         self.matched((param,))
 
 
-def _version(t: Tensor) -> object:
-    """How often it was written, and where it is: another tensor in its place may have been written as often."""
-    if t.is_inference():  # nobody counts: equal to no other
+def _version(param: Tensor) -> object:
+    """How often it and its shard were written, and where it is: another tensor in its place may have been written as often.
+
+    torch's operations raise the version of a DTensor and not of its shard; kernels here work on shards.
+    """
+    t = held(param)
+    if param.is_inference() or t.is_inference():  # nobody counts: equal to no other
         return object()
-    return t._version, t.data_ptr() if type(t) in (Tensor, Parameter) else 0  # fakes have no memory
+    return param._version, t._version, t.data_ptr() if type(t) in (Tensor, Parameter) else 0  # fakes have no memory

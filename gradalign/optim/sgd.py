@@ -85,7 +85,7 @@ class SGD(FusedOptimizer):
             params, defaults, max_grad_norm=max_grad_norm, clear=clear, skip_nonfinite=skip_nonfinite, backend=backend
         )
 
-    _corrects_bias = False
+    _bias_corrected = ()
 
     def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()

@@ -24,7 +24,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     _first_moment_name = "exp_avg"
-    _corrects_bias = True  # by the number of steps
+    _bias_corrected: tuple[str, ...] = ("exp_avg", "exp_avg_sq")  # running means, by the number of steps
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._master_versions = MasterVersions()
@@ -63,6 +63,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
         if name in self._state_names(group):
             dtype = torch.promote_types(state[name].dtype, self._moment_dtype(param, group))
             state[name] = state[name].to(dtype)
+
+    def _wide_enough(self, group: Mapping[str, Any], param: Tensor, dtypes: Mapping[str, list[torch.dtype]]) -> bool:
+        """Whether moments of these dtypes, by name, have the precision that a parameter such as this one asks for."""
+        least = self._moment_dtype(param, group)
+        found = set().union(*(dtypes[name] for name in self._state_names(group)))
+        return all(torch.promote_types(dtype, least) == dtype for dtype in found)
 
     @staticmethod
     def _moment_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -111,11 +117,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
             param: a parameter of this optimizer.
 
         Returns:
-            The master itself, of the parameter's shape; None where the parameter has none.
+            The master itself, of the parameter's shape; None where the parameter has none, or was made wider since.
         """
         if not self._masters_made:
             self._make_masters()
-        master = self.state[param].get("master") if param in self.state else None
+        master = self.state[param].get("master") if param.dtype in LOW_PRECISION and param in self.state else None
         if master is not None:
             self._master_versions.follow(param, master)
         return master
@@ -155,12 +161,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
-            ValueError: another number of groups, or of parameters in one, than this optimizer has, or state of another shape
-                than its parameter.
+            ValueError: another number of groups, or of parameters in one, than this optimizer has; state of another shape than
+                its parameter; moments without a number of steps, or the other way round.
         """
         # Registered last, so that the user's own hooks see the state as it was saved.
         handle = self.register_load_state_dict_pre_hook(
-            lambda _, saved: exchange.wrap_tensors(saved, self.param_groups)
+            lambda _, saved: exchange.wrap_tensors(saved, self.param_groups, self._state_names)
         )
         before = vars(self).copy()
         try:
@@ -183,11 +189,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def _place_state(self, param: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[param]
-        if self._corrects_bias and "step" not in state and any(name in state for name in self._state_names(group)):
-            raise ValueError(
-                f"load_state_dict: expected the number of steps beside the moments of every parameter; got {sorted(state)} "
-                'without "step", with which the moments would be taken for those of the first step'
-            )
+        exchange.counted(state, self._bias_corrected)
         for name, value in state.items():
             least = torch.float32 if name == "master" else self._moment_dtype(param, group)
             state[name] = exchange.place_state(value, name, param, least)

@@ -272,6 +272,67 @@ def test_moments_without_their_number_of_steps_are_refused(cls):
     assert optimizer.state[p]["step"] == 1
 
 
+COUNTING = {
+    "SGD": lambda params: SGD(params, momentum=0.9),
+    "RMSprop": torch.optim.RMSprop,
+    "Adagrad": torch.optim.Adagrad,
+}
+
+
+@pytest.mark.parametrize("other", COUNTING)
+@pytest.mark.parametrize("cls", [AdamW, LAMB])
+def test_a_number_of_steps_without_their_moments_is_refused(cls, other):
+    a = parameters()
+    theirs = COUNTING[other](a)
+    run(theirs, a, 1, seed=1)
+    mine = cls(clones(a))
+    words = 'expected the number of steps beside the moments.*without "exp_avg", "exp_avg_sq"'
+    with pytest.raises(ValueError, match=words):
+        mine.load_state_dict(theirs.state_dict())
+    assert not mine.state
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_what_has_not_been_stepped_or_is_not_averaged_may_lack_its_moments(amsgrad, backend):
+    p = torch.ones(3, requires_grad=True)
+    first = AdamW([p], backend=backend)
+    run(first, [p], 2, seed=1)
+    saved = first.state_dict()
+    if amsgrad:
+        saved["param_groups"][0]["amsgrad"] = True
+    else:
+        saved["state"][0] = {"step": torch.zeros(())}
+    again = AdamW(clones([p]), backend=backend)
+    again.load_state_dict(saved)
+    run(again, again.param_groups[0]["params"], 1, seed=2)
+    (state,) = again.state.values()
+    assert float(state["step"]) == (3 if amsgrad else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_of_the_users_own_may_have_any_shape(kind):
+    cls, kwargs = KINDS[kind]
+    p = torch.ones(3, requires_grad=True)
+    optimizer = cls([p], **kwargs)
+    run(optimizer, [p], 1, seed=1)
+    optimizer.state[p]["ema"] = torch.tensor(0.25)
+    again = cls(clones([p]), **kwargs)
+    again.load_state_dict(saved(optimizer))
+    (state,) = again.state.values()
+    assert torch.equal(state["ema"], torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_masters_that_are_loaded_are_none_of_wider_parameters(dtype):
+    p = torch.ones(3).bfloat16().requires_grad_()
+    optimizer = AdamW([p], master_weights=True)
+    run(optimizer, [p], 1, seed=1)
+    (wide,) = clones([p], dtype)
+    again = AdamW([wide], master_weights=True)
+    again.load_state_dict(saved(optimizer))
+    assert again.master(wide) is None
+
+
 def test_a_load_that_fails_in_between_leaves_the_optimizer_as_it_was(monkeypatch):
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
     optimizer = AdamW(params, lr=0.1)

@@ -106,6 +106,26 @@ def test_clear(kind, backend):
     assert all(p.grad is None for p in params)
 
 
+@pytest.mark.parametrize("num", [1, 100])  # handed to the kernel by torch, and as rows
+@pytest.mark.parametrize("clear", [None, "zero", "none"])
+@each_kind
+def test_gradients_with_the_negative_bit(kind, clear, num, backend):
+    params = [torch.tensor([1.0, -2.0]).requires_grad_() for _ in range(num)]
+    plain = clones(params)
+    for p, q in zip(params, plain, strict=True):
+        p.grad = torch.complex(torch.ones(2), torch.tensor([0.5, -0.25])).conj().imag
+        assert p.grad.is_neg()
+        q.grad = p.grad.resolve_neg()
+    gradients = [p.grad for p in params]
+    before = [g.clone() for g in gradients]
+    make(kind, params, backend, clear=clear, max_grad_norm=0.5).step()
+    make(kind, plain, backend, clear=clear, max_grad_norm=0.5).step()
+    assert_same([p.detach() for p in params], [q.detach() for q in plain])
+    assert_same([torch.zeros(2) if clear == "zero" else g for g in before], gradients)
+    kept = [p.grad is g for p, g in zip(params, gradients, strict=True)]
+    assert kept == [clear != "none"] * num
+
+
 @each_kind
 def test_gradients_are_zeroed_where_the_step_is_skipped(kind, backend):
     params = with_gradients()

@@ -22,7 +22,7 @@ def batch_of(numel, dtype, master):
     state = {"exp_avg": [m], "exp_avg_sq": [v], "step": [torch.tensor(STEPS)]}
     if master:
         state["master"] = [p.float() + 1e-4]
-    return Batch({}, [p], [g], state, [p])
+    return Batch({}, [p], [g], state, [p], [g])
 
 
 def expected(batch):
