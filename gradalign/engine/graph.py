@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.nn import Parameter
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -79,6 +81,26 @@ def inspect_graph(loss: Tensor, params: Iterable[Tensor], since: int = 0) -> Gra
 
 def _drops(rnn: Any) -> bool:
     return rnn._saved_train and rnn._saved_dropout > 0 and rnn._saved_num_layers > 1
+
+
+def leaves_out_functions(loss: Tensor, params: Iterable[Tensor]) -> bool:
+    """Whether a backward that is asked for these gradients alone leaves out a Function written in Python.
+
+    Autograd runs what leads to one of the parameters. The backward of a Function may make gradients besides, as that of a
+    reentrant checkpoint does, which shows as leading nowhere where nothing in front of it is trained.
+    """
+    known, found = {id(p) for p in params}, list(nodes([loss]))
+    before: dict[Any, list[Any]] = defaultdict(list)
+    for node in found:
+        for following, _ in node.next_functions:
+            before[following].append(node)
+    waiting = [node for node in found if node.name() == LEAF and id(node.variable) in known]
+    leading = set(waiting)
+    while waiting:
+        more = [node for node in before[waiting.pop()] if node not in leading]
+        leading.update(more)
+        waiting += more
+    return any(isinstance(node, BackwardCFunction) and node not in leading for node in found)
 
 
 def sequence_number() -> int:

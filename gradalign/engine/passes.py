@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
-from gradalign.engine.graph import GraphWatch, older_graph
+from gradalign.engine.graph import GraphWatch, leaves_out_functions, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
@@ -255,13 +255,15 @@ class Passes:
         `.grad`, random numbers and buffers are put back.
 
         Raises:
-            LossAloneError: the backward failed.
+            LossAloneError: the backward failed, or would leave out a part.
         """
         params = self._space.params if among is None else [self._space.params[i] for i in among]
         grads = self._space.grads()
         with self._once_more(recorded):
             try:
                 loss, _ = self._result(recorded.closure)
+                if leaves_out_functions(loss, params):
+                    raise LossAloneError
                 self._space.set_grads(into)
                 try:
                     (loss * (ratio * self._factor)).sum().backward(inputs=params)
@@ -413,7 +415,7 @@ def copy_of(loss: Tensor) -> Tensor:
 class LossAloneError(Exception):
     """`Passes.differentiate_recorded` came to a loss, and to no gradient.
 
-    So it is with a reentrant checkpoint, which takes no `inputs`, and without the memory for one more gradient.
+    So it is with a reentrant checkpoint, which takes no `inputs` or does not run, and without the memory for one more gradient.
     """
 
 

@@ -179,6 +179,33 @@ def test_a_reentrant_checkpoint_is_trained_without_the_comparison_of_gradients(k
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("trained", ["all behind it", "a layer after it too", "a tied layer"])
+@pytest.mark.parametrize("kind", ["torch", "other"])
+def test_nor_is_anything_refused_where_no_trained_layer_is_in_front_of_a_reentrant_checkpoint(kind, trained):
+    """As with adapters on a frozen embedding: nothing that is asked for leads through the checkpoint, so that it does not run."""
+    model = perceptron()
+    model[0].requires_grad_(False)
+
+    def loss_fn(x, checkpointed=True):
+        h = model[0](x).requires_grad_()
+        if not checkpointed:
+            y = model[1:](h)
+        else:
+            y = checkpoint(model[1:], h, use_reentrant=True) if kind == "torch" else OtherCheckpoint.apply(h, model[1:])
+        if trained == "a tied layer":
+            return y.square().mean() + model[2].weight.square().sum()
+        return (y * model[2].bias[:1]).square().mean() if trained == "a layer after it too" else y.square().mean()
+
+    gradients = []
+    for checkpointed in (True, False):
+        model.zero_grad()
+        gradalign.GradAlign(model, 0.03, objective="variance").backward(
+            lambda x, c=checkpointed: loss_fn(x, c), micro_batches()
+        )
+        gradients.append([p.grad for p in model[1:].parameters()])
+    torch.testing.assert_close(*gradients)
+
+
 def test_loading_within_a_step_is_refused():
     model = perceptron()
     aligner = gradalign.GradAlign(model, 0.03)
