@@ -1,6 +1,6 @@
 """A plain training loop with gradient accumulation, and the same loop with gradalign.
 
-    +aligner = gradalign.GradAlign(model, weight=0.03, objective="variance")
+    +aligner = gradalign.GradAlign(model, weight=0.003, objective="variance")
      for micro_batches in steps:
     -    for micro_batch in micro_batches:
     -        (loss_fn(micro_batch) / len(micro_batches)).backward()
@@ -55,7 +55,7 @@ def train_plain(model: nn.Module, steps: list[list[MicroBatch]]) -> None:
         optimizer.zero_grad()
 
 
-def train_aligned(model: nn.Module, steps: list[list[MicroBatch]], weight: float = 0.03) -> gradalign.GradAlign:
+def train_aligned(model: nn.Module, steps: list[list[MicroBatch]], weight: float = 0.003) -> gradalign.GradAlign:
     """The same loop with gradalign."""
     torch.manual_seed(1)
     loss_fn = functools.partial(mean_squared_error, model)

@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="in all, those of a checkpoint included")
     parser.add_argument("--micro-batches", type=int, default=8, help="of every rank and step")
     parser.add_argument("--rows", type=int, default=16, help="of every micro-batch")
-    parser.add_argument("--weight", type=float, default=0.03)
+    parser.add_argument("--weight", type=float, default=0.003)
     parser.add_argument("--objective", default="variance", choices=("dot", "norm", "variance", "cosine"))
     parser.add_argument("--scope", default="all", choices=("all", "rank"))
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "lamb"))

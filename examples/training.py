@@ -91,7 +91,7 @@ METHODS: dict[str, Callable[[nn.Module, argparse.Namespace, int], Any]] = {
 }
 # Options that only some methods have: (methods, defaults).
 OWN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("gradalign",), {"weight": 0.03, "objective": "variance", "normalize": "direction", "estimator": "split"}),
+    (("gradalign",), {"weight": 0.003, "objective": "variance", "normalize": "direction", "estimator": "split"}),
     (("reptile", "fomaml"), {"inner_lr": 0.01}),
     (("sam",), {"rho": 0.05}),
 )
@@ -125,7 +125,7 @@ def parser(doc: str, model: str, lr: float = 3e-5, batch_size: int = 32) -> argp
         default=["gradalign"],
         help="what fills .grad; several are compared on the same seeds, with the first one (default: gradalign)",
     )
-    add("--weight", type=options.finite, help="of gradalign's term, after the warm-up (default: 0.03)")
+    add("--weight", type=options.finite, help="of gradalign's term, after the warm-up (default: 0.003)")
     add("--objective", choices=("dot", "norm", "variance", "cosine"), help="of gradalign (default: variance)")
     add("--normalize", choices=("direction", "none", "gradient"), help="of gradalign (default: direction)")
     add("--estimator", choices=sorted(gradalign.estimators.ESTIMATORS), help="of gradalign (default: split)")
