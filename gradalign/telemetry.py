@@ -28,9 +28,9 @@ class AlignmentStats:
         loss: mean loss of the base passes.
         dot: mean g_i . g_j over pairs of micro-batches [loss^2 / parameter^2], on the measured parameters. In `split` with
             dot or norm under none or direction, or between sources with equally many micro-batches, it is the quotient of the
-            probes' losses, (L(theta + eps v) - L(theta)) / eps, for pairs of a probe with an anchor: 2 to 4% off at radius
-            0.01 in fp32, up to 26% with bf16 weights. Elsewhere it is exact, over all pairs or some (docs/telemetry.md says
-            which). None in a step without the term.
+            probes' losses, (L(theta + eps v) - L(theta)) / eps, for pairs of a probe with an anchor: a few percent off at
+            radius 0.01 in fp32, up to 26% with bf16 weights. Elsewhere it is exact, over all pairs or some (docs/telemetry.md
+            says which). None in a step without the term.
         cosine: mean cos(g_i, g_j) over pairs of micro-batches. None but for the cosine objective or telemetry.
         grad_norm: norm of the gradient left in `.grad`, loss scale taken out [loss / parameter].
         term_norm: norm of the term before it is multiplied by the weight; None in `split` with dot or norm under none or

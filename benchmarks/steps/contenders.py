@@ -85,6 +85,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "split m=k/4, variance": {"probe_fraction": 1 / 4, "objective": "variance"},
     "prefix": {"estimator": "prefix"},
     "leave_one_out": {"estimator": "leave_one_out"},
+    "leave_one_out, variance": {"estimator": "leave_one_out", "objective": "variance"},
     "momentum": {"estimator": "momentum"},
 }
 

@@ -56,6 +56,7 @@ HOST = (
     "leave_one_out",
     "leave_one_out @reference",
 )
+SOURCES = ("weight 0", "split m=k/4, variance", "leave_one_out, variance", "Reptile")
 SCALING = ("plain", "split m=k/4", "prefix", "double backward", "difference, torch")
 
 
@@ -194,6 +195,7 @@ def host() -> Suite:
     suite = Suite("host", base, 1.6, "cpu")
     suite.add(base, ("plain", *HOST), seconds=6, limit=40)
     suite.add(Workload("bert-tiny", 8, 8, 64), ("plain", "split m=k/4"), seconds=8, limit=40)
+    suite.add(Workload("linear", 2, 32, 384), ("plain", *SOURCES), seconds=3, limit=40)  # two sources, frozen features
     return suite
 
 

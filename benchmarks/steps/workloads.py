@@ -25,7 +25,7 @@ class Workload:
         model: a key of `MODELS`.
         k: micro-batches in a step.
         batch: samples in a micro-batch.
-        size: tokens of a text; parameters of an MLP; pixels of a side of an image.
+        size: tokens of a text; parameters of an MLP; features of a linear layer; pixels of a side of an image.
         dtype: of parameters and activations: "fp32" or "bf16".
     """
 
@@ -100,6 +100,15 @@ def _mlp(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
     return LoadedWorkload(model, lambda net, x: net(x).float().square().mean(), steps, "random numbers")
 
 
+def _linear(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
+    model = nn.Linear(workload.size, 2)
+    steps = [
+        [(torch.randn(workload.batch, workload.size), torch.randint(2, (workload.batch,))) for _ in range(workload.k)]
+        for _ in range(NUM_STEPS)
+    ]
+    return LoadedWorkload(model, _classification, steps, "random features")
+
+
 def _resnet(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
     steps = [
         [
@@ -127,6 +136,7 @@ def _decoder(workload: Workload, seed: int, eager: bool) -> LoadedWorkload:
 
 
 MODELS: dict[str, Callable[[Workload, int, bool], LoadedWorkload]] = {
+    "linear": _linear,
     "mlp": _mlp,
     "resnet": _resnet,
     "bert-tiny": _encoder,

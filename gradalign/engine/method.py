@@ -215,8 +215,8 @@ class Method(ABC):
         """Fill `.grad` from all micro-batches of a step, in place of `loss.backward()`.
 
         Args:
-            loss_fn: micro_batch -> scalar loss with a graph; calls no backward; called twice for a probe, each time with a
-                shallow copy of a mapping or list.
+            loss_fn: micro_batch -> scalar loss with a graph; calls no backward; called more than once for a micro-batch that is
+                displaced, each time with a shallow copy of a mapping or list.
             micro_batches: k >= 2 of them.
             reduction: "mean": the step's loss is the mean of the losses; "sum": they already carry their 1/k.
             has_aux: loss_fn returns (loss, anything).

@@ -3,8 +3,8 @@
     term = 1 / k sum_i s H_i w_i
 
 The reference of micro-batch i is (sum - g_i) / (k - 1), so that it takes the sum of all gradients and g_i again. Where the
-g_i are meanwhile: "device" (k + 1 copies beside plain training, 2k passes), "host" (pinned memory; 2 to 3 copies on the
-device, 2k passes) or "recompute" (evaluated once more; 2 to 3 copies, 3k passes). Central differences cost k passes more.
+g_i are meanwhile: "device" (k + 1 copies beside plain training, 2k passes), "host" (pinned memory; 3 to 4 copies on the
+device, 2k passes) or "recompute" (evaluated once more; 3 to 4 copies, 3k passes). Central differences cost k passes more.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def tune(
 
     Nothing is changed: parameters, buffers and random number generators are restored bit for bit, `.grad` is None, training
     mode is kept. All passes of a micro-batch see the same random numbers (dropout) and buffers. Memory: up to nine more copies
-    of the parameters in float32. Passes: k, 2 m per radius and for the default one, about 3 m for double backward, 6 m for the
-    weights; for an extrapolation 2 m per radius, the default sweep included.
+    of the parameters in float32, for an extrapolation eleven. Passes: k, 2 m per radius and for the default one, about 3 m for
+    double backward, 6 m for the weights; for an extrapolation 2 m per radius, the default sweep included.
 
     Args:
         model: the module, or several.

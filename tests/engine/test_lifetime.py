@@ -182,7 +182,7 @@ def test_a_reentrant_checkpoint_is_trained_without_the_comparison_of_gradients(k
 @pytest.mark.parametrize("trained", ["all behind it", "a layer after it too", "a tied layer"])
 @pytest.mark.parametrize("kind", ["torch", "other"])
 def test_nor_is_anything_refused_where_no_trained_layer_is_in_front_of_a_reentrant_checkpoint(kind, trained):
-    """As with adapters on a frozen embedding: nothing that is asked for leads through the checkpoint, so that it does not run."""
+    """As with adapters on a frozen embedding: no parameter is behind the checkpoint in the graph, so that it does not run."""
     model = perceptron()
     model[0].requires_grad_(False)
 

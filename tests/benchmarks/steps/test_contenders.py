@@ -23,6 +23,7 @@ LOSSES = {
     "split m=k/4, variance": 10,
     "prefix": 15,
     "leave_one_out": 16,
+    "leave_one_out, variance": 16,
     "momentum": 8,
     "split m=k/4 @reference": 10,
     "difference, torch": 10,

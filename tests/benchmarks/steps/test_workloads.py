@@ -75,7 +75,7 @@ def test_a_decoder_does_not_look_ahead():
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(CommandError, match="workload: expected one of mlp, .*; got 'gpt'"):
+    with pytest.raises(CommandError, match="workload: expected one of linear, mlp, .*; got 'gpt'"):
         load(Workload("gpt", 2, 2, 2), CPU, seed=0)
 
 
