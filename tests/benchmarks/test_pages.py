@@ -23,6 +23,10 @@ def test_the_pages_have_the_tables_of_the_results():
         ("| `leave_one_out` | 2.00 |", "leave_one_out", "mlp"),
         ("| `prefix` | 1.88 |", "prefix", "mlp"),
         ("| BERT-tiny 8 x 8 x 64, `split`, `dot` |", "split m=k/4", "bert-tiny"),
+        ("| linear layer, `weight=0` |", "weight 0", "linear"),
+        ("| linear layer, `Reptile` |", "Reptile", "linear"),
+        ("| linear layer, `split`, `variance` |", "split m=k/4, variance", "linear"),
+        ("| linear layer, `leave_one_out`, `variance` |", "leave_one_out, variance", "linear"),
     ],
 )
 def test_the_host_times_are_those_of_the_results(line, method, model):
