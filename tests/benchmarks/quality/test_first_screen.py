@@ -97,9 +97,12 @@ def test_an_encoder_that_is_fine_tuned():
     tuned = [gain("reviews-2x99-bert", arm, "validation") for arm in ("variance", "cosine")]
     untuned = [gain("reviews-2x99-bert", arm, "start") for arm in ("variance", "cosine")]
     assert not any(found.clear for found in tuned)
-    assert all(found.clear for found in untuned)
-    said = "`variance` {} and `cosine` {} tuned, not clear; not tuned {} and {}, clear."
-    assert said.format(*map(interval, tuned), *(points(found.mean) for found in untuned)) in SCREEN
+    said = "`variance` {} and `cosine` {} tuned, not clear; not tuned {} and {}."
+    far = [f"{points(found.mean)} ({'clear' if found.clear else 'not clear'})" for found in untuned]
+    assert said.format(*map(interval, tuned), *far) in SCREEN
+    others = [gain("reviews-2x99-bert", arm, "validation") for arm in ("dot", "weight decay", "IRMv1")]
+    assert not any(found.clear for found in others)
+    assert "`dot`, weight decay and IRMv1 show no difference." in SCREEN
 
 
 def test_colour_codes():
