@@ -107,7 +107,9 @@ def test_a_last_line_that_is_not_yet_complete_is_left_out(cut, drawn, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "scalar", [numpy.float32, numpy.int64, numpy.float64, numpy.array, torch.tensor, Fraction], ids=str
+    "scalar",
+    [numpy.float32, numpy.int64, numpy.float64, numpy.array, torch.tensor, Fraction],
+    ids=lambda make: make.__name__,  # str has an address in it, another in each process
 )
 def test_scalars_of_numpy_and_torch_are_numbers(scalar, drawn, tmp_path):
     plot([{"step": scalar(5), "align/dot": scalar(3)}, {"step": 6, "align/dot": None}], tmp_path / "run.png")
