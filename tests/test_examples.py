@@ -47,7 +47,7 @@ def test_the_diff_in_the_docstring_is_the_diff_of_the_loops():
     shown = [line[5:].strip() for line in docstring.splitlines() if line.startswith("    ") and line.strip()]
     assert len(shown) == 7
     for line in shown:
-        assert line.replace("weight=0.03", "weight=weight") in code
+        assert line.replace("weight=0.003", "weight=weight") in code
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from support.recipes import recipe, source
 
 import gradalign
 
-WEIGHT, K = 0.03, 4
+WEIGHT, K = 0.003, 4
 
 
 def make_net():
