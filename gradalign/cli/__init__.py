@@ -39,14 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = _run(argv)
         except SystemExit:  # of the parser, after --help
-            sys.stdout.flush()
+            _flush()
             raise
-        sys.stdout.flush()  # what is left to Python's own end fails there
+        _flush()
         return code
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
         return 1
+
+
+def _flush() -> None:
+    """Write out what was printed: what is left to Python's own end fails there."""
+    if sys.stdout is not None:  # closed before the start
+        sys.stdout.flush()
 
 
 def _reader_has_gone() -> bool:

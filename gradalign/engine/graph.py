@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.nn import Parameter
 
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
+CHECKPOINT = "Checkpoint"  # in the names of reentrant ones, torch's and those after it
 COMPILED = "CompiledFunction"  # of torch.compile, whose backward shows no casts
 NARROW = (torch.bfloat16, torch.float16)
 OWN_MASKS = ("CudnnRnnBackward0", "MiopenRnnBackward0")  # RNNs whose dropout draws from a state of its own on the GPU
@@ -83,11 +83,11 @@ def _drops(rnn: Any) -> bool:
     return rnn._saved_train and rnn._saved_dropout > 0 and rnn._saved_num_layers > 1
 
 
-def leaves_out_functions(loss: Tensor, params: Iterable[Tensor]) -> bool:
-    """Whether a backward that is asked for these gradients alone leaves out a Function written in Python.
+def leaves_out_checkpoint(loss: Tensor, params: Iterable[Tensor]) -> bool:
+    """Whether a backward that is asked for these gradients alone leaves out a reentrant checkpoint.
 
-    Autograd runs what leads to one of the parameters. The backward of a Function may make gradients besides, as that of a
-    reentrant checkpoint does, which shows as leading nowhere where nothing in front of it is trained.
+    Autograd runs what leads to one of the parameters. A reentrant checkpoint makes gradients in its own backward, and leads
+    nowhere where nothing in front of it is trained. Other Functions that lead nowhere take part in no gradient.
     """
     known, found = {id(p) for p in params}, list(nodes([loss]))
     before: dict[Any, list[Any]] = defaultdict(list)
@@ -100,7 +100,7 @@ def leaves_out_functions(loss: Tensor, params: Iterable[Tensor]) -> bool:
         more = [node for node in before[waiting.pop()] if node not in leading]
         leading.update(more)
         waiting += more
-    return any(isinstance(node, BackwardCFunction) and node not in leading for node in found)
+    return any(CHECKPOINT in node.name() and node not in leading for node in found)
 
 
 def sequence_number() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
-from gradalign.engine.graph import GraphWatch, leaves_out_functions, older_graph
+from gradalign.engine.graph import GraphWatch, leaves_out_checkpoint, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
@@ -262,7 +262,7 @@ class Passes:
         with self._once_more(recorded):
             try:
                 loss, _ = self._result(recorded.closure)
-                if leaves_out_functions(loss, params):
+                if leaves_out_checkpoint(loss, params):
                     raise LossAloneError
                 self._space.set_grads(into)
                 try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +47,15 @@ class Differences(Schedule):
         step: the step.
         total: becomes the sum of the anchors' gradients.
         probe_fraction: fraction of the micro-batches that are probes, as in `split`.
+        asked: the radii that the user asked for.
     """
 
     needs_all = True
     several_ranks = False
 
-    def __init__(self, step: Step, total: Vector, probe_fraction: float) -> None:
+    def __init__(self, step: Step, total: Vector, probe_fraction: float, asked: Collection[float]) -> None:
         super().__init__(step)
+        self.asked = asked
         self.num_probes = num_probes(step.num, probe_fraction)
         self.anchor_sum: Vector = total
         self.unit_sum: Vector = step.space.zeros()
@@ -108,6 +110,16 @@ class Differences(Schedule):
             relative_length=(delta_delta / d_d) ** 0.5,
             moved=int(moved) / numel,
         )
+
+    def gradients_if_any(self, radius: float) -> DisplacedGradients | None:
+        """As `gradients_at`; None where the loss raises at a radius that the user did not ask for."""
+        try:
+            return self.gradients_at(radius)
+        except Exception:  # an assertion, a factorisation, a logarithm: whatever a loss does far from theta
+            if radius in self.asked:
+                raise
+            self.step.displacement.restore()
+            return None
 
     def forward(self, gradients: DisplacedGradients) -> Vector:
         """Mean over the probes of [grad L_i(theta + delta) - grad L_i(theta)] / length: H x^."""

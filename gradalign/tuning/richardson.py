@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 
@@ -18,23 +17,31 @@ def extrapolate(differences: Differences, radii: Iterable[float]) -> tuple[Vecto
     (Richardson 1911). Starting from the largest radius, the distance between successive extrapolations falls with the
     truncation error, of order r^2 s^2, until rounding error dominates. The smallest distance bounds what is left of both.
     One of 0 tells nothing: nothing moved, or the model is constant at both ends. Where there is no other the distance is
-    infinite.
+    infinite. Radii without differences are left out.
     """
     space = differences.step.space
     previous, best, uncertainty = None, wide_zeros(space), math.inf
-    descending = sorted(radii, reverse=True)
-    larger = differences.central(differences.gradients_at(descending[0]))
-    for r, s in itertools.pairwise(descending):
-        smaller = differences.central(differences.gradients_at(s))
-        extrapolated = wide_zeros(space)
-        a, b = (space.scalar(x / (r**2 - s**2)) for x in (r**2, -(s**2)))
-        space.combine(extrapolated, smaller, larger, a, b)
-        if previous is not None:
-            distance = differences.relative_error(extrapolated, previous)
-            if distance < uncertainty and differences.norm(extrapolated) > 0:
-                best, uncertainty = extrapolated, distance
-        previous, larger = extrapolated, smaller
+    r, larger = math.inf, None
+    for s in sorted(radii, reverse=True):
+        smaller = _central(differences, s)
+        if smaller is None:
+            continue
+        if larger is not None:
+            extrapolated = wide_zeros(space)
+            a, b = (space.scalar(x / (r**2 - s**2)) for x in (r**2, -(s**2)))
+            space.combine(extrapolated, smaller, larger, a, b)
+            if previous is not None:
+                distance = differences.relative_error(extrapolated, previous)
+                if distance < uncertainty and differences.norm(extrapolated) > 0:
+                    best, uncertainty = extrapolated, distance
+            previous = extrapolated
+        r, larger = s, smaller
     return best, uncertainty
+
+
+def _central(differences: Differences, radius: float) -> Vector | None:
+    gradients = differences.gradients_if_any(radius)
+    return None if gradients is None else differences.central(gradients)
 
 
 def check_uncertainty(uncertainty: float) -> None:

@@ -95,7 +95,10 @@ def tune(
     if not isinstance(micro_batches, Sequence):
         no_tensor_filled_again(batches)
     tuner = _Tuner(
-        model, probe_fraction, MethodOptions(params, scaler, backend=backend, optimizer=optimizer, check_replay=True)
+        model,
+        probe_fraction,
+        MethodOptions(params, scaler, backend=backend, optimizer=optimizer, check_replay=True),
+        sweep,
     )
 
     random_state = RandomState(with_generators({p.device for p in tuner.trainable()}))
@@ -114,7 +117,7 @@ def tune(
             step.schedule.run([BatchClosure(loss_fn, batch) for batch in batches])
             step.check_replay(step.step.gradient_norm)
             step.passes.stop_observing()
-            return _measure(step.schedule, sweep, reference)
+            return _measure(step.schedule, reference)
         finally:
             clean_up()
     finally:  # once more, in case an interrupt came meanwhile
@@ -134,7 +137,8 @@ class _Renormalised:
             weight.copy_(value)
 
 
-def _measure(differences: Differences, radii: Sequence[float], method: str) -> TuningResult:
+def _measure(differences: Differences, method: str) -> TuningResult:
+    radii = differences.asked
     wide, measured = {*radii, *RADII}, sorted({*radii, differences.step.radius})  # the user's may all be too long
     reference = compute_reference(differences, method, wide)
     points = _curve(differences, reference, measured)
@@ -142,12 +146,14 @@ def _measure(differences: Differences, radii: Sequence[float], method: str) -> T
         better = cross_check(differences, reference, smallest_error(points, "central").central, wide)
         if better is not None:
             reference, points = better, _curve(differences, better, measured)
-    return _result(differences, reference, points, radii)
+    return _result(differences, reference, points)
 
 
 def _curve(differences: Differences, reference: Reference, radii: Sequence[float]) -> tuple[Point, ...]:
-    def point(radius: float) -> Point:
-        gradients = differences.gradients_at(radius)
+    def point(radius: float) -> Point | None:
+        gradients = differences.gradients_if_any(radius)
+        if gradients is None:
+            return None
         return Point(
             radius,
             forward=differences.relative_error(differences.forward(gradients), reference.product),
@@ -157,16 +163,14 @@ def _curve(differences: Differences, reference: Reference, radii: Sequence[float
             moved=gradients.moved,
         )
 
-    return tuple(point(radius) for radius in radii)
+    return tuple(found for radius in radii if (found := point(radius)) is not None)
 
 
-def _result(
-    differences: Differences, reference: Reference, points: tuple[Point, ...], radii: Sequence[float]
-) -> TuningResult:
+def _result(differences: Differences, reference: Reference, points: tuple[Point, ...]) -> TuningResult:
     step, space = differences.step, differences.step.space
     measured = [space.params[i] for i in space.measured]
     default = step.radius  # before the weights set another
-    curve = tuple(point for point in points if point.radius in radii)
+    curve = tuple(point for point in points if point.radius in differences.asked)
     return TuningResult(
         curve=curve,
         radius={name: recommended_radius(curve, name) for name in DIFFERENCES},
@@ -186,9 +190,16 @@ def _result(
 class _Tuner(Method):
     """A method whose steps are never completed."""
 
-    def __init__(self, model: nn.Module | Iterable[nn.Module], probe_fraction: float, options: MethodOptions) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        probe_fraction: float,
+        options: MethodOptions,
+        radii: Sequence[float] = (),
+    ) -> None:
         settings = Settings(objective("dot"), "direction", central=True, radius=None, telemetry=False)
         super().__init__(model, settings, options)
+        self._radii = radii
         self._probe_fraction = validation.fraction("probe_fraction", probe_fraction)
 
     def trainable(self) -> list[Parameter]:
@@ -200,4 +211,4 @@ class _Tuner(Method):
         return self._models.modules
 
     def _schedule(self, step: Step, total: Vector) -> Differences:
-        return Differences(step, total, self._probe_fraction)
+        return Differences(step, total, self._probe_fraction, self._radii)

@@ -139,6 +139,19 @@ def test_the_exit_code_is_what_the_subcommand_returns(monkeypatch):
     assert cli.main(["probe"]) == 7
 
 
+@pytest.mark.parametrize("argument", ["probe", "--version"])
+def test_a_closed_standard_output_is_no_error(argument, monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", ("probe",))
+    monkeypatch.setitem(sys.modules, "gradalign.cli.probe", command(lambda args: print("x") or 0))
+    monkeypatch.setattr(sys, "stdout", None)
+    if argument == "--version":
+        with pytest.raises(SystemExit) as ended:
+            cli.main([argument])
+        assert not ended.value.code
+    else:
+        assert cli.main([argument]) == 0
+
+
 @contextlib.contextmanager
 def unread_output():
     """Standard output whose reader has gone."""

@@ -206,6 +206,55 @@ def test_nor_is_anything_refused_where_no_trained_layer_is_in_front_of_a_reentra
     torch.testing.assert_close(*gradients)
 
 
+class Harmless(torch.autograd.Function):
+    """What a quantised layer is to autograd."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Counting(torch.autograd.Function):
+    """A gradient that is another one each time."""
+
+    num = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        Counting.num += 1
+        return -g * Counting.num
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_a_function_that_leads_to_no_compared_parameter_hides_nothing(masters):
+    """In front of it is an input that requires grad, or with masters an embedding that is too large to be compared."""
+    torch.manual_seed(0)
+    Counting.num = 0
+    model = nn.Sequential(nn.Embedding(5000, 64), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    optimizer = None
+    if masters:
+        optimizer = gradalign.optim.AdamW(model.to(torch.bfloat16).parameters(), master_weights=True)
+    else:
+        model[0].requires_grad_(False)
+
+    def loss_fn(x):
+        h = model[0](x)
+        h = Harmless.apply(h if masters else h.requires_grad_())
+        return model[3](model[2](Counting.apply(model[1](h)))).float().square().mean()
+
+    aligner = gradalign.GradAlign(model, 0.1, optimizer=optimizer)
+    with pytest.raises(RuntimeError, match="expected the same gradient when a micro-batch is evaluated again"):
+        aligner.backward(loss_fn, list(torch.randint(0, 5000, (4, 16))))
+
+
 def test_loading_within_a_step_is_refused():
     model = perceptron()
     aligner = gradalign.GradAlign(model, 0.03)

@@ -47,3 +47,29 @@ def test_differences_that_are_not_finite_cannot_be_extrapolated():
 def test_a_sweep_is_extrapolated_from_the_default_radii_too():
     own, default = (gradalign.tune(*two_layers(), radii=r, reference="richardson") for r in ((4, 3, 2, 1), RADII))
     assert own.uncertainty == default.uncertainty
+
+
+class Positive(nn.Module):
+    """Its scale has to be positive, as that of a distribution."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1e-3, 2e-3, 1.5e-3], dtype=torch.float64))
+
+    def forward(self, x):
+        assert (self.scale > 0).all(), "scale must be positive"
+        return (x * self.scale.sqrt()).square().mean() + (x * self.scale * 1000).sin().mean()
+
+
+@pytest.mark.parametrize("reference", ["richardson", "auto"])
+@pytest.mark.parametrize("radii", [(1e-5,), (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)])
+def test_a_loss_that_raises_at_radii_that_nobody_asked_for_is_tuned(radii, reference):
+    model, batches = Positive(), list(torch.randn(8, 16, 3, dtype=torch.float64))
+    before = model.scale.detach().clone()
+    result = gradalign.tune(model, model, batches, radii=radii, reference=reference)
+    assert [point.radius for point in result.curve] == list(radii)
+    assert max(point.central for point in result.curve) < 0.05
+    assert torch.equal(model.scale, before)
+    with pytest.raises(AssertionError, match="scale must be positive"):
+        gradalign.tune(model, model, batches, radii=(*radii, 0.1), reference=reference)
+    assert torch.equal(model.scale, before)
