@@ -95,7 +95,7 @@ def _sweep(work: Sweep, lists: Sequence[Tensors]) -> tuple[Plan, Tensor]:
     stream = current_stream(device)
     entries = [entry_of(tensors) for tensors in lists]
     plan = plan_of(entries, device, work.row_major)
-    partials = torch.empty(work.num_sums * plan.num_chunks, dtype=torch.float32, device=device)
+    partials = torch.empty(work.num_sums * plan.num_chunks, dtype=torch.float64, device=device)
     scalars = tuple([to_device(s, device) for s in work.scalars])
     # Floats: Triton would compile the value of an int in, and the key does not tell its values apart.
     floats = tuple(map(float, work.floats))

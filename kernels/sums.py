@@ -1,4 +1,4 @@
-"""The second stage of the reductions: the chunks' float32 sums are added in float64, in a fixed order."""
+"""The second stage of the reductions: the chunks' sums are added in float64, in a fixed order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradalign.kernels.launch import launch
 
-BLOCK = 4096
+BLOCK = 1024  # 8 a thread; 32 spill
+BLOCK_EACH = 256  # of one tensor: most have few chunks
 
 
 @triton.jit(do_not_specialize=["num_chunks", "num_sums"])
@@ -20,7 +21,7 @@ def sum_chunks(partials, results, num_chunks, num_sums, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float64)
     for i in range(0, n, BLOCK):
         offs = i + tl.arange(0, BLOCK)
-        total += tl.load(partials + k * num_chunks + offs, mask=offs < n, other=0.0).to(tl.float64)
+        total += tl.load(partials + k * num_chunks + offs, mask=offs < n, other=0.0)
     tl.store(results + k, tl.sum(total))
 
 
@@ -33,7 +34,7 @@ def sum_chunks_each(partials, ranges, results, num_chunks, num_tensors, BLOCK: t
     total = tl.zeros([BLOCK], tl.float64)
     for i in range(tl.load(ranges + t).to(tl.int32), end, BLOCK):
         offs = i + tl.arange(0, BLOCK)
-        total += tl.load(partials + k * num_chunks + offs, mask=offs < end, other=0.0).to(tl.float64)
+        total += tl.load(partials + k * num_chunks + offs, mask=offs < end, other=0.0)
     tl.store(results + k * num_tensors + t, tl.sum(total))
 
 
@@ -48,6 +49,6 @@ def sum_each(partials: Tensor, ranges: Tensor, num_chunks: int, num_sums: int) -
     """float64 [num_sums, tensors], from `partials` [num_sums, num_chunks]."""
     num_tensors = ranges.shape[1]
     results = torch.empty(num_sums, num_tensors, dtype=torch.float64, device=partials.device)
-    args = (partials, ranges, results, num_chunks, num_tensors, BLOCK // 16)
+    args = (partials, ranges, results, num_chunks, num_tensors, BLOCK_EACH)
     launch(sum_chunks_each, (num_tensors, num_sums), args)
     return results

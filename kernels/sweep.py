@@ -5,7 +5,7 @@
     ptrs     one pointer a list of tensors, at the chunk's first element
     at       which of the chunk's elements; for `read`, `write`, `masked` and `elements`
     scalars  what does not change within a tensor, as float32 or float64
-    sums     one float32 vector a reduction; `row_sums` folds a block into it
+    sums     one vector a reduction, to which the block adds its `row_sums`
     options  constants
 
 Where an op allows two lists to be the same, its block loads all that it reads before it stores.
@@ -14,6 +14,9 @@ A block of elements is a matrix with rows of 4. A full block of a chunk whose ad
 loaded and stored 16 bytes at a time: a row in 4-byte dtypes, two rows in 2-byte dtypes. Those are addressed as a vector,
 so that the compiler chooses the layout of each kind by itself; were they to share one, all that is computed would be
 moved between threads on its way to 4-byte storage, instead of what is loaded from 2-byte storage.
+
+A sum is in float32 over 128 elements of full blocks and over the 4 of a row of masked ones, of which a chunk may consist; from
+there on it is in float64.
 """
 
 import triton
@@ -130,10 +133,10 @@ def _loaded(ptrs, offset):
 
 
 @triton.jit
-def _zeros(num: tl.constexpr, length: tl.constexpr):
+def _zeros(num: tl.constexpr, length: tl.constexpr, dtype: tl.constexpr):
     sums = ()
     for _ in tl.static_range(num):
-        sums = sums + (tl.zeros([length], tl.float32),)  # type: ignore[assignment]
+        sums = sums + (tl.zeros([length], dtype),)  # type: ignore[assignment]
     return sums
 
 
@@ -171,7 +174,7 @@ def sweep(
         scalars: 0-dim tensors.
         per_tensor: vectors with one entry per tensor.
         floats: numbers; a block sees scalars + per_tensor + floats.
-        partials: float32 [NUM_SUMS, total].
+        partials: float64 [NUM_SUMS, total].
         block: the op.
         dtypes: per list.
         variant: the block's options (`options` itself is a name that Triton's binder uses).
@@ -192,14 +195,16 @@ def sweep(
     for k in tl.static_range(1, len(dtypes)):
         bits |= addresses[k]
     full = tl.where(bits & 15 == 0, n // BLOCK * BLOCK, 0)
-    sums = _zeros(NUM_SUMS, BLOCK // ROW)
+    sums = _zeros(NUM_SUMS, BLOCK // ROW, tl.float32)
     ptrs = _pointers(addresses, dtypes, True)
     for i in range(0, full, BLOCK):
         sums = block(ptrs, _at(i, n, start, BLOCK, False), values, sums, variant)
-    tail_sums = _zeros(NUM_SUMS, TAIL // ROW)
+    tail_sums = _zeros(NUM_SUMS, TAIL // ROW, tl.float64)
     ptrs = _pointers(addresses, dtypes, False)
     for i in range(full, n, TAIL):
         tail_sums = block(ptrs, _at(i, n, start, TAIL, True), values, tail_sums, variant)
 
     for k in tl.static_range(NUM_SUMS):
-        tl.store(partials + k * total + chunk, tl.sum(sums[k]) + tl.sum(tail_sums[k]))
+        # In pairs first: with as many float64 as there are sums, one op needs more registers than it may have.
+        pairs = tl.sum(tl.reshape(sums[k], [BLOCK // ROW // 2, 2]), axis=1).to(tl.float64)
+        tl.store(partials + k * total + chunk, tl.sum(pairs) + tl.sum(tail_sums[k]))

@@ -210,6 +210,47 @@ def test_2_an_interrupt_at_any_line_of_the_package_leaves_theta(options, how, ba
         assert torch.is_grad_enabled()
 
 
+class Pieces(nn.Module):
+    """A projection that was stored in one tensor, taken apart: its parameters share memory's version counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = map(nn.Parameter, torch.randn(12, 4).chunk(3))
+
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x @ self.q.t(), x @ self.k.t(), x @ self.v.t())
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, "backward"),
+        ({"objective": "variance", "difference": "central"}, "accumulate"),
+        ({"objective": "variance", "estimator": "leave_one_out"}, "backward"),
+        ({"estimator": "momentum"}, "backward"),
+    ],
+    ids=str,
+)
+def test_2_an_interrupt_leaves_theta_where_parameters_are_pieces_of_one_tensor(options, how):
+    torch.manual_seed(0)
+    model, batches = Pieces(), list(torch.randn(3, 2, 5, 4))
+    aligner = gradalign.GradAlign(model, 0.3, backend="reference", **options)
+    before = state(model)
+
+    def step():
+        run(aligner, lambda x: model(x).square().mean(), batches, how)
+
+    for _ in range(2):
+        total = lines(step)
+        model.zero_grad()
+        model.load_state_dict(before)
+    for interrupt_at in range(1, total + 1, max(1, total // 200)):
+        with pytest.raises(KeyboardInterrupt):
+            lines(step, interrupt_at)
+        assert same_state(model, before), interrupt_at
+        model.zero_grad()
+
+
 def test_2_an_interrupt_where_hooks_come_and_go_leaves_none():
     model, loss_fn, batches = make(Counting, k=3, dtype=torch.float32, rows=2)
     aligner = gradalign.GradAlign(model, 0.3)

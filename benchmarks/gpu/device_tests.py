@@ -21,6 +21,8 @@ COUNT = re.compile(r"(\d+) (passed|failed|skipped|xfailed|xpassed|error)s?\b")
 OUTCOME = re.compile(r"^\S+\.py::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 NOTHING_COLLECTED = 5  # of a file whose conftest marks what it does not use
 LEAST = 5.0  # seconds
+# Seconds that a file may take whatever its part is, where so many are left for each file after it.
+LONGEST, RESERVED = 60.0, 10.0
 
 
 def files() -> list[str]:
@@ -52,13 +54,15 @@ def collect(seconds: float) -> tuple[bool, str]:
 def run(seconds: float) -> tuple[bool, str]:
     """Every test that needs a GPU.
 
-    A file may take twice its part of the time that is left, so that one which hangs leaves some to every other.
+    A file may take twice its part of the time that is left, so that one which hangs leaves some to every other; or a minute,
+    since the first one compiles what others find.
     """
     end, names = time.monotonic() + seconds, files()
     outcomes: Counter[str] = Counter()
     texts, faults = [], []
     for number, name in enumerate(names):
-        left = 2 * (end - time.monotonic()) / (len(names) - number + 1)
+        rest, after = end - time.monotonic(), len(names) - number - 1
+        left = max(2 * rest / (after + 2), min(LONGEST, rest - RESERVED * after))
         if left < LEAST:
             faults.append(f"no time left: {name}")
             continue

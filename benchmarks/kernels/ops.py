@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from benchmarks.kernels.command import Setting, arguments, run
-from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, rows
+from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, is_compiled, rows
 from benchmarks.kernels.workloads import Lists, workloads
 from benchmarks.record import Row
 from gradalign.backends import signatures
@@ -92,7 +92,7 @@ def compiled_ops(lists: Lists) -> Calls:
 
 def calls_of(lists: Lists) -> Calls:
     calls = foreach_ops(lists)
-    if len(lists.p) == 1:  # many small tensors take minutes to compile
+    if is_compiled(lists):
         calls |= compiled_ops(lists)
     for backend in backends(lists.p[0].device, lists.p[0].dtype):
         calls |= ops_of(backend, lists)

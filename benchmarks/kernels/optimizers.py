@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.command import Setting, arguments, run
-from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, rows
+from benchmarks.kernels.measurement import Calls, Counted, backends, compiled, in_order, is_compiled, rows
 from benchmarks.kernels.step_names import CLIP_STEP, COMPOSITE, UPDATE, WITH_UPDATE
 from benchmarks.kernels.workloads import Lists, workloads
 from benchmarks.record import Row
@@ -133,8 +133,7 @@ def measured(setting: Setting) -> Iterator[list[Row]]:
     shapes_of = workloads(setting.device.type, setting.quick)
     for name, shapes in shapes_of.items():
         params = Parameters(Lists(shapes, torch.float32, setting.device))
-        compile_too = len(shapes) < 100  # a thousand small tensors take minutes to compile
-        calls = torch_steps(params, compile_too) | our_steps(params)
+        calls = torch_steps(params, is_compiled(params.lists)) | our_steps(params)
         yield rows(name, params.lists, calls, setting.seconds / len(shapes_of), setting.provenance)
 
 

@@ -29,7 +29,8 @@ class Displacement:
 
     An exception (KeyboardInterrupt too) can come inside an op, or between it and the line that records its end. The version
     counters then tell which parameters were written: the ops complete a backup before they write its parameter, and raise the
-    version together with the write.
+    version together with the write. Where parameters share a counter (pieces of one tensor, each made a Parameter) it cannot
+    tell: all backups are complete then before the first parameter is written.
 
     A parameter whose optimizer keeps a float32 master needs no backup: theta is the rounding of the master, which is only read
     here, and the displaced value is round(master + d).
@@ -91,12 +92,12 @@ class Displacement:
         moved = space.measured
         if not all(map(there, x)):
             moved = [i for i in moved if x[i] is not None or (y is not None and y[i] is not None)]
-        again = self._theta is Theta.IN_BACKUPS and moved == self._moved
-        if not again:
+        if self._theta is not Theta.IN_BACKUPS or moved != self._moved:
             if self.active:
                 self.restore()
             self._choose_backups(moved)
-        sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup, from_backups=again)
+        complete = self._theta is Theta.IN_BACKUPS
+        sums = space.perturb(self._backups, x, scale, y, scale_y, self._with_backup, from_backups=complete)
         if self._with_master:
             sums = sums + space.perturb(masters, x, scale, y, scale_y, self._with_master, from_backups=True)
         self._theta = Theta.IN_BACKUPS
@@ -109,10 +110,14 @@ class Displacement:
         if self._rounded:
             self._with_master = [i for i in moved if self._masters[i] is not None]
             self._with_backup = [i for i in moved if self._masters[i] is None]
+        self._follow_masters()
+        if self._space.counters_are_shared():
+            self._backups = self._copied(self._backups, self._with_backup)
+            self._theta = Theta.IN_BACKUPS
+            return
         tensors = self._space.tensors
         for i in self._with_backup:
             self._backups[i] = torch.empty_like(tensors[i])
-        self._follow_masters()
         self._record_versions()
         self._theta = Theta.LEAVING
 
@@ -149,9 +154,12 @@ class Displacement:
 
     def step_out(self) -> None:
         """Back to theta, keeping the displaced values for `step_in`."""
-        tensors = self._space.tensors
-        for i in self._with_master:
-            self._backups[i] = tensors[i].detach().clone()
+        if self._space.counters_are_shared():
+            displaced = self._copied(self._backups, self._moved)
+            self.restore()
+            self._backups = displaced
+            return
+        self._backups = self._copied(self._backups, self._with_master)
         self._record_versions()
         self._theta = Theta.RETURNING
         self._space.swap_out(self._backups, self._with_backup)
@@ -163,10 +171,16 @@ class Displacement:
     def step_in(self) -> None:
         """Back to the displaced values that `step_out` kept."""
         self._follow_masters()
-        self._record_versions()
-        self._theta = Theta.LEAVING
-        self._space.swap_in(self._backups, self._with_backup)
-        self._space.restore(self._backups, self._with_master)
+        displaced = self._backups
+        if self._space.counters_are_shared():
+            self._backups = self._copied(displaced, self._with_backup)
+            self._theta = Theta.IN_BACKUPS
+            self._space.restore(displaced, self._with_backup)
+        else:
+            self._record_versions()
+            self._theta = Theta.LEAVING
+            self._space.swap_in(self._backups, self._with_backup)
+        self._space.restore(displaced, self._with_master)
         self._theta = Theta.IN_BACKUPS
         self._after_move()
 
@@ -206,6 +220,13 @@ class Displacement:
         tensors = self._space.tensors
         pairs = zip(self._with_backup, self._versions, strict=True)
         return [i for i, version in pairs if (tensors[i]._version != version) is written]
+
+    def _copied(self, backups: Vector, which: list[int]) -> Vector:
+        """The backups, those of these parameters being copies of what the parameters are now."""
+        tensors, copied = self._space.tensors, list(backups)
+        for i in which:
+            copied[i] = tensors[i].detach().clone()
+        return copied
 
     def _record_versions(self) -> None:
         tensors = self._space.tensors

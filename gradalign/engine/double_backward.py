@@ -18,15 +18,22 @@ ONCE = once_differentiable(lambda ctx: None).__code__
 WEIGHT_NORM = "WeightNormInterfaceBackward"  # how the names of its nodes begin
 AOT = "._aot_autograd."  # in the name of the module that has the functions of torch.compile, but for backend="eager"
 
+WRITTEN_SINCE = "modified by an inplace operation"  # torch's words
 NO_SECOND_DERIVATIVE = ("not implemented", "does not require grad", "ouble backward", "differentiate twice")
 
 
 @contextmanager
 def twice_differentiable(name: str = "exact") -> Iterator[None]:
-    """Says what to do where an operation has no second derivative."""
+    """Says what to do where an operation has no second derivative, or a later forward wrote into an earlier graph."""
     try:
         yield
     except RuntimeError as error:
+        if WRITTEN_SINCE in str(error):
+            raise RuntimeError(
+                f"{name}: expected graphs that stay as they are until all passes are done; got: {error}; let the forward make "
+                "a buffer anew that the loss depends on (self.scale = 0.9 * self.scale + ...) instead of writing into it, or "
+                "use a method that needs no second derivative"
+            ) from error
         if not any(words in str(error) for words in NO_SECOND_DERIVATIVE):
             raise
         raise RuntimeError(

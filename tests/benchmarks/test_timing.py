@@ -77,13 +77,15 @@ class FakeDevice:
 
     def __init__(self):
         self.host = self.device = 0.0
+        self.idle_sleeps = 0  # how many more have the clock of an idle device
 
     def enqueue(self, host_seconds, device_seconds):
         self.host += host_seconds
         self.device = max(self.device, self.host) + device_seconds
 
     def sleep(self, cycles):
-        self.enqueue(1e-6, cycles / self.SPEED)
+        self.enqueue(1e-6, cycles / (self.SPEED / 6 if self.idle_sleeps > 0 else self.SPEED))
+        self.idle_sleeps -= 1
 
     def synchronize(self):
         self.host = max(self.host, self.device)
@@ -114,8 +116,10 @@ def device(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("idle_sleeps", [0, 3])
 @pytest.mark.parametrize(("launch", "kernel"), [(5e-6, 1e-6), (1e-3, 1e-6), (5e-6, 1e-3)])
-def test_events_measure_kernels_and_not_launches(device, launch, kernel):
+def test_events_measure_kernels_and_not_launches(device, launch, kernel, idle_sleeps):
+    device.idle_sleeps = idle_sleeps
     calls = []
 
     def call():

@@ -33,10 +33,15 @@ def test_autocast_around_the_call_does_not_cache_undisplaced_weights():
 THETA = [[1.0, 2.0], [3.0], [4.0]]
 
 
-@pytest.fixture
-def space():
-    params = [nn.Parameter(torch.tensor(values)) for values in THETA]
-    return ParamSpace(params, params[:2], "reference")  # the third is not displaced
+@pytest.fixture(params=["apart", "pieces of one tensor"])
+def space(request):
+    tensors = [torch.tensor(values) for values in THETA]
+    if request.param != "apart":
+        tensors = torch.cat(tensors).split([2, 1, 1])
+    params = [nn.Parameter(t) for t in tensors]
+    space = ParamSpace(params, params[:2], "reference")  # the third is not displaced
+    assert space.counters_are_shared() == (request.param != "apart")
+    return space
 
 
 def values(tensors):
@@ -95,18 +100,20 @@ def test_an_interrupt_between_two_parameters_is_undone(space, way, num_written, 
         displace(displacement)
     if way == "step_in":
         displacement.step_out()
-    name = {"displace": "perturb", "step_out": "swap_out", "step_in": "swap_in"}[way]
+    swaps = {"step_out": "restore", "step_in": "restore"} if space.counters_are_shared() else {}
+    name = {"displace": "perturb", "step_out": "swap_out", "step_in": "swap_in", **swaps}[way]
     whole = getattr(space, name)
 
     def interrupted(backups, *args, **kwargs):
         written = list(range(num_written))
         if written:
-            whole(backups, *args[:-1], written)
+            whole(backups, *args[:-1], written, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(space, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        displace(displacement) if way == "displace" else getattr(displacement, way)()
+    with monkeypatch.context() as patch:
+        patch.setattr(space, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            displace(displacement) if way == "displace" else getattr(displacement, way)()
     displacement.restore()
     assert values(space.params) == THETA
 

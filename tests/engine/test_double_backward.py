@@ -51,6 +51,26 @@ METHODS = {
 }
 
 
+class RunningScale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        self.scale.mul_(0.9).add_(0.1 * x.square().mean())
+        return self.linear(x).tanh() / self.scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_buffer_that_later_forwards_write_in_place_is_named(method):
+    model = RunningScale()
+    with pytest.raises(RuntimeError, match=f"{method}: expected graphs that stay as they are .* make a buffer anew"):
+        METHODS[method](model).backward(lambda x: model(x).square().mean(), list(torch.randn(4, 5, 3)))
+    assert model.scale == 1
+    assert all(p.grad is None for p in model.parameters())
+
+
 def refused(method, model, loss_fn, message):
     """The method refuses the loss and leaves no gradient."""
     with pytest.raises(RuntimeError, match=f"{method}: expected twice differentiable operations; got: .*{message}"):

@@ -119,3 +119,17 @@ def test_another_stream_sees_its_own_tables() -> None:
     torch.cuda.current_stream().wait_stream(stream)
     for acc, b, g in zip(accs, before, grads, strict=True):
         torch.testing.assert_close(acc, b + 2 * g)
+
+
+def test_large_offsets() -> None:
+    """2^31 elements and more: 32-bit indices would wrap."""
+    if torch.cuda.mem_get_info()[0] < 20 << 30:
+        pytest.skip("needs 20 GB of device memory")
+    n = (1 << 31) + 5000
+    theta = torch.ones(n, dtype=torch.bfloat16, device="cuda")
+    theta[-1] = 3
+    backup = torch.zeros_like(theta)
+    sums = triton.perturb_([theta], [backup], [backup], scalar(0.0))
+    assert torch.equal(backup, theta)
+    assert sums.tolist() == [0, 0, 0]
+    assert float(triton.norm_dot([theta])[0]) == n - 1 + 9

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gradalign.engine.space import sums_rounding
 from support.kernel_cases import DTYPES, LAYOUTS, assert_stored, assert_sums, copies, dot, double, tensors
 
 SCALE = torch.tensor(0.37, dtype=torch.float64)
@@ -204,6 +205,17 @@ def test_non_finite_values_pass_through(backend, dtype):
     backend.restore_(outs, [special])
     assert torch.equal(outs[0].view(torch.uint8), special.view(torch.uint8))
     assert backend.norm_dot([special[:2]])[0] == float("inf")
+
+
+@pytest.mark.parametrize(("numel", "offset"), [(1 << 10, 0), (50_000, 0), (1 << 14, 1)])
+def test_sums_over_gradients_that_cancel_are_as_precise_as_steps_take_them_to_be(backend, numel, offset):
+    generator = torch.Generator().manual_seed(numel)
+    for k in (3, 5, 6, 7, 11):
+        g = torch.randn(numel + offset, generator=generator)[offset:]
+        x = torch.cat([torch.zeros(offset), torch.stack([g] * k).sum(0)])[offset:]
+        xx, xg, gg = (float(s) for s in backend.norm_dot([x], [g]))
+        left, parts = xx / k**2 - 2 * xg / k + gg, xx / k**2 + gg  # ||x / k - g||^2, which is rounding alone
+        assert abs(left) <= sums_rounding("cuda", 2**-23, numel) * parts
 
 
 @each_dtype

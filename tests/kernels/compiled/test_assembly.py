@@ -7,11 +7,12 @@ import runpy
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import triton
 import triton.language as tl
-from support.triton.assembly import TARGETS, Assembly, Case, compiled, element_bytes
+from support.triton.assembly import BLOCKS, TARGETS, Assembly, Case, compiled, element_bytes, second_stage
 from support.triton.cases import ROWS, Row, compiled_row, dtype_names
 
 from gradalign.kernels.sweep import read_wide
@@ -51,6 +52,14 @@ def gate(row: Row, assembly: Assembly) -> list[str]:
 @pytest.mark.parametrize("index", range(len(ROWS)), ids=[f"{r.name}-{dtype_names(r.case.dtypes)}" for r in ROWS])
 def test_assembly(assemblies: dict[tuple[int, str], Assembly], index: int, target: str) -> None:
     assert gate(ROWS[index], assemblies[index, target]) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", BLOCKS, ids=lambda kernel: kernel.__name__)
+def test_the_second_stage_of_the_sums_keeps_to_its_registers(kernel: Any, target: str) -> None:
+    assembly = second_stage(kernel, target)
+    assert assembly.registers <= REGISTERS
+    assert assembly.spilled == 0
 
 
 @triton.jit

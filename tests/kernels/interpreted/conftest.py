@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("support.op_cases", "support.step_cases")
 # Around the length of a block (1024) and of a masked block (128); what is longer than a chunk has a test of its own.
 kernel_cases.tensors.__defaults__ = (((), (3,), (0,), (33, 31), (1024,), (41, 25), (2, 3, 5, 7)),)
 
-# A sum keeps float32 totals of at most 16 * 1024 / 4 terms and adds those in float64.
+# A sum keeps float32 totals of at most 128 terms and adds those in float64.
 kernel_cases.SUM["triton"] = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 2e-6)
 
 LAYOUTS = {  # of each dtype; the dtypes differ in how they are loaded and rounded, the layouts in what is handed to the kernel

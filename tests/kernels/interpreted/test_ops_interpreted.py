@@ -24,6 +24,7 @@ from support.op_cases import (  # noqa: F401
     test_restore_and_swap_keep_every_bit,
     test_restore_rounds_wider_backups,
     test_scale_zero_selects,
+    test_sums_over_gradients_that_cancel_are_as_precise_as_steps_take_them_to_be,
 )
 
 import gradalign
@@ -56,11 +57,13 @@ def test_a_tensor_of_several_chunks(backend: ModuleType) -> None:
     assert sums.tolist() == [n, int((torch.arange(n) % 8).sum())]
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_the_range_of_the_sums_is_the_one_that_is_documented(backend: ModuleType) -> None:
-    """The squares of a chunk are added in float32."""
-    for value in (1e-19, 1.4e17):
+    """The squares of 128 elements are added in float32."""
+    for value in (1e-19, 1.6e18):
         (x,) = torch.full((1, CHUNK), value)
         assert float(backend.norm_dot([x])[0]) == pytest.approx(CHUNK * float(x[0].double()) ** 2, rel=1e-6)
+    assert float(backend.norm_dot([torch.full((CHUNK,), 1.7e18)])[0]) == float("inf")
     assert float(backend.norm_dot([torch.full((CHUNK,), 1e-23)])[0]) == 0
 
 

@@ -15,6 +15,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gradalign.kernels.launch import THREADS, compile_options
+from gradalign.kernels.sums import BLOCK as SUMS
+from gradalign.kernels.sums import BLOCK_EACH, sum_chunks, sum_chunks_each
 from gradalign.kernels.sweep import BLOCK, CHUNK, TAIL, sweep
 
 TARGETS = {
@@ -24,6 +26,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 BYTES = {tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
+BLOCKS = {sum_chunks: SUMS, sum_chunks_each: BLOCK_EACH}
 VECTOR = 16  # bytes
 
 
@@ -60,7 +63,6 @@ class Assembly(NamedTuple):
 
 def compiled(case: Case, target: str, kernel: Any = sweep) -> Assembly:
     """Compile for a target, as the launcher would on it."""
-    gpu = TARGETS[target]
     signature = {
         "chunks": "*i64",
         "numels": "*i64",
@@ -70,7 +72,7 @@ def compiled(case: Case, target: str, kernel: Any = sweep) -> Assembly:
         "scalars": case.scalars,
         "per_tensor": case.per_tensor,
         "floats": ("fp32",) * case.num_floats,
-        "partials": "*fp32",
+        "partials": "*fp64",
     }
     constants = {
         "block": case.block,
@@ -81,11 +83,24 @@ def compiled(case: Case, target: str, kernel: Any = sweep) -> Assembly:
         "BLOCK": BLOCK,
         "TAIL": TAIL,
     }
+    known = 2 + len(case.dtypes) + len(case.scalars) + len(case.per_tensor)
+    return _assembly(kernel, signature, constants, target, known)
+
+
+def second_stage(kernel: Any, target: str) -> Assembly:
+    """The same for `sum_chunks` or `sum_chunks_each`, as `kernels.sums` launches it."""
+    pointers = {"partials": "*fp64", "ranges": "*i64", "results": "*fp64"}
+    block = BLOCKS[kernel]
+    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name != "BLOCK"}
+    return _assembly(kernel, signature, {"BLOCK": block}, target, 0)
+
+
+def _assembly(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], target: str, known: int) -> Assembly:
+    gpu = TARGETS[target]
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, {})
     binary = triton.compile(source, target=gpu, options=compile_options(gpu))
     if gpu.backend == "hip":
         return _amd(binary.asm["amdgcn"])
-    known = 2 + len(case.dtypes) + len(case.scalars) + len(case.per_tensor)
     return _nvidia(binary.asm["ptx"], binary.asm["cubin"], known)
 
 
