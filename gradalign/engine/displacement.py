@@ -54,6 +54,8 @@ class Displacement:
         self._with_master: list[int] = []  # of those, with a master
         self._with_backup: list[int] = []  # with a backup
         self._versions: list[int] = []
+        self._asked: list[int] = []  # the parameters that were asked for a shared version counter last
+        self._shared = False  # and whether they have one
         self._theta = Theta.IN_PARAMS
         self._follow_master = follow_master
         # Versions of the parameters with masters when they were last known to be the rounding of their masters.
@@ -111,7 +113,8 @@ class Displacement:
             self._with_master = [i for i in moved if self._masters[i] is not None]
             self._with_backup = [i for i in moved if self._masters[i] is None]
         self._follow_masters()
-        if self._space.counters_are_shared():
+        self._ask_for_shared_counters()
+        if self._shared:
             self._backups = self._copied(self._backups, self._with_backup)
             self._theta = Theta.IN_BACKUPS
             return
@@ -141,6 +144,7 @@ class Displacement:
             steps[i], alike = step, step.stride() == tensors[i].stride() and step.dtype == tensors[i].dtype
             usable = alike and _has_memory_of_its_own(step) and held[step.data_ptr()] == 1
             displaced[i] = step if usable else torch.empty_like(tensors[i], requires_grad=False)
+        self._ask_for_shared_counters()
         space.combine(displaced, theta, steps, space.one(), scale)
         self._backups = displaced
         direction.clear()
@@ -154,7 +158,7 @@ class Displacement:
 
     def step_out(self) -> None:
         """Back to theta, keeping the displaced values for `step_in`."""
-        if self._space.counters_are_shared():
+        if self._shared:
             displaced = self._copied(self._backups, self._moved)
             self.restore()
             self._backups = displaced
@@ -172,7 +176,7 @@ class Displacement:
         """Back to the displaced values that `step_out` kept."""
         self._follow_masters()
         displaced = self._backups
-        if self._space.counters_are_shared():
+        if self._shared:
             self._backups = self._copied(displaced, self._with_backup)
             self._theta = Theta.IN_BACKUPS
             self._space.restore(displaced, self._with_backup)
@@ -220,6 +224,19 @@ class Displacement:
         tensors = self._space.tensors
         pairs = zip(self._with_backup, self._versions, strict=True)
         return [i for i, version in pairs if (tensors[i]._version != version) is written]
+
+    def _ask_for_shared_counters(self) -> None:
+        """Whether a write into one of the parameters with a backup raises the version of another: by raising all of them.
+
+        They are about to be written, which raises their versions anyhow. Asked once in a step for the same parameters.
+        """
+        if self._with_backup is self._asked or self._with_backup == self._asked:
+            return
+        which = [self._space.tensors[i] for i in self._with_backup]
+        before = [t._version for t in which]
+        torch.autograd.graph.increment_version(which)
+        self._shared = any(t._version != v + 1 for t, v in zip(which, before, strict=True))
+        self._asked = self._with_backup
 
     def _copied(self, backups: Vector, which: list[int]) -> Vector:
         """The backups, those of these parameters being copies of what the parameters are now."""

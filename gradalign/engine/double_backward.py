@@ -31,8 +31,8 @@ def twice_differentiable(name: str = "exact") -> Iterator[None]:
         if WRITTEN_SINCE in str(error):
             raise RuntimeError(
                 f"{name}: expected graphs that stay as they are until all passes are done; got: {error}; let the forward make "
-                "a buffer anew that the loss depends on (self.scale = 0.9 * self.scale + ...) instead of writing into it, or "
-                "use a method that needs no second derivative"
+                "a buffer anew that the loss depends on (self.scale = 0.9 * self.scale + ...) instead of writing into it, and "
+                "write into no parameter; or use a method that needs no second derivative"
             ) from error
         if not any(words in str(error) for words in NO_SECOND_DERIVATIVE):
             raise

@@ -83,13 +83,21 @@ def _drops(rnn: Any) -> bool:
     return rnn._saved_train and rnn._saved_dropout > 0 and rnn._saved_num_layers > 1
 
 
-def leaves_out_checkpoint(loss: Tensor, params: Iterable[Tensor]) -> bool:
-    """Whether a backward that is asked for these gradients alone leaves out a reentrant checkpoint.
+def leaves_out_a_function(loss: Tensor, params: Iterable[Tensor], reached: Iterable[Tensor]) -> bool:
+    """Whether a backward that is asked for these gradients alone leaves out a Function that makes some of them.
 
-    Autograd runs what leads to one of the parameters. A reentrant checkpoint makes gradients in its own backward, and leads
-    nowhere where nothing in front of it is trained. Other Functions that lead nowhere take part in no gradient.
+    Autograd runs what leads to one of the parameters. A reentrant checkpoint, or a reversible block, makes gradients in its own
+    backward, and leads nowhere where nothing in front of it is trained. Its parameters are no leaves of the graph, unless they
+    are tied to others: such a checkpoint shows by its name alone.
+
+    Args:
+        loss: the loss.
+        params: what a gradient is asked for.
+        reached: those of them that an unrestricted backward gave a gradient.
     """
     known, found = {id(p) for p in params}, list(nodes([loss]))
+    leaves = {id(node.variable) for node in found if node.name() == LEAF}
+    hidden = any(id(p) not in leaves for p in reached)
     before: dict[Any, list[Any]] = defaultdict(list)
     for node in found:
         for following, _ in node.next_functions:
@@ -100,7 +108,8 @@ def leaves_out_checkpoint(loss: Tensor, params: Iterable[Tensor]) -> bool:
         more = [node for node in before[waiting.pop()] if node not in leading]
         leading.update(more)
         waiting += more
-    return any(CHECKPOINT in node.name() and node not in leading for node in found)
+    functions = [node for node in found if hasattr(type(node), "_forward_cls") and node not in leading]
+    return any(hidden or CHECKPOINT in node.name() for node in functions)
 
 
 def sequence_number() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
-from gradalign.engine.graph import GraphWatch, leaves_out_checkpoint, older_graph
+from gradalign.engine.graph import GraphWatch, leaves_out_a_function, older_graph
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
@@ -31,11 +31,15 @@ class Recorded(NamedTuple):
 
     The gradient is described where it is as large as in plain training and stands by itself: one that autograd differentiates,
     without loss scale or another ratio, into an empty vector.
+
+    Attributes:
+        reached: the parameters that have a gradient after it, by their place.
     """
 
     closure: Closure
     start: ReplayState
     loss: Tensor
+    reached: frozenset[int]
     gradient: Tensor | None = None
 
 
@@ -129,7 +133,9 @@ class Passes:
         if self._random is not None:
             self._random.note()
         if start is not None:
-            self.recorded = Recorded(closure, start, loss, self.describe(into) if alone and self.describe else None)
+            reached = frozenset(i for i, g in enumerate(into) if g is not None)
+            gradient = self.describe(into) if alone and self.describe else None
+            self.recorded = Recorded(closure, start, loss, reached, gradient)
         return loss
 
     def isolated_pass(self, closure: Closure) -> tuple[Tensor, Vector]:
@@ -257,12 +263,14 @@ class Passes:
         Raises:
             LossAloneError: the backward failed, or would leave out a part.
         """
-        params = self._space.params if among is None else [self._space.params[i] for i in among]
+        places = range(len(self._space.params)) if among is None else among
+        params = [self._space.params[i] for i in places]
+        reached = [self._space.params[i] for i in places if i in recorded.reached]
         grads = self._space.grads()
         with self._once_more(recorded):
             try:
                 loss, _ = self._result(recorded.closure)
-                if leaves_out_checkpoint(loss, params):
+                if leaves_out_a_function(loss, params, reached):
                     raise LossAloneError
                 self._space.set_grads(into)
                 try:

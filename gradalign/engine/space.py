@@ -87,7 +87,6 @@ class ParamSpace:
         self.devices = sorted(dtypes, key=str)
         self._one_device = len(dtypes) == 1
         self._one_call = self._one_device and ranks is None  # an op on whole vectors is one call
-        self._counters_are_shared: bool | None = None
         # On a GPU they are made anew: a captured step must not find them unwritten. Later steps can save them for backward.
         self._zero: Tensor | None = None
         self._one: Tensor | None = None
@@ -104,18 +103,6 @@ class ParamSpace:
     def tensors(self) -> Sequence[Tensor]:
         """What of the parameters this process holds; writes raise the versions of these."""
         return self.params if self.ranks is None else self.ranks.local(self.params)
-
-    def counters_are_shared(self) -> bool:
-        """Whether a write into one parameter raises the version of another: asked once, by raising all of them.
-
-        To be asked where parameters are about to be written, which raises their versions anyhow.
-        """
-        if self._counters_are_shared is None:
-            tensors = self.tensors
-            before = [t._version for t in tensors]
-            torch.autograd.graph.increment_version(tensors)
-            self._counters_are_shared = any(t._version != v + 1 for t, v in zip(tensors, before, strict=True))
-        return self._counters_are_shared
 
     def scalar(self, value: float) -> Tensor:
         """0-dim float64 tensor on the home device (a fill, not a copy: no synchronisation)."""

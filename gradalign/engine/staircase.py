@@ -52,10 +52,11 @@ def staircase(step: Step, recorded: Recorded, gradient: Vector) -> str | None:
 
         |(L(theta + h g^) - L(theta - h g^)) / (2 h ||g||) - 1|,      h = radius / 30
 
-    is below `LEAST_STEPS` for smooth losses. Two evaluations and no memory beside the gradient's. Above it, two things are
-    measured, with memory for one gradient more. A loss that follows its gradient, kinks and all, is off by no more than the
-    gradient itself changes over that length (3 passes of the micro-batch). Where it is, the agreement of the differences on
-    both sides, at the radius and, where that is poor, at larger ones (8 passes for each).
+    is below `LEAST_STEPS` for smooth losses. Two evaluations and no memory beside the gradient's (and theta's, where parameters
+    are pieces of one tensor). Above it, two things are measured, with memory for one gradient more. A loss that follows its
+    gradient, kinks and all, is off by no more than the gradient itself changes over that length (3 passes of the micro-batch).
+    Where it is, the agreement of the differences on both sides, at the radius and, where that is poor, at larger ones (8 passes
+    for each).
 
     Args:
         step: the step in progress, its parameters at theta.

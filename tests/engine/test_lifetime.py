@@ -179,8 +179,15 @@ def test_a_reentrant_checkpoint_is_trained_without_the_comparison_of_gradients(k
     torch.testing.assert_close(*gradients)
 
 
+class Reversible(OtherCheckpoint):
+    """The same by another name, as reversible blocks are."""
+
+
+FUNCTIONS = {"other": OtherCheckpoint, "reversible": Reversible}
+
+
 @pytest.mark.parametrize("trained", ["all behind it", "a layer after it too", "a tied layer"])
-@pytest.mark.parametrize("kind", ["torch", "other"])
+@pytest.mark.parametrize("kind", ["torch", *FUNCTIONS])
 def test_nor_is_anything_refused_where_no_trained_layer_is_in_front_of_a_reentrant_checkpoint(kind, trained):
     """As with adapters on a frozen embedding: no parameter is behind the checkpoint in the graph, so that it does not run."""
     model = perceptron()
@@ -191,7 +198,7 @@ def test_nor_is_anything_refused_where_no_trained_layer_is_in_front_of_a_reentra
         if not checkpointed:
             y = model[1:](h)
         else:
-            y = checkpoint(model[1:], h, use_reentrant=True) if kind == "torch" else OtherCheckpoint.apply(h, model[1:])
+            y = checkpoint(model[1:], h, use_reentrant=True) if kind == "torch" else FUNCTIONS[kind].apply(h, model[1:])
         if trained == "a tied layer":
             return y.square().mean() + model[2].weight.square().sum()
         return (y * model[2].bias[:1]).square().mean() if trained == "a layer after it too" else y.square().mean()
