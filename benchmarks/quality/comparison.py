@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.quality.arms import ARMS
-from benchmarks.quality.protocol import cost
-from benchmarks.quality.rows import SELECTIONS, TUNING_SEEDS, Cell, Row, by_cell, chosen, reported, runs, scores
+from benchmarks.quality.rows import (
+    SELECTIONS,
+    TUNING_SEEDS,
+    Cell,
+    Row,
+    by_cell,
+    chosen,
+    reported,
+    runs,
+    scores,
+    seconds,
+)
 from benchmarks.quality.statistics import bootstrap, holm, sign_flip
 from benchmarks.quality.task import METRICS, Task
 from benchmarks.quality.training import Job
@@ -55,7 +65,7 @@ class Line:
         seeds: how many.
         gains: over plain training by name of the budget; None for the reference itself or without rows.
         passes: of a run, relative to plain training.
-        seconds: of processor time in the library, relative to plain training; None where that was not measured.
+        seconds: of processor time in the library, relative to plain training beside it; None where that was not measured.
     """
 
     cell: Cell
@@ -84,7 +94,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
     found = by_cell(runs(rows))
     seeds_of = _reported(task, found, selection)
     figures = _figures(seeds_of, selection, metric)
-    timed = [by_cell(runs(rows, "library")), found]
+    timed = runs(rows, "timing")
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
     return [
         Line(
@@ -94,7 +104,7 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
             _passes(seeds_of, cell) if PLAIN in seeds_of else float("nan"),
-            _seconds(timed, cell),
+            1.0 if timed and cell == PLAIN else seconds(timed, cell),
         )
         for cell, values in figures.items()
     ]
@@ -152,18 +162,6 @@ def _passes(seeds_of: dict[Cell, dict[int, Row]], cell: Cell) -> float:
     """Of the arm's run, relative to plain training."""
     one, plain = (next(iter(seeds_of[c].values()))["passes"] for c in (cell, PLAIN))
     return one / plain
-
-
-def _seconds(timed: Sequence[dict[Cell, dict[Job, Row]]], cell: Cell) -> float | None:
-    """Of processor time in the library's runs, relative to plain training; None where it has none."""
-    one, plain = (
-        next((c for found in timed if (c := cost(_timed(found.get(c2, {})), "seconds"))), None) for c2 in (cell, PLAIN)
-    )
-    return one / plain if one and plain else None
-
-
-def _timed(found: dict[Job, Row]) -> dict[Job, Row]:
-    return {job: row for job, row in found.items() if "seconds" in row}
 
 
 def scale(rows: Sequence[Row]) -> float:

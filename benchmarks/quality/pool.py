@@ -30,12 +30,13 @@ class Pool:
     Attributes:
         found: the runs by job.
         library: those of the library where `found` has replicas, by job.
+        timed: how long the library takes, beside plain training, by job.
     """
 
     def __init__(self, task: Task, file: Path, num: int) -> None:
         self._task, self._file = task, file
         before = rows.read(file)
-        self.found, self.library = rows.runs(before), rows.runs(before, "library")
+        self.found, self.library, self.timed = (rows.runs(before, kind) for kind in ("run", "library", "timing"))
         importlib.import_module("torch._dynamo")  # which vmap and optimizers import: once, not in every worker
         context = get_context("fork")  # the workers share what the task has loaded
         self._executor = ProcessPoolExecutor(num, context, initializer=torch.set_num_threads, initargs=(1,))
@@ -64,6 +65,12 @@ class Pool:
             [self._executor.submit(_one, self._task.name, job, False, "library") for job in missing], self.library
         )
 
+    def time(self, pairs: Sequence[tuple[Job, ...]]) -> None:
+        """The rows of all jobs are in `timed`, each in turns with a job of plain training, while nothing else runs here."""
+        for job, plain in pairs:
+            if job not in self.timed:
+                self._collect([self._executor.submit(_beside, self._task.name, job, plain)], self.timed)
+
     def _collect(self, futures: Sequence[Future[list[Row]]], into: dict[Job, Row]) -> None:
         for future in as_completed(futures):
             measured = future.result()
@@ -89,6 +96,13 @@ def grouped(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def _one(task: str, job: Job, with_curve: bool, kind: str = "run") -> list[Row]:
     return [run(_named(task), job, with_curve) | {"kind": kind}]
+
+
+def _beside(task: str, job: Job, plain: Job) -> list[Row]:
+    """The seconds of both, one after the other, the first of them in turns."""
+    order = [plain, job] if job.seed % 2 else [job, plain]
+    seconds = {done: run(_named(task), done, False)["seconds"] for done in order}
+    return [{**job._asdict(), "kind": "timing", "seconds": seconds[job], "plain_seconds": seconds[plain]}]
 
 
 def _many(task: str, jobs: list[Job], with_curve: bool) -> list[Row]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
 
 from benchmarks.quality.arms import ARMS, Arm, trials
 from benchmarks.quality.pool import Pool
-from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, of_cell
+from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, of_cell, seconds
 from benchmarks.quality.task import TUNING_SEEDS, Task
 from benchmarks.quality.training import Job
 
 LONGEST = 10  # times the task's steps, at equal time
+ROUNDS = 3  # in which an arm and plain training are timed
 
 
 def cells(task: Task, names: Iterable[str]) -> list[Cell]:
@@ -27,29 +27,40 @@ def cells(task: Task, names: Iterable[str]) -> list[Cell]:
 
 
 def run_cell(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
-    """Everything about one arm, and one of its runs through the library, which tells its seconds.
+    """Everything about one arm, one of its runs through the library, and what it takes beside plain training.
 
     Raises:
         ValueError: plain training, which other arms take a learning rate from, has not been run.
     """
     if cell.arm != "plain" and not of_cell(pool.found, Cell("plain")):
         raise ValueError(f"{cell.arm}: expected rows of plain before it; got none; run it first")
-    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.library)
+    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.timed)
     jobs = [Job(*cell, *setting, seed, steps) for seed in TUNING_SEEDS for setting in trials(task, ARMS[cell.arm])]
     pool.measure(jobs, False)
     picked = dict.fromkeys(chosen(pool.found, cell, selection) for selection in SELECTIONS)
     pool.measure([Job(*cell, *setting, seed, steps) for seed in range(seeds) for setting in picked], True)
     if task.replicas and not cell.mixed and ARMS[cell.arm].longer is None:
         pool.measure_by_library([Job(*cell, *next(iter(picked)), 0, steps)])
+    if not cell.mixed and ARMS[cell.arm].longer is None and cell.arm != "plain":
+        time_cell(task, cell, pool)
+
+
+def time_cell(task: Task, cell: Cell, pool: Pool) -> None:
+    """How long the setting chosen on validation data takes, in turns with plain training: other machines have other seconds."""
+    steps, rounds = (
+        (task.steps, ROUNDS) if task.replicas else (math.ceil(task.steps / 2), ROUNDS - 1)
+    )  # these take long
+    settings = [(c, chosen(pool.found, c, "validation")) for c in (cell, Cell("plain"))]
+    pool.time([tuple(Job(*c, *setting, seed, steps) for c, setting in settings) for seed in range(rounds)])
 
 
 def check_by_library(task: Task, cell: Cell, seeds: int, pool: Pool) -> None:
     """The reported seeds of the setting chosen on validation data once more, through the library."""
-    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.library)
+    steps = steps_of(task, ARMS[cell.arm], pool.found, pool.timed)
     pool.measure_by_library([Job(*cell, *chosen(pool.found, cell, "validation"), s, steps) for s in range(seeds)])
 
 
-def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row]) -> int:
+def steps_of(task: Task, arm: Arm, found: dict[Job, Row], timed: dict[Job, Row]) -> int:
     """The task's steps, or as many as take as long as the most expensive arm that has been measured.
 
     By seconds it is what was measured when the arm was begun: later runs of the arm keep to it.
@@ -59,21 +70,17 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], library: dict[Job, Row
     begun = [job.steps for job in of_cell(found, Cell(arm.name))]
     if begun:
         return begun[0]
-    measured = library if arm.longer == "seconds" and task.replicas else found
-    costs = {name: cost(of_cell(measured, Cell(name)), arm.longer) for name in ARMS if _counts(ARMS[name])}
-    largest = max((c for name, c in costs.items() if name != "plain" and c is not None), default=None)
-    if costs["plain"] is None or largest is None:
+    cells = [Cell(name) for name in ARMS if ARMS[name].aligned]
+    ratios = [seconds(timed, c) if arm.longer == "seconds" else _passes(found, c) for c in cells]
+    largest = max((ratio for ratio in ratios if ratio is not None), default=None)
+    if largest is None:
         raise ValueError(
             f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
         )
-    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest / costs["plain"])))
+    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest)))
 
 
-def _counts(arm: Arm) -> bool:
-    """Whether it is plain training or what that is given as much time as."""
-    return arm.name == "plain" or arm.aligned
-
-
-def cost(found: dict[Job, Row], figure: str) -> float | None:
-    """The median of a figure; None without rows."""
-    return statistics.median(row[figure] for row in found.values()) if found else None
+def _passes(found: dict[Job, Row], cell: Cell) -> float | None:
+    """Of a run, relative to plain training; None without rows."""
+    one, plain = (next((row["passes"] for row in of_cell(found, c).values()), None) for c in (cell, Cell("plain")))
+    return one / plain if one and plain else None

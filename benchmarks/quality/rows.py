@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ def job_of(row: Row) -> Job:
 
 
 def runs(rows: Iterable[Row], kind: str = "run") -> dict[Job, Row]:
-    """The rows of that kind by job: "run", or "library" for a second measurement through the public interface."""
+    """The rows of that kind by job: "run", "library" for a second run through the public interface, or "timing"."""
     return {job_of(row): row for row in rows if row["kind"] == kind}
 
 
@@ -79,6 +80,12 @@ def by_cell(found: dict[Job, Row]) -> dict[Cell, dict[Job, Row]]:
     for job, row in found.items():
         cells.setdefault(Cell(job.arm, job.mixed), {})[job] = row
     return cells
+
+
+def seconds(timed: dict[Job, Row], cell: Cell) -> float | None:
+    """Of processor time, relative to plain training that ran in turns with it; None where that was not measured."""
+    ratios = [row["seconds"] / row["plain_seconds"] for row in of_cell(timed, cell).values()]
+    return statistics.median(ratios) if ratios else None
 
 
 def scores(found: dict[Job, Row], cell: Cell, selection: str, seeds: Sequence[int]) -> dict[tuple[float, float], float]:

@@ -107,16 +107,23 @@ def test_a_killed_run_goes_on_where_it_was(toy, tmp_path):
     assert without_seconds(resumed) == without_seconds(whole)
     assert len(without_seconds(whole)) == len(rows.runs(whole))
     assert {row["seed"] for row in whole if row["kind"] == "run"} == {0, 1, *TUNING_SEEDS}
+    timed = rows.runs(whole, "timing")
+    assert {(job.arm, job.seed) for job in timed} == {("cosine", 0), ("cosine", 1), ("cosine", 2)}
+    assert len(rows.runs(resumed, "timing")) == len(timed)
     text = comparison.text(toy, whole)
     assert "toy: a toy; 2 seeds" in text
     assert "cosine, sources mixed" in text
 
 
-def row(arm, lr, seed, test, mixed=False, steps=4, value=0.0, **other):
+def row(arm, lr, seed, test, mixed=False, steps=4, value=0.0, kind="run", **other):
     found = {"validation": test, "source_validation": -test, "test": test}
     job = Job(arm, mixed, lr, value, seed, steps)._asdict()
     stops = {"final": found, "stopped": {"step": 2, **found}}
-    return {**job, "kind": "run", "seconds": 1.0, "passes": 4, **stops, **other}
+    return {**job, "kind": kind, "passes": 4, **stops, **other}
+
+
+def timing(arm, seed, seconds, plain_seconds):
+    return row(arm, 0.1, seed, 0.5, kind="timing", seconds=seconds, plain_seconds=plain_seconds)
 
 
 def test_settings_are_chosen_on_tuning_seeds_alone():
@@ -179,13 +186,16 @@ def test_gains_are_paired_by_seed_and_corrected():
 
 
 def test_steps_at_equal_time_are_those_of_the_dearest_arm_and_are_kept():
-    found = [row("plain", 0.1, 0, 0.5, passes=4, seconds=1.0), row("cosine", 0.1, 0, 0.5, passes=8, seconds=2.5)]
-    found += [row("Reptile", 0.1, 0, 0.5, passes=4, seconds=1.5), row("SAM", 0.1, 0, 0.5, passes=90, seconds=9.0)]
+    found = [row("plain", 0.1, 0, 0.5, passes=4), row("cosine", 0.1, 0, 0.5, passes=8)]
+    found += [row("Reptile", 0.1, 0, 0.5, passes=4), row("SAM", 0.1, 0, 0.5, passes=90)]
     runs = rows.runs(found)
     assert protocol.steps_of(TOY, ARMS["plain"], runs, runs) == 4
     assert protocol.steps_of(TOY, ARMS["plain, equal passes"], runs, {}) == 8
-    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], {}, runs) == 10
-    begun = rows.runs([*found, row("plain, equal seconds", 0.1, 0, 0.5, steps=7)])
+    # An arm's seconds are those beside plain training that ran with it: here the machine became slower.
+    found = [timing("cosine", seed, 2.5 * slow, slow) for seed, slow in ((0, 1.0), (1, 2.0))]
+    timed = rows.runs([*found, timing("Reptile", 0, 9.0, 6.0), timing("SAM", 0, 9.0, 1.0)], "timing")
+    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], {}, timed) == 10
+    begun = rows.runs([row("plain, equal seconds", 0.1, 0, 0.5, steps=7)])
     assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], begun, {}) == 7
     with pytest.raises(
         ValueError, match="expected rows of plain and of an aligned arm before it; got none; run these first"
