@@ -70,14 +70,16 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], timed: dict[Job, Row])
     begun = [job.steps for job in of_cell(found, Cell(arm.name))]
     if begun:
         return begun[0]
-    cells = [Cell(name) for name in ARMS if ARMS[name].aligned]
-    ratios = [seconds(timed, c) if arm.longer == "seconds" else _passes(found, c) for c in cells]
-    largest = max((ratio for ratio in ratios if ratio is not None), default=None)
-    if largest is None:
+    cells = [cell for name in ARMS if ARMS[name].aligned and of_cell(found, cell := Cell(name))]
+    found_ratios = {c: seconds(timed, c) if arm.longer == "seconds" else _passes(found, c) for c in cells}
+    ratios = [ratio for ratio in found_ratios.values() if ratio is not None]
+    if not ratios or len(ratios) < len(cells):
+        lacking = ", ".join(c.arm for c, ratio in found_ratios.items() if ratio is None) or "none of an aligned arm"
         raise ValueError(
-            f"{arm.name}: expected rows of plain and of an aligned arm before it; got none; run these first"
+            f"{arm.name}: expected rows of plain and of an aligned arm before it, and timings of all such arms; lacking: "
+            f"{lacking}; run these first"
         )
-    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * largest)))
+    return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * max(ratios))))
 
 
 def _passes(found: dict[Job, Row], cell: Cell) -> float | None:

@@ -194,13 +194,12 @@ def test_steps_at_equal_time_are_those_of_the_dearest_arm_and_are_kept():
     # An arm's seconds are those beside plain training that ran with it: here the machine became slower.
     found = [timing("cosine", seed, 2.5 * slow, slow) for seed, slow in ((0, 1.0), (1, 2.0))]
     timed = rows.runs([*found, timing("Reptile", 0, 9.0, 6.0), timing("SAM", 0, 9.0, 1.0)], "timing")
-    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], {}, timed) == 10
+    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], runs, timed) == 10
     begun = rows.runs([row("plain, equal seconds", 0.1, 0, 0.5, steps=7)])
-    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], begun, {}) == 7
-    with pytest.raises(
-        ValueError, match="expected rows of plain and of an aligned arm before it; got none; run these first"
-    ):
-        protocol.steps_of(TOY, ARMS["plain, equal passes"], {}, {})
+    assert protocol.steps_of(TOY, ARMS["plain, equal seconds"], runs | begun, {}) == 7
+    for known, measured, lacking in (({}, timed, "none of an aligned arm"), (runs, {}, "Reptile, cosine")):
+        with pytest.raises(ValueError, match=f"timings of all such arms; lacking: {lacking}; run these first"):
+            protocol.steps_of(TOY, ARMS["plain, equal seconds"], known, measured)
 
 
 def test_mixed_micro_batches_hold_the_same_samples():
