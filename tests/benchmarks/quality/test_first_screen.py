@@ -13,6 +13,7 @@ from benchmarks.quality.rows import Cell
 from benchmarks.quality.tasks import TASKS
 
 SCREEN = (ROOT / "README.md").read_text().partition("## What it does")[0]
+EQUAL_SECONDS = "plain, equal seconds"
 WAYS = ("validation", "stopped", "start")  # tuned; tuned, stopped early; not tuned
 ROWS = {
     "2, cities": "reviews-2x99",
@@ -100,9 +101,16 @@ def test_an_encoder_that_is_fine_tuned():
     said = "`variance` {} and `cosine` {} tuned, not clear; not tuned {} and {}."
     far = [f"{points(found.mean)} ({'clear' if found.clear else 'not clear'})" for found in untuned]
     assert said.format(*map(interval, tuned), *far) in SCREEN
-    others = [gain("reviews-2x99-bert", arm, "validation") for arm in ("dot", "weight decay", "IRMv1")]
+    others = [gain("reviews-2x99-bert", arm, "validation") for arm in ("dot", "weight decay", "Fishr", "IRMv1")]
     assert not any(found.clear for found in others)
-    assert "`dot`, weight decay and IRMv1 show no difference." in SCREEN
+    worse = [gain("reviews-2x99-bert", arm, "validation") for arm in ("norm", "Reptile", "FOMAML")]
+    assert all(found.clear and found.mean < 0 for found in worse)
+    assert "`dot`, weight decay, Fishr and IRMv1 show no difference; `norm`, Reptile and FOMAML lose." in SCREEN
+    plain, longer = (lines("reviews-2x99-bert", "validation")[Cell(arm)].mean for arm in ("plain", EQUAL_SECONDS))
+    below = [gain("reviews-2x99-bert", arm, "validation", over="equal seconds") for arm in ("variance", "cosine")]
+    assert all(found.clear and found.mean < 0 for found in below)
+    said = "Plain training for as many seconds is {} better, which `variance` and `cosine` are clearly below."
+    assert said.format(points(longer - plain, "")) in SCREEN
 
 
 def test_colour_codes():
