@@ -28,6 +28,7 @@ from support.op_cases import (  # noqa: F401
     test_restore_and_swap_keep_every_bit,
     test_restore_rounds_wider_backups,
     test_scale_zero_selects,
+    test_sums_over_gradients_that_cancel_are_as_precise_as_steps_take_them_to_be,
 )
 
 from gradalign import ops
