@@ -14,6 +14,7 @@ from benchmarks.quality.rows import (
     Row,
     by_cell,
     chosen,
+    passes,
     reported,
     runs,
     scores,
@@ -91,19 +92,19 @@ def lines(task: Task, rows: Sequence[Row], selection: str, metric: str = "test")
         selection: a key of `SELECTIONS`: by which figure the setting is chosen and which stop is reported.
         metric: what is reported.
     """
-    found = by_cell(runs(rows))
-    seeds_of = _reported(task, found, selection)
+    measured = runs(rows)
+    seeds_of = _reported(task, by_cell(measured), selection)
     figures = _figures(seeds_of, selection, metric)
     timed = runs(rows, "timing")
     columns = {name: _gains(figures, reference) for name, reference in REFERENCES.items()}
     return [
         Line(
             cell,
-            chosen(_with_plain(found, cell), cell, selection),
+            chosen(measured, cell, selection),
             statistics.fmean(values.values()),
             len(values),
             {name: column.get(cell) for name, column in columns.items()},
-            _passes(seeds_of, cell) if PLAIN in seeds_of else float("nan"),
+            passes(measured, cell) or float("nan"),
             1.0 if timed and cell == PLAIN else seconds(timed, cell),
         )
         for cell, values in figures.items()
@@ -156,12 +157,6 @@ def _gains(
         cell: Gain(statistics.fmean(found), *bootstrap(found), p)
         for (cell, found), p in zip(differences.items(), ps, strict=True)
     }
-
-
-def _passes(seeds_of: dict[Cell, dict[int, Row]], cell: Cell) -> float:
-    """Of the arm's run, relative to plain training."""
-    one, plain = (next(iter(seeds_of[c].values()))["passes"] for c in (cell, PLAIN))
-    return one / plain
 
 
 def scale(rows: Sequence[Row]) -> float:

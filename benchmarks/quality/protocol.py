@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from benchmarks.quality.arms import ARMS, Arm, trials
 from benchmarks.quality.pool import Pool
-from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, of_cell, seconds
+from benchmarks.quality.rows import SELECTIONS, Cell, Row, chosen, of_cell, passes, seconds
 from benchmarks.quality.task import TUNING_SEEDS, Task
 from benchmarks.quality.training import Job
 
@@ -71,7 +71,7 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], timed: dict[Job, Row])
     if begun:
         return begun[0]
     cells = [cell for name in ARMS if ARMS[name].aligned and of_cell(found, cell := Cell(name))]
-    found_ratios = {c: seconds(timed, c) if arm.longer == "seconds" else _passes(found, c) for c in cells}
+    found_ratios = {c: seconds(timed, c) if arm.longer == "seconds" else passes(found, c) for c in cells}
     ratios = [ratio for ratio in found_ratios.values() if ratio is not None]
     if not ratios or len(ratios) < len(cells):
         lacking = ", ".join(c.arm for c, ratio in found_ratios.items() if ratio is None) or "none of an aligned arm"
@@ -80,9 +80,3 @@ def steps_of(task: Task, arm: Arm, found: dict[Job, Row], timed: dict[Job, Row])
             f"{lacking}; run these first"
         )
     return max(task.steps, min(LONGEST * task.steps, math.ceil(task.steps * max(ratios))))
-
-
-def _passes(found: dict[Job, Row], cell: Cell) -> float | None:
-    """Of a run, relative to plain training; None without rows."""
-    one, plain = (next((row["passes"] for row in of_cell(found, c).values()), None) for c in (cell, Cell("plain")))
-    return one / plain if one and plain else None

@@ -82,6 +82,12 @@ def by_cell(found: dict[Job, Row]) -> dict[Cell, dict[Job, Row]]:
     return cells
 
 
+def passes(found: dict[Job, Row], cell: Cell) -> float | None:
+    """Of a run, relative to plain training; None without rows."""
+    one, plain = (next((row["passes"] for row in of_cell(found, c).values()), None) for c in (cell, Cell("plain")))
+    return one / plain if one and plain else None
+
+
 def seconds(timed: dict[Job, Row], cell: Cell) -> float | None:
     """Of processor time, relative to plain training that ran in turns with it; None where that was not measured."""
     ratios = [row["seconds"] / row["plain_seconds"] for row in of_cell(timed, cell).values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.cuda.no_waiting import no_waiting
+from support.large_offsets import check_large_offsets
 
 from gradalign.backends import native, signatures
 
@@ -156,14 +157,4 @@ def test_graph_replays_are_eager_bit_for_bit():
 
 
 def test_large_offsets():
-    # 2^31 elements and more: 32-bit indices would wrap.
-    if torch.cuda.mem_get_info()[0] < 20 << 30:
-        pytest.skip("needs 20 GB of device memory")
-    n = (1 << 31) + 5000
-    theta = torch.ones(n, dtype=torch.bfloat16, device="cuda")
-    theta[-1] = 3
-    backup = torch.zeros_like(theta)
-    sums = native.perturb_([theta], [backup], [backup], scalar(0.0))
-    assert torch.equal(backup, theta)
-    assert sums.tolist() == [0, 0, 0]
-    assert float(native.norm_dot([theta])[0]) == n - 1 + 9
+    check_large_offsets(native)

@@ -39,8 +39,7 @@ def space(request):
     if request.param != "apart":
         tensors = torch.cat(tensors).split([2, 1, 1])
     params = [nn.Parameter(t) for t in tensors]
-    space = ParamSpace(params, params[:2], "reference")  # the third is not displaced
-    return space
+    return ParamSpace(params, params[:2], "reference")  # the third is not displaced
 
 
 def values(tensors):

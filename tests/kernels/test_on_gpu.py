@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.large_offsets import check_large_offsets
 
 from gradalign.backends import reference, signatures, triton
 
@@ -122,14 +123,4 @@ def test_another_stream_sees_its_own_tables() -> None:
 
 
 def test_large_offsets() -> None:
-    """2^31 elements and more: 32-bit indices would wrap."""
-    if torch.cuda.mem_get_info()[0] < 20 << 30:
-        pytest.skip("needs 20 GB of device memory")
-    n = (1 << 31) + 5000
-    theta = torch.ones(n, dtype=torch.bfloat16, device="cuda")
-    theta[-1] = 3
-    backup = torch.zeros_like(theta)
-    sums = triton.perturb_([theta], [backup], [backup], scalar(0.0))
-    assert torch.equal(backup, theta)
-    assert sums.tolist() == [0, 0, 0]
-    assert float(triton.norm_dot([theta])[0]) == n - 1 + 9
+    check_large_offsets(triton)

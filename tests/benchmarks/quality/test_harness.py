@@ -200,6 +200,8 @@ def test_steps_at_equal_time_are_those_of_the_dearest_arm_and_are_kept():
     for known, measured, lacking in (({}, timed, "none of an aligned arm"), (runs, {}, "Reptile, cosine")):
         with pytest.raises(ValueError, match=f"timings of all such arms; lacking: {lacking}; run these first"):
             protocol.steps_of(TOY, ARMS["plain, equal seconds"], known, measured)
+    with pytest.raises(ValueError, match="expected rows of plain and of an aligned arm before it, .*; run these first"):
+        protocol.steps_of(TOY, ARMS["plain, equal passes"], {}, {})
 
 
 def test_mixed_micro_batches_hold_the_same_samples():
