@@ -438,7 +438,7 @@ class Method(ABC):
         one = space.one()
         differentiate, scale = differentiation(request.backward, self._scaler, one)
         factor, share = (1 / request.num, 1) if request.reduction == "mean" else (1.0, request.num)
-        handling = LossHandling(differentiate, factor, request.has_aux)
+        handling = LossHandling(differentiate, factor, request.num, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves
         before = self._progress
         looks_at = inspection.looks_at if inspection.looks or before.casts_shown else None

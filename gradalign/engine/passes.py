@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from gradalign.engine import double_backward, losses
 from gradalign.engine.devices import to_device
 from gradalign.engine.graph import GraphWatch, leaves_out_a_function, older_graph
+from gradalign.engine.kept_losses import KeptLosses
 from gradalign.engine.low_precision import LOW_PRECISION
 from gradalign.engine.models import gradients_apart
 from gradalign.engine.ranks import no_other_wrappers
 from gradalign.engine.replay import Buffers, RandomWatch, ReplayState, with_generators
 from gradalign.engine.side_effects import SideEffects
-from gradalign.engine.space import ParamSpace, Vector, no_grad, there
+from gradalign.engine.space import ParamSpace, Vector, there
 
 Closure = Callable[[], Any]
 _ALONE = nullcontext()
@@ -50,11 +51,13 @@ class LossHandling:
     Attributes:
         differentiate: called with the loss times ratio and factor; multiplies it with the loss scale, if there is one.
         factor: what the plain accumulation loop multiplies losses with: 1/k, or 1 where they carry it.
+        num: k, how many micro-batches have a loss.
         has_aux: whether closures return (loss, anything).
     """
 
     differentiate: Callable[[Tensor], Any]
     factor: float
+    num: int
     has_aux: bool = False
 
 
@@ -104,6 +107,7 @@ class Passes:
         self.local = False  # no pass is averaged over ranks from now on
         self.recorded: Recorded | None = None
         self.describe: Callable[[Vector], Tensor] | None = None  # a gradient, in a few numbers
+        self.kept = KeptLosses(handling.num)
         self.count = 0
         self.aux: list[Any] = []
 
@@ -183,11 +187,11 @@ class Passes:
             loss = self._loss(closure, self._space.zeros(), keep_aux=True)
             with double_backward.twice_differentiable(name):
                 double_backward.no_once_only(loss, among)
-            factor = to_device(scale * self._factor, loss.device)
+            value, factor = self.kept.keep(loss), to_device(scale * self._factor, loss.device)
             with _without_hooks(hooked):
                 graph = torch.autograd.grad(loss * factor, inputs, create_graph=True, allow_unused=True)
         self.count += 1
-        return copy_of(loss), list(graph)  # loss_fn may keep its own
+        return value, list(graph)
 
     def differentiate_again(self, graph: Vector, direction: Vector) -> Vector:
         """Gradient of (graph . direction), at the scale of `differentiable`."""
@@ -351,6 +355,7 @@ class Passes:
         factor = ratio * self._factor
         if isinstance(factor, Tensor) and factor.device != loss.device:
             factor = to_device(factor, loss.device)
+        value = self.kept.keep(loss) if keep_aux else loss.detach()
         try:
             self._differentiate(loss * factor)
         except RuntimeError as error:
@@ -369,7 +374,7 @@ class Passes:
                 ranks = self._space.ranks
                 gradients_apart(self.models, self._space.params, grads if ranks is None else ranks.local(grads))
             into[:] = grads
-        return copy_of(loss) if keep_aux else loss.detach()  # loss_fn may keep its own, and add to it in place
+        return value
 
     def _loss(self, closure: Closure, grads: Vector, keep_aux: bool) -> Tensor:
         """The validated loss of a closure, which must not change these `.grad`."""
@@ -412,12 +417,6 @@ class Passes:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]
-
-
-@no_grad
-def copy_of(loss: Tensor) -> Tensor:
-    """Its value, without its graph."""
-    return loss.clone()
 
 
 class LossAloneError(Exception):

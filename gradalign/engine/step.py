@@ -367,7 +367,7 @@ class Step:
             losses: of the base passes.
             found: what only the schedule knows: "dot" is of this process, the others are the same everywhere.
         """
-        loss = mean_loss(losses, self.loss_share, self.space.home)
+        loss = self._mean_loss(losses)
         square = self._square
         if square is None:
             square = self.space.partial_norm_dot(self.space.grads())[0]
@@ -391,6 +391,13 @@ class Step:
             **known,
         )
 
+    def _mean_loss(self, losses: Sequence[Tensor]) -> Tensor:
+        """Mean of the L_i, in the dtype of the losses."""
+        kept, share, wide = self.passes.kept.side_by_side(losses), self.loss_share, torch.float64
+        values = _side_by_side(losses, self.space.home) if kept is None else to_device(kept, self.space.home)
+        mean = values.mean(dtype=wide) if share == 1 else values.sum(dtype=wide) * share / len(losses)
+        return mean.to(losses[0].dtype)
+
     def _unscaled(self, norm: Tensor) -> Tensor:
         """A norm without the loss scale."""
         return norm / self.loss_scale if self._by_scaler else norm
@@ -401,13 +408,6 @@ class Step:
         pairs = list(zip(self.tasks, self.sketches, strict=True))
         sums = [sum((s for t, s in pairs if t == name), torch.zeros_like(pairs[0][1])) for name in names]
         return cosines(self.space.total(torch.stack(sums)))
-
-
-def mean_loss(losses: Sequence[Tensor], share: int, home: torch.device) -> Tensor:
-    """Mean of the L_i, in the dtype of the losses."""
-    values, wide = _side_by_side(losses, home), torch.float64
-    mean = values.mean(dtype=wide) if share == 1 else values.sum(dtype=wide) * share / len(losses)
-    return mean.to(losses[0].dtype)
 
 
 def stacked(losses: Sequence[Tensor], home: torch.device) -> Tensor:
