@@ -22,15 +22,20 @@ class Inspection:
         progress: that of the method, before the step.
         active: whether the step has the term.
         num: k, the number of micro-batches.
+
+    Attributes:
+        looks: whether `looks_at` is true for any loss of the step.
     """
 
     def __init__(self, progress: Progress, active: bool, num: int) -> None:
         index = progress.num_aligned  # with `every`, steps that have the term need not be powers of two themselves
         self._first = active and not progress.inspected
+        self._active = active
         self._sampled = active and _power_of_two(index)
         self._chosen = (index.bit_length() - 1) % num  # another loss each time
         self._unreached = progress.unreached
         self._casts_unknown = progress.casts_to_16_bit is None
+        self.looks = self._first or self._sampled or self._casts_unknown
 
     def looks_at(self, number: int, suspicious: bool) -> bool:
         """Whether the graph of a loss of the step is looked at; without the term that of the first, once.
@@ -45,10 +50,13 @@ class Inspection:
             return number == self._chosen or suspicious
         return number == 0 and self._casts_unknown
 
-    @property
-    def looks(self) -> bool:
-        """Whether `looks_at` is true for any loss of the step."""
-        return self._first or self._sampled or self._casts_unknown
+    def watches_autocast(self, radius: float | None) -> bool:
+        """Whether to watch the forwards for autocast, by hooks on the models.
+
+        Args:
+            radius: what the user chose; None: the step has to know in which precision the model computes.
+        """
+        return self.looks or (self._active and radius is None)
 
     @property
     def looks_for_wrappers(self) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradalign.engine.space import no_grad
+
 
 class KeptLosses:
     """Copies of the losses of a step's base passes, side by side in one tensor that is made before the first backward.
@@ -27,9 +29,9 @@ class KeptLosses:
         self._places: tuple[Tensor, ...] = ()
         self._used = 0
 
+    @no_grad
     def keep(self, loss: Tensor) -> Tensor:
         """The value of a 0-dim loss, without its graph; loss_fn may keep the loss, and add to it in place."""
-        loss = loss.detach()
         if self._row is None:
             self._row = torch.empty(self._num, dtype=loss.dtype, device=loss.device)
             self._places = self._row.unbind()

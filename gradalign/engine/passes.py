@@ -69,11 +69,12 @@ class Passes:
 
     Args:
         space: the trainable parameters.
-        models: where forward hooks look for autocast.
+        models: what is trained.
         buffers: what is replayed.
         handling: what a loss is and how it is differentiated.
         on_displaced: called with True before a displaced pass and with False after it.
         graphs: looks at the graphs of some losses. They also show autocast that is opened deep inside a model.
+        watched: those of the models where forward hooks look for autocast; none in a step that need not know.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class Passes:
         handling: LossHandling,
         on_displaced: Callable[[bool], None],
         graphs: GraphWatch,
+        watched: Sequence[nn.Module],
     ) -> None:
         self._space = space
         self.models = list(models)
+        self._watched = watched
         self._buffers = buffers
         self._factor = handling.factor
         self._differentiate = handling.differentiate
@@ -120,7 +123,7 @@ class Passes:
             ratio: of the loss that is differentiated.
             more: another pass into the same vector follows before anything reads it: its mean over ranks may wait until then.
         """
-        if self.count and not self._observed:
+        if (self.count or not self._watched) and not self._observed:
             return self._run(closure, into, ratio, keep_aux=True, more=more)
         start = self.replay_state() if self._recording and self.recorded is None else None
         plain = isinstance(ratio, float) and ratio == 1 and self._differentiate is Tensor.backward
@@ -324,6 +327,11 @@ class Passes:
         return None if self._graphs.casts_to_16_bit is None else self.autocast
 
     @property
+    def watches_autocast(self) -> bool:
+        """Whether hooks look for autocast in the first pass."""
+        return bool(self._watched)
+
+    @property
     def casts_shown(self) -> bool:
         """Whether autocast shows without a graph, around the step or in a hook on a model."""
         return bool(self._autocast_dtypes)
@@ -395,12 +403,12 @@ class Passes:
 
     def _watching_autocast(self) -> AbstractContextManager[None]:
         """In the first base pass: does a model's forward run under autocast?"""
-        return _ALONE if self.count else self._hooked_models()
+        return _ALONE if self.count or not self._watched else self._hooked_models()
 
     @contextmanager
     def _hooked_models(self) -> Iterator[None]:
         try:
-            for model in self.models:
+            for model in self._watched:
                 if not isinstance(model, torch.jit.ScriptModule):  # which takes no hook
                     model.register_forward_pre_hook(self._note_autocast)
             with no_other_wrappers(self.models) if self._looks_for_wrappers else _ALONE:
@@ -413,7 +421,7 @@ class Passes:
 
     def forget(self) -> None:
         """Remove our hooks; an interrupt may have come between registering one and getting its handle."""
-        for model in self.models:
+        for model in self._watched:
             hooks = model._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook == self._note_autocast]:
                 del hooks[key]

@@ -126,7 +126,8 @@ class OpenStep:
         inspected = before.inspected or step.active
         unreached = () if all(map(there, grads)) else tuple(i for i, g in enumerate(grads) if g is None)
         num_aligned = before.num_aligned + step.active
-        casts, shown = self.passes.casts_to_16_bit, self.passes.casts_shown
+        casts = self.passes.casts_to_16_bit
+        shown = self.passes.casts_shown or (before.casts_shown and not self.passes.watches_autocast)
         progress = Progress(before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 

@@ -60,6 +60,54 @@ def test_autocast_is_seen_in_every_step_of_a_compiled_model():
         assert aligner.stats.radius == 0.03
 
 
+def hooks_seen(aligner, num):
+    """The numbers of hooks on the model in the first forward of each step."""
+    (model,) = aligner._models.modules
+    seen = []
+
+    def loss_fn(x):
+        seen.append(len(model._forward_pre_hooks))
+        return model(x).square().mean()
+
+    for _ in range(num):
+        first = len(seen)
+        aligner.backward(loss_fn, list(torch.randn(4, 3, 2)))
+        del seen[first + 1 :]
+        model.zero_grad()
+    assert not model._forward_pre_hooks
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("weight", "radius", "expected"),
+    [
+        (0.0, None, [1, 0, 0, 0]),  # the first looks at everything once
+        (0.1, None, [1, 1, 1, 1]),  # the default radius depends on the precision
+        (0.1, 0.01, [1, 1, 1, 0]),  # after the first steps 1, 2, 4, ... are inspected
+    ],
+)
+def test_forwards_are_watched_where_the_step_has_to_know_their_precision(weight, radius, expected):
+    torch.manual_seed(0)
+    assert hooks_seen(GradAlign(nn.Linear(2, 1), weight, radius=radius), 4) == expected
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_radius_follows_autocast_that_changes_in_a_step_without_the_term(first):
+    torch.manual_seed(0)
+    model, casts = nn.Linear(2, 1), [first]
+
+    def loss_fn(x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts[0]):
+            return model(x).float().square().mean()
+
+    aligner = GradAlign(model, 0.1, every=3)
+    for on in (first, first, not first, not first, not first, first, first):
+        casts[0] = on
+        aligner.backward(loss_fn, list(torch.randn(4, 3, 2)))
+        model.zero_grad()
+        assert aligner.stats.radius in (None, 0.03 if on else 0.01)
+
+
 def bowl_passes():
     """The passes of a step of two micro-batches on L(c) = ||theta - c||^2, theta = (1, 2): g = 2 (theta - c), stored halved."""
     model = Bowl([1.0, 2.0], curvature=2.0)
