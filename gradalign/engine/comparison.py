@@ -32,7 +32,8 @@ def compare(
         reference_scale: turns that sum into their mean.
         omega: the weight of this micro-batch in the term.
         term: where the Hessian-vector product is added.
-        keep: called with the own gradient, and [x.x, x.g, g.g] as stored, while the gradient is still there.
+        keep: called with the own gradient, and [x.x, x.g, g.g] as stored, while the gradient is still there; the last two are 0
+            where the displacement does not contain it.
         more: other displaced passes are added to the term before anything reads it.
 
     Returns:
@@ -42,8 +43,9 @@ def compare(
     loss, g = step.passes.isolated_pass(closure)
     end = step.passes.replay_state()
     end.leave_unused([start])
-    sums = step.space.norm_dot(reference, g, over=step.space.measured)
-    _, q = step.displace(step.aim(sums, reference_scale), reference, g)
+    own = g if step.settings.objective.own else None  # what no displacement contains is not read
+    sums = step.space.norm_dot(reference, own, over=step.space.measured)
+    _, q = step.displace(step.aim(sums, reference_scale), reference, own)
     keep(g, sums)
     gain = q * omega * step.num
     subtract_base(step, term, g, term.ratio(gain))
@@ -54,10 +56,13 @@ def compare(
     return loss
 
 
-def subtract_base(step: Step, term: Term, g: Vector, ratio: Tensor) -> None:
-    """The gradient g at theta leaves the term; with central differences, which do without it, its length is noted."""
+def subtract_base(step: Step, term: Term, g: Vector, ratio: Tensor, *, give: bool = False) -> None:
+    """The gradient g at theta leaves the term; with central differences, which do without it, its length is noted.
+
+    `give`: its tensors may become the term's.
+    """
     if not step.settings.central:
-        term.subtract(g, ratio)
+        term.subtract(g, ratio, give=give)
     elif term.rescaled:
         term.note(step.space.partial_norm_dot(g)[0], ratio)
 

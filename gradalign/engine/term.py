@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradalign.engine.space import ParamSpace, Vector
+from gradalign.engine.space import ParamSpace, Vector, there
 
 
 class Term:
@@ -36,11 +36,26 @@ class Term:
         self._largest = largest
         self._last: tuple[Tensor, Tensor] | None = None  # a gain, and its ratio
 
-    def subtract(self, g: Vector, ratio: Tensor) -> None:
-        """vector <- vector - ratio g."""
-        square = self._space.accumulate(self.vector, g, -ratio)[0]
+    def subtract(self, g: Vector, ratio: Tensor, *, give: bool = False) -> None:
+        """vector <- vector - ratio g.
+
+        Args:
+            g: a gradient.
+            ratio: its factor.
+            give: whether its tensors may become those of the vector.
+        """
+        space = self._space
+        if any(map(there, self.vector)):
+            square = space.accumulate(self.vector, g, -ratio)[0]
+            if self.rescaled:
+                self.note(square, ratio)
+            return
         if self.rescaled:
-            self.note(square, ratio)
+            self.note(space.partial_norm_dot(g)[0], ratio)
+        # There is nothing to add to: zeros need not be written and read.
+        first = g if give else [None if t is None else torch.empty_like(t) for t in g]
+        space.combine(first, g, g, -ratio, space.zero())
+        self.vector[:] = first
 
     def note(self, square: Tensor, ratio: Tensor) -> None:
         """ratio g was subtracted, or will be, g.g being this square."""

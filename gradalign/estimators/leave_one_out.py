@@ -19,7 +19,7 @@ from gradalign.engine.comparison import aim_at_others, displaced_passes, subtrac
 from gradalign.engine.estimator import Estimator
 from gradalign.engine.passes import Closure, ReplayState
 from gradalign.engine.schedule import Schedule
-from gradalign.engine.space import Vector, there
+from gradalign.engine.space import Vector
 from gradalign.engine.step import Step
 from gradalign.engine.sums import Sums
 from gradalign.engine.validation import one_of
@@ -86,7 +86,7 @@ class LeaveOneOutSchedule(Schedule):
             g = self.gradient(i, closure, starts[i])
             reference = self.sums.reference
             _, q = self.step.displace(aim_at_others(self.step, reference, g), reference, g)
-            self.subtract(g, q)
+            subtract_base(step, self.term, g, self.term.ratio(q), give=True)  # the first becomes the term
             del g
             displaced_passes(self.step, [closure], [starts[i]], self.term, q, more=i + 1 < len(closures))
         step.displacement.restore()
@@ -120,16 +120,3 @@ class LeaveOneOutSchedule(Schedule):
             return self.step.passes.again(closure)
         g, self.stored[i] = self.stored[i], []
         return fetched(g, self.step.space, self.where)
-
-    def subtract(self, g: Vector, q: Tensor) -> None:
-        """term <- term - q g; the first gradient becomes the term."""
-        term, ratio, space = self.term, self.term.ratio(q), self.step.space
-        if self.step.settings.central:
-            subtract_base(self.step, term, g, ratio)
-        elif any(map(there, term.vector)):
-            term.subtract(g, ratio)
-        else:
-            if term.rescaled:
-                term.note(space.partial_norm_dot(g)[0], ratio)
-            space.combine(g, g, g, -ratio, space.zero())
-            term.vector = g

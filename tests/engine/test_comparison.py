@@ -7,6 +7,7 @@ import torch
 from support.begun_step import Bowl, begun_step
 
 from gradalign.engine.comparison import compare, displaced_passes
+from gradalign.engine.space import ParamSpace
 from gradalign.engine.term import Term
 
 THETA, CENTRE, CURVATURE = [1.0, 2.0], [1.0, -2.0], 3.0  # g = 3 (theta - c) = (0, 12), stored as half of it
@@ -49,10 +50,28 @@ def test_variance_displaces_against_the_own_gradient():
     torch.testing.assert_close(term, expected, rtol=1e-12, atol=0)
 
 
-def test_the_own_gradient_and_the_inner_products_can_be_kept():
-    _, _, _, [(g, sums)] = compared([3.0, 4.0])
+@pytest.mark.parametrize(("objective", "products"), [("dot", [25.0, 0.0, 0.0]), ("variance", [25.0, 24.0, 36.0])])
+def test_the_own_gradient_and_the_inner_products_can_be_kept(objective, products):
+    """Those with the own gradient only where the displacement contains it."""
+    _, _, _, [(g, sums)] = compared([3.0, 4.0], objective=objective)
     assert g.tolist() == [0.0, 6.0]
-    assert sums.tolist() == [25.0, 24.0, 36.0]
+    assert sums.tolist() == products
+
+
+def test_an_own_gradient_that_the_displacement_does_not_contain_is_not_read_for_it(monkeypatch):
+    """Two copies of the parameters less to read in every comparison."""
+    given = []
+    perturb = ParamSpace.perturb
+
+    def spy(self, backups, x, scale, y, *args, **kwargs):
+        given.append(y)
+        return perturb(self, backups, x, scale, y, *args, **kwargs)
+
+    monkeypatch.setattr(ParamSpace, "perturb", spy)
+    compared([3.0, 4.0])
+    compared([3.0, 4.0], objective="variance")
+    assert given[0] is None
+    assert given[1] is not None
 
 
 def test_a_reference_of_zero_gives_no_term():
