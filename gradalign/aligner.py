@@ -125,8 +125,8 @@ class GradAlign(Method):
         )
         if settings.separate and isinstance(self._models.ranks, DataParallel) and self._models.ranks.every_pass:
             raise ValueError(
-                'scope="rank": expected DistributedDataParallel whose passes may be left unaveraged; got '
-                'find_unused_parameters or static_graph; use scope="all"'
+                'scope="rank": expected one DistributedDataParallel, whose passes may be left unaveraged; got '
+                'find_unused_parameters, static_graph or several wrappers; use scope="all"'
             )
         if settings.separate and isinstance(self._models.ranks, Mesh):
             raise ValueError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradalign.backends import gpus, op_validation, rows, signatures
+from gradalign.backends.once import once
 from gradalign.backends.signatures import StepOptions, StepScalars, StepTensors, Tensors
 from gradalign.extension import UnavailableError, cuda, ensure, library, shipped, why_not_loaded
 
@@ -28,7 +29,7 @@ LEAST_ROWS = 64  # in a list; shorter ones torch hands over in the time that it 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
-@functools.cache
+@once
 def why_unavailable() -> str | None:
     """Why the kernels cannot be used, with the remedy; None where they work. Builds them if they are not there."""
     try:
@@ -53,7 +54,7 @@ def _why_not_chosen() -> str | None:
     return None
 
 
-@functools.cache
+@once
 def why_not_on(device_type: str) -> str | None:
     """Why tensors on this kind of device cannot be worked on, with the remedy; None where they can. Builds as above."""
     if device_type == "cpu" or why_unavailable() is not None:

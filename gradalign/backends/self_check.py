@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradalign.backends import gpus, reference
 from gradalign.backends.chunks import compute_dtype
+from gradalign.backends.once import once
 from gradalign.backends.signatures import (
     AdamWOptions,
     LAMBOptions,
@@ -79,7 +80,7 @@ def why_unfit(backend: ModuleType, device_type: str, dtypes: frozenset[torch.dty
     return next(filter(None, (_found(backend, device_type, dtype) for dtype in sorted(dtypes, key=str))), None)
 
 
-@functools.cache
+@once
 def _found(backend: ModuleType, device_type: str, dtype: torch.dtype) -> str | None:
     capturing = device_type == "cuda" and torch.cuda.is_current_stream_capturing()
     if capturing or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gradalign.backends import gpus, op_validation
+from gradalign.backends.once import once
 from gradalign.backends.reference_scalars import aim as aim
 from gradalign.backends.reference_scalars import reached as reached
 from gradalign.backends.signatures import VECTOR_OPS, StepOptions, StepScalars, StepTensors
@@ -46,7 +47,7 @@ def supports(device_type: str, dtypes: frozenset[torch.dtype]) -> bool:
     return device_type == "cuda" and dtypes <= DTYPES and why_not_on(device_type) is None
 
 
-@functools.cache
+@once
 def why_not_on(device_type: str) -> str | None:
     """Why the kernels do not run on this kind of device, with the remedy; None where they do, or are not for it.
 

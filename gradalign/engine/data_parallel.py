@@ -21,7 +21,8 @@ class DataParallel(Ranks):
     Until a vector is read its passes add to it locally: where it already holds an average T, which is the same on all ranks,
     mean over ranks of (T + P_r) = T + mean P_r. With `find_unused_parameters` or `static_graph`, where a reduction that is left
     out would be wrong, every pass of a step with the term is averaged; one without it does what the plain loop would, whose
-    `no_sync` is the user's.
+    `no_sync` is the user's. So it is with several wrappers: one that the last pass does not run would never average what it
+    held back, without a word.
 
     Args:
         wrappers: the wrapped modules.
@@ -47,7 +48,7 @@ class DataParallel(Ranks):
     @property
     def every_pass(self) -> bool:
         """Whether no reduction may be left out."""
-        return any(map(torch_internals.cannot_skip_a_reduction, self._wrappers))
+        return len(self._wrappers) > 1 or any(map(torch_internals.cannot_skip_a_reduction, self._wrappers))
 
     def begin(self, active: bool) -> None:
         """Buffers are broadcast as the first forward of the plain loop would: once a step, so that replays agree.

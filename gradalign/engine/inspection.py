@@ -64,7 +64,11 @@ class Inspection:
         return self._first or self._casts_unknown
 
     def compares_ranks(self, labelled: bool) -> bool:
-        """Whether ranks compare what each was asked for: in the first step, and later where labels may differ."""
+        """Whether ranks compare what each was asked for: in the first step, and later where labels may differ.
+
+        Args:
+            labelled: whether this step or one before had labels, so that a rank that has none any more takes part too.
+        """
         return self.looks_for_wrappers or (labelled and self._sampled)
 
     def observe(

@@ -24,6 +24,11 @@ def differentiable_scalar(loss: object) -> None:
         raise TypeError(
             f"loss_fn: expected a scalar tensor; got {type(loss).__name__}; return the loss itself (has_aux=True for a pair)"
         )
+    if type(loss) is not Tensor and hasattr(loss, "placements"):
+        raise TypeError(
+            "loss_fn: expected a loss that every rank has as a plain tensor; got a DTensor, as parallel losses return; return "
+            "loss.full_tensor()"
+        )
     if loss.numel() != 1:
         raise ValueError(f"loss_fn: expected a scalar tensor; got shape {tuple(loss.shape)}; reduce it with .mean()")
     if not loss.is_floating_point():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -386,8 +387,12 @@ class Method(ABC):
         step = opened.step
         if inspection.looks_for_wrappers:
             opened.passes.look_for_wrappers()
-            opened.looks_at_ranks = True
-        if inspection.compares_ranks(labelled=request.sources is not None or request.tasks is not None):
+        compared, params = self._progress.compared, step.space.params
+        # Of parameters that are trained since, a wrapper that was made before may know nothing.
+        others = len(compared) != len(params) or not all(map(operator.is_, compared, params))
+        opened.looks_at_ranks = step.space.ranks is not None and (inspection.looks_for_wrappers or others)
+        opened.labelled = request.sources is not None or request.tasks is not None
+        if inspection.compares_ranks(opened.labelled or self._progress.labelled):
             sources = None if request.sources is None else labels(request.sources, request.num)
             opened.to_compare = {"micro-batches": step.num, "sources": sources, "tasks": step.tasks}
 

@@ -40,6 +40,8 @@ class Progress(NamedTuple):
         num_aligned: steps with the term that this object has completed.
         inspected: whether a step with the term was looked at closely.
         unreached: positions of the trainable parameters that had no gradient in the last step.
+        compared: the trainable parameters whose gradients ranks compared last.
+        labelled: whether a step on several ranks had labels.
     """
 
     num_steps: int = 0
@@ -49,6 +51,8 @@ class Progress(NamedTuple):
     num_aligned: int = 0
     inspected: bool = False
     unreached: tuple[int, ...] = ()
+    compared: Sequence[Parameter] = ()
+    labelled: bool = False
 
 
 class Outcome(NamedTuple):
@@ -87,6 +91,7 @@ class OpenStep:
         self.progress = progress
         self.rolled_back = False
         self.looks_at_ranks = False
+        self.labelled = False
         self.doubt: str | None = None
         self.to_compare: Mapping[str, object] = {}
         self.compared: list[int] | None = None  # the parameters that `_compared` chose; None: all
@@ -128,7 +133,9 @@ class OpenStep:
         num_aligned = before.num_aligned + step.active
         casts = self.passes.casts_to_16_bit
         shown = self.passes.casts_shown or (before.casts_shown and not self.passes.watches_autocast)
-        progress = Progress(before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached)
+        compared = step.space.params if self.looks_at_ranks else before.compared
+        labelled = before.labelled or self.labelled
+        progress = Progress(before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached, compared, labelled)
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:

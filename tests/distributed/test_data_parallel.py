@@ -736,3 +736,90 @@ def test_other_wrappers_are_refused_by_name():
     partitioned.scale.ds_id = 3
     with pytest.raises(TypeError, match="got those of DeepSpeed's ZeRO-3"):
         GradAlign(partitioned, 0.1)
+
+
+class TwoWays(nn.Module):
+    """One way for all micro-batches, and one for some."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.image = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x, with_image):
+        out = torch.tanh(self.text(x))
+        return out + self.image(x).sin() if with_image else out
+
+
+def reached_by_some(rank, weight, options, patterns):
+    """Errors against one process in steps whose micro-batches reach both wrappers or one, the same on all ranks."""
+    model = net(TwoWays)
+    alone = copy.deepcopy(model)
+    model.text, model.image = wrapped(model.text), wrapped(model.image)
+    several, one = GradAlign(model, weight, **options), GradAlign(alone, weight, **options)
+
+    def loss_fn(of):
+        return lambda batch: F.cross_entropy(of(batch[0], batch[2]), batch[1])
+
+    found = []
+    for pattern in patterns:
+        own = [(*batch, flag) for batch, flag in zip(batches_of(rank), pattern, strict=True)]
+        joint = [(*batch, flag) for batch, flag in zip(joint_batches(2), pattern, strict=True)]
+        (gradient, *_), _ = run_steps(several, loss_fn(model), own, model)
+        (expected, *_), _ = run_steps(one, loss_fn(alone), joint, alone)
+        found.append((error(gradient, expected), same_on_all_ranks(gradient)))
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("weight", "options"),
+    [
+        (0.0, {}),
+        (0.05, {"probe_fraction": 0.5}),
+        (0.05, {"probe_fraction": 0.5, "objective": "variance"}),
+        (0.05, {"estimator": "leave_one_out", "objective": "variance"}),
+    ],
+)
+def test_a_wrapper_that_the_last_micro_batch_does_not_reach_is_averaged(two_ranks, weight, options, first):
+    some = (True, False, True, False)
+    patterns = (some, some) if first else ((True,) * 4, some)
+    for found in two_ranks.run(reached_by_some, weight, options, patterns):
+        assert max(error for error, _ in found) < TOLERANCE
+        assert all(same for _, same in found)
+
+
+def unfrozen_after_wrapping(rank, steps_before):
+    model = wrapped(net())
+    aligner = GradAlign(model, 0.05, objective="variance")
+    for seed in range(steps_before):
+        aligner.backward(loss_of(model), batches_of(rank, seed=seed))
+        model.zero_grad()
+    model.module.frozen.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="one of those that the wrapper was made with"):
+        aligner.backward(loss_of(model), batches_of(rank))
+    assert all(p.grad is None for p in model.parameters())
+    model.module.frozen.requires_grad_(False)
+    aligner.backward(loss_of(model), batches_of(rank))
+    return same_on_all_ranks(gradients(model)[0])
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 3])
+def test_a_parameter_that_is_trained_only_since_the_wrapping_is_refused(two_ranks, steps_before):
+    assert all(two_ranks.run(unfrozen_after_wrapping, steps_before))
+
+
+def labels_on_one_rank(rank):
+    model = wrapped(net())
+    aligner = GradAlign(model, 0.05, objective="variance", estimator="leave_one_out")
+    for step in range(3):
+        labels = list("aabb") if step < 2 or rank == 0 else None
+        if step < 2:
+            aligner.backward(loss_of(model), batches_of(rank), sources=labels)
+        else:
+            with pytest.raises(ValueError, match="sources: expected the same on all ranks"):
+                aligner.backward(loss_of(model), batches_of(rank), sources=labels)
+        model.zero_grad()
+
+
+def test_labels_on_one_rank_alone_are_an_error_on_both(two_ranks):
+    two_ranks.run(labels_on_one_rank)

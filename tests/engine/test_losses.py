@@ -11,6 +11,7 @@ from support.networks import Counting, make, state
 from torch import nn
 
 from gradalign import GradAlign
+from gradalign.engine import losses
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,11 @@ def test_a_loss_that_reaches_no_parameter_is_refused(weight):
     with pytest.raises(ValueError, match="got one that reaches none of them"):
         GradAlign(model, weight).backward(lambda x: x.clone().requires_grad_().sum(), list(torch.randn(4, 3)))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_loss_that_is_spread_over_ranks_is_refused_with_the_remedy():
+    class Spread(torch.Tensor):
+        placements = ()
+
+    with pytest.raises(TypeError, match=r"got a DTensor, .*return loss.full_tensor\(\)"):
+        losses.differentiable_scalar(torch.ones(()).as_subclass(Spread))
