@@ -132,6 +132,7 @@ class GraphWatch:
         casts_to_16_bit: what an earlier step found.
         casts_shown: whether autocast showed without a graph there. Where it no longer does, a graph tells whether it ended.
         stand_ins: gives tensors that stand for parameters in the graphs.
+        models: gives the parameters of the models, frozen ones too.
     """
 
     def __init__(
@@ -141,8 +142,10 @@ class GraphWatch:
         casts_to_16_bit: bool | None = None,
         casts_shown: bool = False,
         stand_ins: Callable[[], Iterable[Tensor]] = tuple,
+        models: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self._params = params
+        self._models = models
         self._stand_ins = stand_ins
         self._looks_at = looks_at
         self._num_losses = 0
@@ -186,8 +189,10 @@ class GraphWatch:
         if self._unless_shown and casts_shown:
             return
         found = inspect_graph(loss, [*self._params, *self._stand_ins()], since)
-        _no_foreign_params(found.foreign_params)
-        _no_older_leaves(found.foreign_leaves, self._leaves)
+        views = self._views(found.foreign_params)
+        _no_foreign_params([p for p in found.foreign_params if all(p is not view for view in views)])
+        leaves = [*found.foreign_leaves, *views]
+        _no_older_leaves(leaves, self._leaves)
         if not self.may_reuse_graphs:
             known = set(map(id, self._older))
             if any(id(node) in known for node in found.older_nodes):
@@ -195,9 +200,22 @@ class GraphWatch:
             self._older = found.older_nodes
         if self.needs_same_masks and found.own_masks:
             raise _own_masks()
-        self._leaves += found.foreign_leaves
+        self._leaves += leaves
         if found.casts_to_16_bit or not found.compiled or self.casts_to_16_bit is None:
             self._casts = bool(self._casts) or found.casts_to_16_bit
+
+
+    def _views(self, foreign: Sequence[Tensor]) -> list[Tensor]:
+        """Those of some parameters that have a model's memory: `Parameter(weight.T)`, as PEFT's DoRA makes it in a forward."""
+        if not foreign:
+            return []
+        known = {p.untyped_storage().data_ptr() for p in self._models() if _has_memory(p)}
+        return [p for p in foreign if _has_memory(p) and p.untyped_storage().data_ptr() in known]
+
+
+def _has_memory(p: Tensor) -> bool:
+    """Whether an address tells whose memory a parameter has."""
+    return type(p) in (Tensor, Parameter) and p.layout is torch.strided and p.device.type != "meta" and p.numel() > 0
 
 
 def older_graph() -> RuntimeError:

@@ -75,6 +75,10 @@ class Models:
         frozen = [p for p in params.values() if not p.requires_grad] if len(trained) < len(params) else []
         return Parts(trained, frozen, list(modules.values()))
 
+    def parameters(self) -> Iterable[Parameter]:
+        """All that are in the modules now, frozen ones too; some may come several times."""
+        return (p for module in self.modules for p in params_of(module))
+
     def memory(self, params: Sequence[Parameter]) -> ParamMemory:
         """Where these parameters are.
 

@@ -65,3 +65,42 @@ def test_masks_that_a_second_pass_would_not_have_are_refused_where_there_is_one(
         assert model.weight.grad is None
     else:
         aligner.backward(lambda x: model(x).square().mean(), batches)
+
+
+class Transposed(nn.Module):
+    """Makes a parameter of its frozen weight in every forward, as PEFT's DoRA does with the weight of a Conv1D."""
+
+    def __init__(self, kept=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(3))
+        self._kept = [nn.Parameter(self.weight.T)] if kept else []
+
+    def forward(self, x):
+        weight = self._kept[0] if self._kept else nn.Parameter(self.weight.T)
+        return (x @ weight) * self.scale
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_a_parameter_that_a_forward_makes_of_the_models_memory_is_none_to_train(weight):
+    torch.manual_seed(0)
+    model, batches = Transposed(), list(torch.randn(4, 5, 3))
+    aligner = GradAlign(model, weight, objective="variance")
+    for _ in range(3):
+        aligner.backward(lambda x: model(x).square().mean(), batches)
+        assert model.scale.grad is not None
+        assert model.weight.grad is None
+        model.zero_grad()
+
+
+def test_one_that_is_kept_is_refused():
+    """Its `.grad` would be left with those of single passes, and somebody may step it."""
+    model = Transposed(kept=True)
+    with pytest.raises(ValueError, match="also trains tensors made outside loss_fn"):
+        GradAlign(model, 0.1).backward(lambda x: model(x).square().mean(), list(torch.randn(4, 5, 3)))
+
+
+def test_a_parameter_with_memory_of_its_own_is_refused_in_the_first_pass():
+    model, other = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="also trains 1 that are not in it"):
+        GradAlign(model, 0.0).backward(lambda x: (model(x) * other).square().mean(), list(torch.randn(4, 5, 3)))
