@@ -12,6 +12,7 @@ from typing import Any
 from gradalign.cli.errors import CommandError
 
 LARGEST = 2**63 - 1  # what an int64 holds, and so a seed of torch
+LARGEST_REAL = 1e37  # float32 holds 3.4e38, and the first step of AdamW is ten times the learning rate
 
 
 def count(minimum: int) -> Callable[[str], int]:
@@ -40,16 +41,22 @@ def number(text: str) -> float:
 
 
 def finite(text: str) -> float:
-    """A finite number."""
+    """A finite number, of at most `LARGEST_REAL` in magnitude."""
     if not math.isfinite(number(text)):
         raise argparse.ArgumentTypeError(f"expected a finite number; got {text!r}")
-    return float(text)
+    return _held(text)
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """A number above 0, of at most `LARGEST_REAL`."""
     if not 0 < number(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0; got {text!r}")
+    return _held(text)
+
+
+def _held(text: str) -> float:
+    if abs(float(text)) > LARGEST_REAL:
+        raise argparse.ArgumentTypeError(f"expected a number of at most {LARGEST_REAL:g} in magnitude; got {text!r}")
     return float(text)
 
 

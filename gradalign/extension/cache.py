@@ -26,16 +26,30 @@ def directory() -> Path:
     """$GRADALIGN_CACHE_DIR, else gradalign in $XDG_CACHE_HOME, else ~/.cache/gradalign.
 
     Raises:
-        FileNotFoundError: none of them is known: a user without a home, as in some containers.
+        FileNotFoundError: none of them is known (a user without a home, as in some containers), or the one that counts cannot
+            be resolved.
     """
-    chosen = os.environ.get("GRADALIGN_CACHE_DIR")
+    chosen, base = os.environ.get("GRADALIGN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return _resolved("GRADALIGN_CACHE_DIR", chosen)
+    if base and os.path.isabs(base):  # the XDG specification: a relative one is to be ignored
+        return _resolved("XDG_CACHE_HOME", base) / "gradalign"
     try:
-        if chosen:
-            return Path(chosen).expanduser().resolve()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache").expanduser().resolve() / "gradalign"
+        home = Path.home()
     except RuntimeError as error:
         raise FileNotFoundError("there is no home folder") from error
+    return _resolved("the home folder", str(home / ".cache")) / "gradalign"
+
+
+def _resolved(name: str, value: str) -> Path:
+    try:
+        path = Path(value).expanduser().resolve()
+        if not any(folder.is_symlink() for folder in (path, *path.parents)):
+            return path
+        reason = "a loop of links"  # which Python 3.13 leaves as it is
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+    raise FileNotFoundError(f"{name}: expected a folder; got {value!r}, which cannot be resolved ({reason})")
 
 
 def open_directory() -> Path:

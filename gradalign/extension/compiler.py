@@ -38,7 +38,8 @@ class Compiler:
 def find_compiler() -> Compiler | None:
     """$CXX, else the first of c++, g++ and clang++ that runs; None where there is none."""
     named = os.environ.get("CXX")
-    for command in [_words(named)] if named else [["c++"], ["g++"], ["clang++"]]:
+    for words in [_words(named)] if named else [["c++"], ["g++"], ["clang++"]]:
+        command = _anywhere(words)
         version = _version(command)
         if version is not None:
             return Compiler(tuple(command), version)
@@ -52,8 +53,17 @@ def _words(command: str) -> list[str]:
         return []
 
 
+def _anywhere(command: list[str]) -> list[str]:
+    """The command as it runs from any folder, since builds run in one of their own; empty where there is none."""
+    found = shutil.which(command[0]) if command else None
+    if found is None:
+        return []
+    # Links are kept: ccache and others go by the name that they are called by.
+    return command if os.path.isabs(found) else [str(Path(found).absolute()), *command[1:]]
+
+
 def _version(command: list[str]) -> str | None:
-    if not command or not shutil.which(command[0]):
+    if not command:
         return None
     try:
         asked = subprocess.run([*command, "--version"], capture_output=True, check=False, timeout=60, **TEXT)
@@ -103,7 +113,8 @@ def _built_by_ninja(name: str, commands: dict[str, list[str]], link: list[str], 
     ninja = _ninja()
     if ninja is None:
         return False
-    (folder / "build.ninja").write_text(_ninja_file(name, commands, link))
+    # The bytes of the file system: a path need not be text in the encoding of the locale.
+    (folder / "build.ninja").write_bytes(os.fsencode(_ninja_file(name, commands, link)))
     try:
         _run(ninja, folder)
     except CompileError as error:
@@ -125,7 +136,8 @@ def _ninja() -> list[str] | None:
 
 def _ninja_file(name: str, commands: dict[str, list[str]], link: list[str]) -> str:
     def quoted(command: list[str]) -> str:
-        return shlex.join(command).replace("$", "$$")
+        # `||` keeps the shell waiting, which then says of a command that was killed that it was: not every ninja does.
+        return f"{shlex.join(command)} || exit $?".replace("$", "$$")
 
     lines = ["rule run", "  command = $command", ""]
     for target, command in commands.items():
@@ -139,5 +151,7 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, env=english, **TEXT
     )
+    if done.returncode < 0:
+        raise CompileError(f"{shlex.join(command)}\n{done.stdout}\nterminated with signal {-done.returncode}")
     if done.returncode != 0:
         raise CompileError(f"{shlex.join(command)}\n{done.stdout}")

@@ -39,7 +39,7 @@ def find_nvcc() -> str:
     for candidate in (*named, "nvcc", "/usr/local/cuda/bin/nvcc"):
         found = shutil.which(candidate)
         if found:
-            return _recent(found)
+            return _recent(str(Path(found).absolute()))  # builds run in a folder of their own
     raise ModuleNotFoundError(
         "nvcc is missing; install the CUDA toolkit (12.1 or later), or set CUDA_HOME to where it is"
     )

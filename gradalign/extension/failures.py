@@ -1,7 +1,8 @@
 """Builds that failed, remembered beside the cache: a process that starts later has the reason without half a minute's wait.
 
 The name of a log holds the key of the binary, so that other sources, flags, another torch or another version of the compiler
-are tried. Its first line is the commands of the compilers; the rest is what they wrote.
+are tried. Its first line is the commands of the compilers; the rest is what they wrote. What says nothing of the sources, such
+as a full disk or a killed compiler, is not remembered: the next process tries again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,24 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from . import cache, private_folder
 
 LONGEST = 200  # characters of the compiler's words in a message of one line
+# The words of systems, shells and compilers, for what may be otherwise the next time.
+PASSING = re.compile(
+    r"No space left|Disk quota|File size limit|Cannot allocate memory|memory exhausted|[Oo]ut of memory|std::bad_alloc"
+    r"|Resource temporarily unavailable|\b(?:Killed|Terminated|Hangup)\b|CPU time limit"
+    r"|terminated (?:program|with signal)|due to signal|\b[Ii]nterrupted\b"
+)
+# Commands and paths that are no UTF-8 are read as they were written.
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+def is_passing(output: str) -> bool:
+    """Whether the build failed for want of memory or disk, or was killed: the same sources may build the next time."""
+    return PASSING.search(output) is not None
 
 
 def remember(key: str, commands: str, output: str) -> None:
@@ -21,7 +36,7 @@ def remember(key: str, commands: str, output: str) -> None:
     root = cache.open_directory()
     descriptor, name = tempfile.mkstemp(prefix=f"{key}.work-", dir=root)
     try:
-        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+        with open(descriptor, "w", **TEXT) as file:
             file.write(f"{commands}\n{output}\n")
         Path(name).replace(_log(key))
     except BaseException:
@@ -38,15 +53,20 @@ def recall(key: str, commands: str, what: str) -> str | None:
     log = _log(key)
     try:
         private_folder.check_owned(log)
-        tried, _, output = log.read_text(encoding="utf-8", errors="replace").partition("\n")
+        tried, _, output = log.read_text(**TEXT).partition("\n")
     except FileNotFoundError:
         return None
-    if tried != commands:
+    if tried != commands or is_passing(output):  # earlier versions remembered those too
         return None
-    return (
-        f"{commands} could not build {what}: {_first_error(output)}; all of it is in {log}; "
-        "correct it, then delete that file to try again"
-    )
+    return reason(key, commands, what, output)
+
+
+def reason(key: str, commands: str, what: str, output: str) -> str:
+    """Why a build failed, in one line with the remedy."""
+    failed = f"{commands} could not build {what}: {_first_error(output)}"
+    if is_passing(output):
+        return f"{failed}; make sure that there is enough memory and disk space, then start again"
+    return f"{failed}; all of it is in {_log(key)}; correct it, then delete that file to try again"
 
 
 def forget(key: str) -> None:
@@ -60,6 +80,8 @@ def _log(key: str) -> Path:
 
 def _first_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    passing = [line for line in lines if PASSING.search(line)]  # first: other errors may only follow from it
     told = [line for line in lines if re.search(r"\berror\b|cannot find|not found|No such file", line)]
-    line = (told or lines[-1:] or ["it said nothing"])[0]
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    line = (passing or told or lines[-1:] or ["it said nothing"])[0]
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"  # the end often says what is wrong

@@ -68,7 +68,7 @@ class Library:
         """The name of its place in the cache."""
         flags = [*COMMON, *(flag for unit in self.units for flag in unit.flags), *self.link]
         text = "\n".join((self.digest(), self.built_for, platform.system(), platform.machine(), compiler, *flags))
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+        return f"{self.name}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:20]}"
 
     def _files(self, root: str) -> list[str]:
         # os.walk, not Path.rglob: this runs at every start of a process.

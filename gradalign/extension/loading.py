@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -105,8 +106,12 @@ def _kept(binary: library.Library, found: compiler.Compiler, key: str) -> Path |
 def _refuse_if_failed(binary: library.Library, found: compiler.Compiler, key: str) -> None:
     reason = failures.recall(key, _commands(binary, found), binary.what)
     if reason is not None:
-        _report(reason)
-        raise UnavailableError(reason)
+        raise _refused(reason)
+
+
+def _refused(reason: str) -> UnavailableError:
+    _report(reason)
+    return UnavailableError(reason)
 
 
 def _commands(binary: library.Library, found: compiler.Compiler) -> str:
@@ -124,8 +129,7 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
         try:
             made = compiler.build(binary, found, folder, _build_defines(binary, found))
         except compiler.CompileError as error:
-            _note_failure(binary, found, key, str(error))
-            raise
+            raise _note_failure(binary, found, key, str(error)) from None
         if binary.key(found.version) != key:
             raise UnavailableError(_changed(binary))
         path = cache.publish(key, made)
@@ -134,12 +138,14 @@ def _build(binary: library.Library, found: compiler.Compiler, key: str) -> Path:
     return path
 
 
-def _note_failure(binary: library.Library, found: compiler.Compiler, key: str, output: str) -> None:
-    """Remembers the failure, and raises it as an error of one line."""
+def _note_failure(binary: library.Library, found: compiler.Compiler, key: str, output: str) -> UnavailableError:
+    """Remembers the failure, unless it may pass; the error of one line."""
     if binary.key(found.version) != key:  # half of them were of another version: says nothing of either
-        raise UnavailableError(_changed(binary))
-    failures.remember(key, _commands(binary, found), output)
-    _refuse_if_failed(binary, found, key)
+        return UnavailableError(_changed(binary))
+    commands = _commands(binary, found)
+    if not failures.is_passing(output):
+        failures.remember(key, commands, output)
+    return _refused(failures.reason(key, commands, binary.what, output))
 
 
 def _changed(binary: library.Library) -> str:
@@ -157,9 +163,20 @@ def shipped(binary: library.Library) -> Path | None:
     record = path.with_suffix(".json")
     if not (path.is_file() and record.is_file()):
         return None
-    made = json.loads(record.read_text())
-    fits = made["digest"] == binary.digest() and _runs_on_this(made["built_for"], binary.built_for)
-    return path if fits and cuda.cover(made["architectures"].split(), binary.present) else None
+    return path if _fits(record, binary) else None
+
+
+def _fits(record: Path, binary: library.Library) -> bool:
+    try:
+        made = json.loads(record.read_text())
+        digest, built_for, architectures = (str(made[fact]) for fact in ("digest", "built_for", "architectures"))
+        return (
+            digest == binary.digest()
+            and _runs_on_this(built_for, binary.built_for)
+            and cuda.cover(architectures.split(), binary.present)
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # cut short, or not a record of ours
+        return False
 
 
 def _package() -> Path:
@@ -214,4 +231,6 @@ def why_not_loaded(error: Exception, path: Path) -> str:
 def _report(message: str) -> None:
     # To stderr as well: a process that is silent for half a minute looks hung, and few programs configure logging.
     log.info(message)
-    print(f"gradalign: {message}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # None in a process without one, where print would take stdout
+        with suppress(OSError, ValueError):  # one that is full or closed is no reason to do without the kernels
+            print(f"gradalign: {message}", file=sys.stderr, flush=True)

@@ -31,6 +31,8 @@ def test_valid_values_are_parsed(parse, text, value):
         (options.finite, "nan", "expected a finite number; got 'nan'"),
         (options.positive, "0", "expected a number above 0; got '0'"),
         (options.positive, "inf", "expected a number above 0; got 'inf'"),
+        (options.positive, "1e300", "expected a number of at most 1e\\+37 in magnitude; got '1e300'"),
+        (options.finite, "-1e300", "expected a number of at most 1e\\+37 in magnitude; got '-1e300'"),
         (options.fraction, "1.1", "expected a number from 0 to 1; got '1.1'"),
         (options.fraction, "half", "expected a number; got 'half'"),
     ],
@@ -71,6 +73,13 @@ def test_a_seed_that_is_too_large_is_refused_without_a_traceback(command, capsys
         cli.main([*command, str(10**23)])
     assert stop.value.code == 2
     assert f"{command[1]}: expected an integer of at most" in capsys.readouterr().err
+
+
+def test_a_learning_rate_that_no_tensor_holds_is_refused_without_a_traceback(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--task", "reviews", "--lr", "3e38"])
+    assert stop.value.code == 2
+    assert "--lr: expected a number of at most 1e+37 in magnitude; got '3e38'" in capsys.readouterr().err
 
 
 def test_a_file_to_write_is_no_directory(tmp_path):

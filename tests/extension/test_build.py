@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import multiprocessing
 import os
 import re
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,26 @@ def test_the_place_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
     assert cache.directory() == tmp_path / "c" / ".cache" / "gradalign"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    assert cache.directory() == tmp_path / "c" / ".cache" / "gradalign"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".cache").symlink_to(tmp_path / "d")
+    assert cache.directory() == tmp_path / "d" / "gradalign"
+
+
+@pytest.mark.parametrize("name", ["GRADALIGN_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_cache_in_a_loop_of_links_is_refused_by_its_name(monkeypatch, tmp_path, tiny, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.delenv("GRADALIGN_CACHE_DIR", raising=False)
+    monkeypatch.setenv(name, f"{tmp_path}/loop/x")
+    with pytest.raises(UnavailableError, match=f"{name}: expected a folder; got '.*/loop/x', which cannot be resolved"):
+        ensure(tiny)
+
+
+def test_a_cache_in_the_home_of_nobody_is_refused_by_its_name(monkeypatch, tiny):
+    monkeypatch.setenv("GRADALIGN_CACHE_DIR", "~nosuch/x")
+    with pytest.raises(UnavailableError, match="GRADALIGN_CACHE_DIR: expected a folder; got '~nosuch/x', which cannot"):
+        ensure(tiny)
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch, tiny):
@@ -209,6 +232,59 @@ def test_a_shipped_binary_must_fit():
     assert not loading._runs_on_this("torch 2.13.0", "torch 2.10.1")
     assert loading._runs_on_this("python cpython-311", "python cpython-311")
     assert not loading._runs_on_this("python cpython-311", "python cpython-312")
+
+
+@pytest.fixture
+def record(monkeypatch, tmp_path, tiny):
+    """Where the record of a shipped binary is, and what it says where it fits."""
+    monkeypatch.setattr(loading, "_package", lambda: tmp_path)
+    (tmp_path / tiny.name).write_text("a binary")
+    return tmp_path / "libtiny.json", {"digest": tiny.digest(), "built_for": tiny.built_for, "architectures": "9.0"}
+
+
+def test_a_shipped_binary_with_its_record_is_used(record, tiny):
+    path, facts = record
+    path.write_text(json.dumps(facts))
+    assert loading.shipped(replace(tiny, present=((9, 0),))) == path.with_suffix(".so")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"digest"', b"{}", b'{"digest": 1}', b"\xff"])
+def test_a_shipped_binary_without_a_readable_record_is_not_used(record, tiny, content):
+    record[0].write_bytes(content)
+    assert loading.shipped(tiny) is None
+
+
+@pytest.mark.parametrize(
+    "odd", [{"built_for": "torch"}, {"built_for": "torch new"}, {"built_for": 3}, {"architectures": "new"}], ids=str
+)
+def test_a_shipped_binary_with_an_odd_record_is_not_used(record, tiny, odd):
+    path, facts = record
+    path.write_text(json.dumps({**facts, **odd}))
+    assert loading.shipped(replace(tiny, present=((9, 0),))) is None
+
+
+@needs_compiler
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_stderr_that_is_full_costs_no_kernels(home, tiny, monkeypatch):
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        assert answer(ensure(tiny)) == 42
+        monkeypatch.undo()
+
+
+@needs_compiler
+def test_an_stderr_that_is_closed_costs_no_kernels(home, tiny, monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert answer(ensure(tiny)) == 42
+
+
+@needs_compiler
+def test_without_stderr_nothing_is_said_on_stdout(home, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert answer(ensure(tiny)) == 42
+    assert capsys.readouterr().out == ""
 
 
 # What csrc uses of torch, each looked up in the headers of torch 2.10.0, the oldest that the kernels are compiled against.

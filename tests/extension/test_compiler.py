@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,70 @@ def test_a_compiler_that_does_not_start_is_passed_over(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compiler.find_compiler() == compiler.Compiler(("g++",), "g++ 1.0")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("cxx", "path"),
+    [("./g++", None), (None, "."), (None, ""), ("bin/g++", None)],
+    ids=["CXX", "PATH", "empty", "folder"],
+)
+def test_a_compiler_named_from_this_folder_is_found_from_the_build_folder(home, tiny, monkeypatch, tmp_path, cxx, path):
+    real = shutil.which("g++") or compiler.find_compiler().command[0]
+    place = tmp_path / ("bin" if cxx == "bin/g++" else ".")
+    place.mkdir(exist_ok=True)
+    target = script(tmp_path / "wrapper", f'case "$*" in *--version) echo own;; *) exec {real} "$@";; esac')
+    for name in ("g++", "c++"):
+        (place / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", f"{cxx} -Wall")
+    if path is not None:
+        monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    monkeypatch.setattr(compiler, "_ninja", lambda: None)
+    expected = [str(place / "g++"), "-Wall"] if cxx is not None else [str(tmp_path / "c++")]
+    assert compiler.find_compiler() == compiler.Compiler(tuple(expected), "own")  # a link stays a link
+    assert answer(ensure(tiny)) == 42
+
+
+def test_an_nvcc_named_from_this_folder_is_found_from_the_build_folder(monkeypatch, tmp_path):
+    found = script(tmp_path / "bin" / "nvcc", "echo release 13.0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_HOME", ".")
+    assert cuda.find_nvcc() == str(found)
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    """A folder whose name is not UTF-8, and a script there that is called before the compiler."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 $x"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("a file system on which names are UTF-8")
+    monkeypatch.setenv("CXX", shlex.join([str(folder / "g++")]))
+    return folder
+
+
+@needs_compiler
+def test_ninja_builds_where_paths_are_not_utf8(home, tiny, monkeypatch, odd):
+    real = shutil.which("g++") or "c++"
+    script(odd / "g++", f'exec {real} "$@"')
+    tiny = replace(tiny, units=(replace(tiny.units[0], flags=("-isystem", str(odd))),))
+    by_ninja = []
+    original = compiler._built_by_ninja
+    monkeypatch.setattr(compiler, "_built_by_ninja", lambda *args: by_ninja.append(original(*args)) or by_ninja[-1])
+    assert answer(ensure(tiny)) == 42
+    assert by_ninja == [compiler._ninja() is not None]
+
+
+def test_a_build_that_fails_where_paths_are_not_utf8_is_remembered(home, tiny, odd, num_builds):
+    script(odd / "g++", "if [ \"$1\" = --version ]; then echo g++ 1; else echo 'error: none'; exit 1; fi")
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="could not build a tiny library: error: none; all of it is in"):
+            ensure(tiny)
+    assert len(num_builds) == 1
 
 
 def test_a_compiler_that_makes_nothing_has_failed(home, tiny, monkeypatch, tmp_path):

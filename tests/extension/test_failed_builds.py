@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from support.tiny_library import TINY, answer
 
-from gradalign.extension import UnavailableError, compiler, ensure, library
+from gradalign.extension import UnavailableError, cache, compiler, ensure, failures, library
 
 pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
 
@@ -115,6 +116,67 @@ def test_processes_that_start_together_try_once(home, broken):
     for process in processes:
         process.join(60)
     assert sum(results.get() for _ in processes) == 1
+
+
+def compiler_that(monkeypatch, tmp_path, text: str) -> None:
+    shim = tmp_path / "g++"
+    shim.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo g++ 1; exit; fi\n{text}\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("CXX", str(shim))
+
+
+PASSING = [
+    "g++: fatal error: Killed signal terminated program cc1plus",
+    "collect2: fatal error: ld terminated with signal 9 [Killed]",
+    "nvcc error : 'cicc' died due to signal 9 (Kill signal)",
+    "fatal error: error writing to /tmp/a.s: No space left on device",
+    "fatal error: error writing to /tmp/a.s: Disk quota exceeded",
+    "ld: final link failed: File size limit exceeded",
+    "fatal error: cannot execute cc1plus: vfork: Cannot allocate memory",
+    "virtual memory exhausted: Cannot allocate memory",
+    "cc1plus: out of memory allocating 65536 bytes",
+]
+
+
+@pytest.mark.parametrize("ninja", [True, False])
+@pytest.mark.parametrize("words", PASSING)
+def test_what_may_pass_is_tried_again_by_the_next_process(home, tiny, monkeypatch, tmp_path, num_builds, words, ninja):
+    if not ninja:
+        monkeypatch.setattr(compiler, "_ninja", lambda: None)
+    compiler_that(monkeypatch, tmp_path, f'echo "a.h: error: none"; echo "{words}"; exit 1')
+    reason = refused(tiny)
+    assert f"could not build a tiny library: {words}; make sure that there is enough memory and disk" in reason
+    assert not list(home.glob("*.log"))
+    assert refused(tiny) == reason
+    assert len(num_builds) == 2
+
+
+@pytest.mark.parametrize("ninja", [["ninja"], None, "package"], ids=["ninja", "no ninja", "package"])
+@pytest.mark.parametrize("signal", ["KILL", "TERM", "XFSZ"])
+def test_a_compiler_that_is_killed_without_a_word_is_tried_again(home, tiny, monkeypatch, tmp_path, ninja, signal):
+    if ninja == "package":
+        pytest.importorskip("ninja")
+        ninja = [sys.executable, "-m", "ninja"]
+    monkeypatch.setattr(compiler, "_ninja", lambda: ninja)
+    compiler_that(monkeypatch, tmp_path, f"kill -{signal} $$")
+    assert "make sure that there is enough memory and disk space, then start again" in refused(tiny)
+    assert not list(home.glob("*.log"))
+
+
+def test_what_may_pass_and_was_remembered_by_an_earlier_version_is_tried(home, tiny):
+    found = compiler.find_compiler()
+    cache.open_directory()
+    failures.remember(tiny.key(found.version), shlex.join(found.command), "g++: fatal error: Killed")
+    assert answer(ensure(tiny)) == 42
+
+
+def test_the_end_of_a_long_line_stays(home, tiny, monkeypatch, tmp_path):
+    compiler_that(monkeypatch, tmp_path, f"echo 'error: {'x' * 500}: the header is missing'; exit 1")
+    reason = refused(tiny)
+    assert "could not build a tiny library: error: xx" in reason
+    assert "x ... x" in reason
+    assert "xx: the header is missing; all of it is in" in reason
+    assert len(reason) < 500
 
 
 def test_sources_that_changed_meanwhile_are_no_failure_to_remember(home, tiny, monkeypatch):
