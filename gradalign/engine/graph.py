@@ -204,7 +204,6 @@ class GraphWatch:
         if found.casts_to_16_bit or not found.compiled or self.casts_to_16_bit is None:
             self._casts = bool(self._casts) or found.casts_to_16_bit
 
-
     def _views(self, foreign: Sequence[Tensor]) -> list[Tensor]:
         """Those of some parameters that have a model's memory: `Parameter(weight.T)`, as PEFT's DoRA makes it in a forward."""
         if not foreign:

@@ -446,11 +446,12 @@ class Method(ABC):
         handling = LossHandling(differentiate, factor, request.num, request.has_aux)
         stand_ins = tuple if space.ranks is None else space.ranks.leaves
         before = self._progress
-        looks_at = inspection.looks_at if inspection.looks or before.casts_shown else None
+        watched = self._models.modules if inspection.watches_autocast(self._settings.radius) else ()
+        # Whether autocast has ended shows in a graph, where hooks look for it and find none.
+        looks_at = inspection.looks_at if inspection.looks or (before.casts_shown and watched) else None
         graphs = GraphWatch(
             space.params, looks_at, before.casts_to_16_bit, before.casts_shown, stand_ins, self._models.parameters
         )
-        watched = self._models.modules if inspection.watches_autocast(self._settings.radius) else ()
         passes = Passes(space, self._models.modules, buffers, handling, self._on_displaced, graphs, watched)
         return passes, LossScaling(scale, share, by_scaler=scale is not one)
 

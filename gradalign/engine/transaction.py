@@ -135,7 +135,9 @@ class OpenStep:
         shown = self.passes.casts_shown or (before.casts_shown and not self.passes.watches_autocast)
         compared = step.space.params if self.looks_at_ranks else before.compared
         labelled = before.labelled or self.labelled
-        progress = Progress(before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached, compared, labelled)
+        progress = Progress(
+            before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached, compared, labelled
+        )
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
     def check_replay(self, gradient_norm: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
 from gradalign.engine.validation import callable_
-from gradalign.integrations.binding import begun, swaps_named
+from gradalign.integrations.binding import ShortEpochs, begun, swaps_named
 from gradalign.integrations.processes import served, several, wrapped
 
 __all__ = ["Window", "accumulate"]
@@ -32,8 +32,8 @@ def accumulate(accelerator: Any, aligner: Method) -> Iterator[Window]:
             optimizer.zero_grad()
 
     k is the Accelerator's `gradient_accumulation_steps`, and the loss is divided by it. A last accumulation with fewer
-    micro-batches, where the data loader ends, is trained plainly. On several processes with one device each, micro-batch i is
-    what all of them have as their i-th.
+    micro-batches, where the data loader ends, is trained plainly; a data loader without another one is warned of. On several
+    processes with one device each, micro-batch i is what all of them have as their i-th.
 
     Args:
         accelerator: the Accelerator.
@@ -83,6 +83,7 @@ class Window:
         self._count = 0  # the Accelerator's, of micro-batches
         self._interrupted = False  # whether an exception left the window that Accelerate is in
         self._warned = False
+        self._short = ShortEpochs("gradient_accumulation_steps")
         self._called = False
         self._loader: Any = None
         self._begun = 0  # how often the loader is among the active ones
@@ -161,7 +162,9 @@ class Window:
         step, self._step, self._visited = self._step, None, 0
         if step is not None:
             step.__exit__(None, None, None)
-        elif not accelerator.gradient_state.end_of_dataloader and not self._interrupted and not self._warned:
+        elif accelerator.gradient_state.end_of_dataloader:
+            self._tell_of_short_pass(accelerator.gradient_accumulation_steps)
+        elif not self._interrupted and not self._warned:
             self._warned = True
             warnings.warn(
                 "accumulate: expected windows of fewer micro-batches, which are trained without the term, only where the data "
@@ -172,6 +175,20 @@ class Window:
                 stacklevel=STACK,
             )
         self._interrupted = False
+
+    def _tell_of_short_pass(self, k: int) -> None:
+        """The data loader ended with a window that was trained plainly: it may not have had another one."""
+        loader, nested = self._loader, ("batch_sampler", "sampler")
+        # What is left of a resumed epoch tells nothing of the others.
+        resumed = any(
+            getattr(x, "skip_batches", 0) for x in (loader, *(getattr(loader, name, None) for name in nested))
+        )
+        try:
+            num = len(loader)
+        except TypeError:  # of an iterable data set
+            return
+        if num < k and not resumed:
+            self._short.tell(num, k, lambda: self._method()._weight.may_act, stacklevel=STACK + 1)
 
     def abandon(self) -> None:
         """An exception left a block: everything as before the step."""

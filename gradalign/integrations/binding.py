@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,36 @@ def swaps_named(when: str) -> Iterator[None]:
 WRITTEN = re.compile(r"accumulate: expected .* got changed (\.grad and )?parameters;")  # as the step says it
 
 
+class ShortEpochs:
+    """Warns, once, of an epoch with fewer micro-batches than a step needs, in which nothing is aligned.
+
+    Args:
+        option: what the trainer calls k.
+    """
+
+    def __init__(self, option: str) -> None:
+        self._option, self._told = option, False
+
+    def tell(self, num: int, k: int, may_act: Callable[[], bool], stacklevel: int = 2) -> None:
+        """A whole epoch is short.
+
+        Args:
+            num: how many micro-batches it has.
+            k: how many a step has.
+            may_act: whether any step may have the term.
+            stacklevel: from the caller to the line that is named.
+        """
+        if self._told or not may_act():
+            return
+        self._told = True
+        warnings.warn(
+            f"{self._option}: expected windows of k = {k} micro-batches, whose gradients are compared; got epochs of {num}, "
+            f"none of which has k: nothing was aligned; lower {self._option}, or use more data",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
 class LateAligner:
     """Makes the aligner of a model, keeps it in step with a trainer, and says what is worth logging.
 
@@ -88,6 +119,14 @@ class LateAligner:
     def off(self) -> bool:
         """Whether the weight is the number 0, so that a loop without accumulation is no mistake."""
         return isinstance(self._options, Mapping) and self._options["weight"] == 0
+
+    def may_act(self, method: Callable[[], Method]) -> bool:
+        """Whether any step may have the term.
+
+        Args:
+            method: finds the aligner, whose weight nobody else knows where a function makes it.
+        """
+        return not self.off if isinstance(self._options, Mapping) else method()._weight.may_act
 
     @property
     def displaced(self) -> bool:

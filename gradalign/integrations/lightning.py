@@ -19,7 +19,7 @@ from torch import Tensor
 from gradalign.batches import shallow_copy
 from gradalign.engine.method import Method
 from gradalign.engine.transaction import Accumulation
-from gradalign.integrations.binding import LateAligner, Options, begun, swaps_named
+from gradalign.integrations.binding import LateAligner, Options, ShortEpochs, begun, swaps_named
 from gradalign.integrations.bookkeeping import taken_back
 from gradalign.integrations.processes import OWN_LOOP
 
@@ -37,8 +37,9 @@ class GradAlignCallback(Callback):
 
     All passes run where the strategy calls `training_step`, whose loss Lightning's own backward then leaves alone: each closure
     is the module's `training_step` over k, as Lightning divides it. A last accumulation of an epoch with fewer micro-batches is
-    trained plainly. A scheduled weight and `every` count `trainer.global_step`. What a displaced pass logs, or notes in the
-    module and in metrics of torchmetrics, is taken back. Statistics go to the trainer's loggers, every `log_every_n_steps`.
+    trained plainly; an epoch without another one is warned of. A scheduled weight and `every` count `trainer.global_step`. What
+    a displaced pass logs, or notes in the module and in metrics of torchmetrics, is taken back. Statistics go to the trainer's
+    loggers, every `log_every_n_steps`.
     With `strategy="ddp"`, micro-batch i is what all processes have as their i-th.
 
     Args:
@@ -51,6 +52,7 @@ class GradAlignCallback(Callback):
 
     def __init__(self, aligner: Options) -> None:
         self._late = LateAligner(aligner)
+        self._short = ShortEpochs("accumulate_grad_batches")
         self._owners: dict[str, Any] = {}  # of what is replaced meanwhile: the module, its strategy and its loop
         self._originals: dict[str, Callable] = {}
         self._own: dict[str, Any] = {}  # what of it the owners had themselves, and not from their classes
@@ -146,8 +148,11 @@ class GradAlignCallback(Callback):
         place = self._batch_idx % k
         if place == 0:
             self._abandon()
-            if k > 1 and trainer.num_training_batches - self._batch_idx >= k:
+            batches = trainer.num_training_batches
+            if k > 1 and batches - self._batch_idx >= k:
                 self._begin(module, k)
+            elif batches < k:  # the whole epoch, not only what is left of it
+                self._short.tell(int(batches), k, lambda: self._late.may_act(lambda: self._method(trainer)))
         if self._step is None:
             return self._originals["training_step"](*args, **kwargs)
         if trainer.is_last_batch and place + 1 < k:
@@ -176,8 +181,10 @@ class GradAlignCallback(Callback):
         _servable(trainer, module, self._late.off)
         self._originals["_on_before_zero_grad"](trainer.optimizers[0])  # while the last step's gradients are there
         self._originals["optimizer_zero_grad"](trainer.current_epoch, self._batch_idx, trainer.optimizers[0])
-        method = self._late.of(trainer.strategy.model, trainer.global_step)
-        self._step = begun(method, k, Differentiation(self, module).backward)
+        self._step = begun(self._method(trainer), k, Differentiation(self, module).backward)
+
+    def _method(self, trainer: Trainer) -> Method:
+        return self._late.of(trainer.strategy.model, trainer.global_step)
 
     def _backward(self, module: LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Nothing where the gradient is in `.grad` already."""

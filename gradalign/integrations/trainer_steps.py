@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 
+from gradalign.batches import shallow_copy
 from gradalign.engine.ignored_labels import no_mean_over_nothing
 from gradalign.engine.method import Method
 from gradalign.engine.schedule import NeedsAllError
 from gradalign.engine.transaction import Accumulation
-from gradalign.integrations.binding import LateAligner, Options
+from gradalign.integrations.binding import LateAligner, Options, ShortEpochs
 from gradalign.integrations.bookkeeping import taken_back
 from gradalign.integrations.detached_losses import DetachedLosses
 
@@ -56,11 +58,33 @@ class Steps:
         self._complete: Method | None = None  # whose gradient nobody has taken yet
         self._tail = False  # whether the last micro-batch was trained plainly
         self._plain = 0  # micro-batches that are left of a step that is trained plainly
+        self._short = ShortEpochs("gradient_accumulation_steps")
+        self._reached = False  # whether a step of the run had k micro-batches
+        self._resumed = False  # whether the running epoch may lack its first micro-batches
 
-    def collect(self, batches: Sequence[Any]) -> None:
-        """The Trainer has collected the micro-batches of the next step; one that was left incomplete is over."""
+    def start(self) -> None:
+        """The Trainer begins a run."""
+        self._reached = self._resumed = False
+
+    def resume(self) -> None:
+        """The Trainer goes on from a checkpoint, in the middle of an epoch perhaps."""
+        self._resumed = True
+
+    def collect(self, batches: Sequence[Any], k: int, method: Callable[[], Method]) -> None:
+        """The Trainer has collected the micro-batches of the next step; one that was left incomplete is over.
+
+        Args:
+            batches: the micro-batches; fewer than k where the epoch ends.
+            k: how many a step has.
+            method: finds the aligner.
+        """
         self.abandon()
         self._batches = list(batches)
+        if len(batches) >= k:
+            self._reached = True
+        elif batches and not self._reached and not self._resumed:
+            self._short.tell(len(batches), k, lambda: self.late.may_act(method))
+        self._resumed = self._resumed and len(batches) >= k
         self._sources = None if self._source_of is None else [self._source(batch) for batch in batches]
 
     def _source(self, inputs: Any) -> Hashable:
@@ -73,6 +97,15 @@ class Steps:
                 f"source_of: expected the inputs of a micro-batch with {error}; got only {', '.join(map(str, inputs))}; "
                 "TrainingArguments(remove_unused_columns=False) keeps columns that the model does not take"
             ) from error
+
+    def without_source(self, inputs: Any) -> Any:
+        """The inputs of an evaluation without what `source_of` takes out: the model may not take it either."""
+        if self._source_of is None:
+            return inputs
+        copied = shallow_copy(inputs)
+        with suppress(Exception):  # the source is of no use here, and such a batch may have none, or several
+            self._source_of(copied)
+        return copied
 
     def is_plain(self, short: bool, num: int, model: nn.Module) -> bool:
         """Whether the next micro-batch is trained plainly.

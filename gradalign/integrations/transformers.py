@@ -29,12 +29,12 @@ class GradAlignMixin:
         class AlignedTrainer(GradAlignMixin, Trainer): ...
         trainer = AlignedTrainer(..., aligner=dict(weight=0.03, objective="variance"))
 
-    A last accumulation of an epoch with fewer micro-batches is trained plainly. A scheduled weight and `every` count
-    `state.global_step`. What a displaced or repeated pass notes in the trainer's attributes (numbers, strings, tensors,
-    containers, metrics of torchmetrics) is taken back, and `log` does nothing in it. What it writes elsewhere, into the
-    trainer's `state` or a meter of your own, is not: leave that out while `trainer.aligner.displaced` is True. Statistics go
-    to the trainer's logs as "align/...", at `logging_steps`. On several processes with one device each, micro-batch i is what
-    all of them have as their i-th.
+    A last accumulation of an epoch with fewer micro-batches is trained plainly; a run without another one is warned of. A
+    scheduled weight and `every` count `state.global_step`. What a displaced or repeated pass notes in the trainer's attributes
+    (numbers, strings, tensors, containers, metrics of torchmetrics) is taken back, and `log` does nothing in it. What it writes
+    elsewhere, into the trainer's `state` or a meter of your own, is not: leave that out while `trainer.aligner.displaced` is
+    True. Statistics go to the trainer's logs as "align/...", at `logging_steps`. On several processes with one device each,
+    micro-batch i is what all of them have as their i-th.
 
     All passes of a step run when the loop comes to its first micro-batch, where the estimator needs all of them
     ("leave_one_out", for instance) and where they have sources; otherwise those of each as the loop comes to it.
@@ -43,7 +43,7 @@ class GradAlignMixin:
         args: those of the Trainer.
         aligner: options of `GradAlign` other than the model; or a function of the model that returns an aligner or a baseline.
         source_of: the source of a micro-batch, from its inputs as the data loader gives them (what the model does not take
-            is popped there); A then compares sources.
+            is popped there, in an evaluation too); A then compares sources.
         kwargs: those of the Trainer.
 
     Raises:
@@ -83,6 +83,7 @@ class GradAlignMixin:
         Returns:
             What the parent's returns.
         """
+        self._gradalign.start()
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -108,8 +109,15 @@ class GradAlignMixin:
             What the parent's returns: the micro-batches, and how many items they have in all.
         """
         found = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-        self._gradalign.collect(found[0])
+        trainer = self._trainer
+        k = trainer.args.gradient_accumulation_steps
+        self._gradalign.collect(found[0], k, lambda: self._aligner_of(trainer.model_wrapped))
         return found
+
+    def _aligner_of(self, model: nn.Module) -> Method:
+        """The aligner of the module that the Trainer trains."""
+        _servable(self._trainer, self._gradalign)
+        return self._gradalign.late.of(_called(self._trainer, model), self._trainer.state.global_step)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """All passes of one micro-batch, or at the first of a step all of the step; the last fills `.grad`.
@@ -134,15 +142,31 @@ class GradAlignMixin:
         if steps.is_plain(num < expected or num < 2, num, model):
             return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
-        def method() -> Method:
-            _servable(trainer, steps)
-            return steps.late.of(_called(trainer, model), trainer.state.global_step)
-
         parent = super().training_step  # type: ignore[misc]
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()
-        return steps.visit(method, num, trainer, inputs, lambda x: parent(model, shallow_copy(x), *args, **kwargs))
+        return steps.visit(
+            lambda: self._aligner_of(model),
+            num,
+            trainer,
+            inputs,
+            lambda x: parent(model, shallow_copy(x), *args, **kwargs),
+        )
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the parent does, without what `source_of` takes out of the inputs.
+
+        Args:
+            model: as the parent takes it.
+            inputs: of one batch, as the data loader gives them.
+            args: what else the parent takes.
+            kwargs: likewise.
+
+        Returns:
+            What the parent's returns.
+        """
+        return super().prediction_step(model, self._gradalign.without_source(inputs), *args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of a micro-batch, by the parent.
@@ -184,6 +208,8 @@ class GradAlignMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            self._gradalign.resume()
         if checkpoint is not None and (Path(checkpoint) / STATE).exists():
             state = torch.load(Path(checkpoint) / STATE, map_location="cpu", weights_only=True)
             self._gradalign.late.load_state_dict(state)

@@ -8,6 +8,7 @@ from support.begun_step import Bowl, begun_step
 from torch import nn
 
 from gradalign import GradAlign
+from gradalign.engine import graph
 
 
 class AutocastInside(nn.Module):
@@ -89,6 +90,29 @@ def hooks_seen(aligner, num):
 def test_forwards_are_watched_where_the_step_has_to_know_their_precision(weight, radius, expected):
     torch.manual_seed(0)
     assert hooks_seen(GradAlign(nn.Linear(2, 1), weight, radius=radius), 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"weight": 0.0}, [1, 0, 0, 0, 0, 0]), ({"weight": 0.1, "radius": 0.01}, [5, 1, 1, 0, 1, 0])],
+)
+def test_graphs_are_not_looked_at_in_every_step_because_autocast_showed_once(monkeypatch, options, expected):
+    torch.manual_seed(0)
+    looked, look = [], graph.inspect_graph
+    monkeypatch.setattr(graph, "inspect_graph", lambda *args: looked.append(1) or look(*args))
+    model = nn.Linear(2, 1)
+    aligner, found = GradAlign(model, **options), []
+
+    def loss_fn(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x).float().square().mean()
+
+    for _ in expected:
+        before = len(looked)
+        aligner.backward(loss_fn, list(torch.randn(4, 3, 2)))
+        found.append(len(looked) - before)
+        model.zero_grad()
+    assert found == expected
 
 
 @pytest.mark.parametrize("first", [True, False])

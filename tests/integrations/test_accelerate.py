@@ -384,3 +384,38 @@ def test_two_aligners_need_an_accelerator_each():
     with pytest.raises(RuntimeError, match="got 2: two aligners, .* make an Accelerator for each aligner"):
         both(accelerators[:1] * 2, nets, aligners, x)
     assert all(p.grad is None for p in nets[0].parameters())
+
+
+def short_passes(run, loaders):
+    """The warnings of passes without a whole window, in a run over these loaders."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for loader in loaders:
+            run.epoch(loader)
+    return [w for w in caught if "none of which has k" in str(w.message)]
+
+
+def test_passes_without_a_whole_window_are_warned_of_once():
+    run = Run({"weight": 0.1}, batches=2)
+    (warning,) = short_passes(run, [run.loader] * 3)
+    assert warning.filename == __file__
+    assert re.match(
+        "gradient_accumulation_steps: expected windows of k = 3 .*; got epochs of 2, .*: nothing was aligned; lower",
+        str(warning.message),
+    )
+    assert run.aligner.num_steps == 0
+
+
+@pytest.mark.parametrize(("weight", "batches"), [(0.0, 2), (0.1, 3), (0.1, 4)])
+def test_passes_with_a_whole_window_or_no_weight_are_not_warned_of(weight, batches):
+    run = Run({"weight": weight}, batches=batches)
+    assert short_passes(run, [run.loader] * 2) == []
+
+
+@pytest.mark.parametrize("data", [None, Rows(20)], ids=["batch sampler", "iterable"])
+def test_what_is_left_of_a_resumed_pass_is_no_short_one(data):
+    if data is not None:
+        data = type("Sized", (Stream,), {"__len__": lambda self: 20})()
+    run = Run({"weight": 0.1}, batches=5, data=data)
+    assert short_passes(run, [skip_first_batches(run.loader, 3)]) == []
+    assert short_passes(run, [run.loader]) == []

@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import types
+import warnings
 
 import lightning
 import pytest
@@ -378,3 +379,45 @@ def test_weights_that_a_validation_swaps_within_a_step_are_named():
         fit(Validated(), OPTIONS, loader(6), val_check_interval=2, **options)
     _, callback = fit(Validated(), OPTIONS, loader(6), val_check_interval=3, **options)
     assert callback.aligner.num_steps == 2
+
+
+def short_epochs(options, data, **kwargs):
+    """The warnings of epochs without a whole step, and the callback."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, callback = fit(Module(), options, data, **kwargs)
+    return [str(w.message) for w in caught if "none of which has k" in str(w.message)], callback
+
+
+def test_epochs_without_a_whole_step_are_warned_of_once():
+    (message,), callback = short_epochs(OPTIONS, loader(2), max_epochs=3)
+    assert message.startswith("accumulate_grad_batches: expected windows of k = 3 micro-batches")
+    assert "got epochs of 2, none of which has k: nothing was aligned; lower accumulate_grad_batches" in message
+    assert callback.aligner is None
+    (_,), _ = short_epochs(lambda model: gradalign.GradAlign(model, 0.1), loader(7), limit_train_batches=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "kwargs"),
+    [
+        ({"weight": 0}, 2, {}),
+        (lambda model: gradalign.GradAlign(model, 0.0), 2, {}),
+        (OPTIONS, 3, {}),
+        (OPTIONS, 4, {}),
+        (OPTIONS, 7, {"max_steps": 1, "max_epochs": -1}),
+    ],
+    ids=["weight 0", "weight 0 of a function", "3", "4", "max_steps"],
+)
+def test_epochs_with_a_whole_step_or_no_weight_are_not_warned_of(options, batches, kwargs):
+    assert short_epochs(options, loader(batches), **kwargs)[0] == []
+
+
+class Once(lightning.Callback):
+    """Ends the training within the first step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = True
+
+
+def test_a_run_that_ends_within_the_first_step_is_not_warned_of():
+    assert short_epochs(OPTIONS, loader(7), callbacks=[Once()])[0] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import types
+import warnings
 
 import pytest
 import torch
@@ -639,3 +640,90 @@ def test_a_stream_whose_epoch_ends_within_a_step(weight, tmp_path):
     aligned = trained(Aligned, gpt2_anew(), tmp_path / "own", trainer_options=trainer_options, **options)
     assert aligned.state.global_step == plain.state.global_step == 7
     assert same(plain.model, aligned.model) is (weight == 0)
+
+
+def short_epochs(*args, **kwargs):
+    """The warnings of a run without a step of K micro-batches, and its trainer."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = trained(*args, **kwargs)
+    return [str(w.message) for w in caught if "none of which has k" in str(w.message)], trainer
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "given"),
+    [
+        (tokens(6), OPTIONS, {"num_train_epochs": 3}),
+        (tokens(6), lambda model: gradalign.GradAlign(model, 0.1), {"num_train_epochs": 3}),
+    ],
+    ids=["options", "function"],
+)
+def test_a_run_whose_epochs_have_no_whole_step_is_warned_of_once(rows, options, given, tmp_path):
+    (message,), _ = short_epochs(Aligned, gpt2(), tmp_path, rows, trainer_options={"aligner": options}, **given)
+    assert message.startswith("gradient_accumulation_steps: expected windows of k = 4 micro-batches")
+    assert "got epochs of 3, none of which has k: nothing was aligned; lower gradient_accumulation_steps" in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "given"),
+    [
+        (6, {"weight": 0.0}, {}),
+        (6, lambda model: gradalign.GradAlign(model, 0.0), {}),
+        (8, OPTIONS, {}),
+        (10, OPTIONS, {}),
+        (26, OPTIONS, {"max_steps": 1}),
+    ],
+    ids=["weight 0", "weight 0 of a function", "8", "10", "max_steps"],
+)
+def test_a_run_with_a_whole_step_or_no_weight_is_not_warned_of(rows, options, given, tmp_path):
+    trainer_options = {"aligner": options}
+    assert short_epochs(Aligned, gpt2(), tmp_path, tokens(rows), trainer_options=trainer_options, **given)[0] == []
+
+
+def test_what_is_left_of_a_resumed_epoch_is_no_short_one(tmp_path):
+    save = {"save_strategy": "steps", "save_steps": 3}
+    trained(Trainer, gpt2(), tmp_path, **save)
+    again = Aligned(model=gpt2(), args=arguments(tmp_path, **save), train_dataset=tokens(), aligner=OPTIONS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))  # the last micro-batch of 13
+    assert again.state.global_step == 4
+    assert not any("none of which has k" in str(w.message) for w in caught)
+
+
+class Strict(nn.Module):
+    """A model that takes no other arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = gpt2(**STILL)
+
+    def forward(self, input_ids, attention_mask, labels):
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        return {"loss": output.loss, "logits": output.logits}
+
+
+@pytest.mark.parametrize(
+    "evaluated",
+    [rows_of_sites(8), [{**row, "site": torch.tensor(i % 2)} for i, row in enumerate(tokens(8))], tokens(8)],
+    ids=["sites", "mixed sites", "no sites"],
+)
+def test_an_evaluation_takes_the_source_out_too(evaluated, tmp_path):
+    given = {
+        "aligner": {**OPTIONS, "estimator": "leave_one_out"},
+        "source_of": recipe_source_of(),
+        "eval_dataset": evaluated,
+    }
+    trainer = trained(
+        InOrder, Strict(), tmp_path, rows_of_sites(24), trainer_options=given, remove_unused_columns=False
+    )
+    names = list(evaluated[0])
+    found = trainer.evaluate()["eval_loss"]
+    assert found == pytest.approx(trainer.evaluate(tokens(8))["eval_loss"])
+    inputs = {name: torch.stack([row[name] for row in evaluated]) for name in names}
+    trainer.prediction_step(trainer.model, inputs, True)
+    assert list(inputs) == names  # of the caller
+
+
+def recipe_source_of():
+    return recipe("Sources in a Trainer")["source_of"]
