@@ -145,10 +145,10 @@ def test_python_calls_of_a_step_grow_slowly_with_the_number_of_parameters(benchm
     [
         ({"weight": 0.0}, 8, 17, 305),
         ({}, 10, 67, 512),
-        ({"objective": "variance"}, 10, 99, 735),
+        ({"objective": "variance"}, 10, 99, 730),
         ({"estimator": "leave_one_out"}, 16, 188, 1290),
         ({"estimator": "leave_one_out", "objective": "cosine"}, 16, 253, 1385),
-        ({"estimator": "prefix"}, 15, 237, 1490),
+        ({"estimator": "prefix"}, 15, 231, 1480),
         ({"estimator": gradalign.estimators.Prefix(block=2)}, 14, 126, 1030),
     ],
     ids=str,
