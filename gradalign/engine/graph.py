@@ -205,10 +205,10 @@ class GraphWatch:
             self._casts = bool(self._casts) or found.casts_to_16_bit
 
     def _views(self, foreign: Sequence[Tensor]) -> list[Tensor]:
-        """Those of some parameters that have a model's memory: `Parameter(weight.T)`, as PEFT's DoRA makes it in a forward."""
+        """Those of some parameters that have the memory of a frozen one: `Parameter(weight.T)`, as PEFT's DoRA makes it."""
         if not foreign:
             return []
-        known = {p.untyped_storage().data_ptr() for p in self._models() if _has_memory(p)}
+        known = {p.untyped_storage().data_ptr() for p in self._models() if not p.requires_grad and _has_memory(p)}
         return [p for p in foreign if _has_memory(p) and p.untyped_storage().data_ptr() in known]
 
 

@@ -18,9 +18,10 @@ from . import cache, private_folder
 LONGEST = 200  # characters of the compiler's words in a message of one line
 # The words of systems, shells and compilers, for what may be otherwise the next time.
 PASSING = re.compile(
-    r"No space left|Disk quota|File size limit|Cannot allocate memory|memory exhausted|[Oo]ut of memory|std::bad_alloc"
-    r"|Resource temporarily unavailable|\b(?:Killed|Terminated|Hangup)\b|CPU time limit"
-    r"|terminated (?:program|with signal)|due to signal|\b[Ii]nterrupted\b"
+    r"No space left|Disk quota|File size limit|Cannot allocate memory|memory exhausted|[Oo]ut of memory"
+    r"|what\(\):\s+std::bad_alloc|instance of 'std::bad_alloc'|Resource temporarily unavailable|CPU time limit"
+    r"|^(?:Killed|Terminated|Hangup)\b|\b(?:Killed|Terminated|Hangup) signal terminated program"
+    r"|\bsignal (?:1|2|9|15|24|25)\b|\b[Ii]nterrupted\b"
 )
 # Commands and paths that are no UTF-8 are read as they were written.
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -28,7 +29,7 @@ TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 def is_passing(output: str) -> bool:
     """Whether the build failed for want of memory or disk, or was killed: the same sources may build the next time."""
-    return PASSING.search(output) is not None
+    return any(PASSING.search(line) for line in _said(output))
 
 
 def remember(key: str, commands: str, output: str) -> None:
@@ -74,12 +75,18 @@ def forget(key: str) -> None:
     _log(key).unlink(missing_ok=True)
 
 
+def _said(output: str) -> list[str]:
+    """The lines of compilers, without the commands that they and ninja were given: names of folders say nothing."""
+    lines = [line.strip() for line in output.splitlines()[1:]]
+    return [line for line in lines if line and not line.endswith("|| exit $?")]
+
+
 def _log(key: str) -> Path:
     return cache.directory() / f"{key}.log"
 
 
 def _first_error(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = _said(output)
     passing = [line for line in lines if PASSING.search(line)]  # first: other errors may only follow from it
     told = [line for line in lines if re.search(r"\berror\b|cannot find|not found|No such file", line)]
     line = (passing or told or lines[-1:] or ["it said nothing"])[0]

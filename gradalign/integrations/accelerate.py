@@ -163,7 +163,7 @@ class Window:
         if step is not None:
             step.__exit__(None, None, None)
         elif accelerator.gradient_state.end_of_dataloader:
-            self._tell_of_short_pass(accelerator.gradient_accumulation_steps)
+            self._tell_of_short_pass(accelerator)
         elif not self._interrupted and not self._warned:
             self._warned = True
             warnings.warn(
@@ -176,8 +176,11 @@ class Window:
             )
         self._interrupted = False
 
-    def _tell_of_short_pass(self, k: int) -> None:
+    def _tell_of_short_pass(self, accelerator: Any) -> None:
         """The data loader ended with a window that was trained plainly: it may not have had another one."""
+        k, state = accelerator.gradient_accumulation_steps, accelerator.gradient_state
+        if self._interrupted or not state.sync_with_dataloader or self._method().num_steps:
+            return  # after an exception, where windows go on over the loader's end, and where some were aligned
         loader, nested = self._loader, ("batch_sampler", "sampler")
         # What is left of a resumed epoch tells nothing of the others.
         resumed = any(

@@ -82,7 +82,7 @@ class ShortEpochs:
         self._told = True
         warnings.warn(
             f"{self._option}: expected windows of k = {k} micro-batches, whose gradients are compared; got epochs of {num}, "
-            f"none of which has k: nothing was aligned; lower {self._option}, or use more data",
+            f"none of which has k, so that nothing of them is aligned; lower {self._option}, or use more data",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

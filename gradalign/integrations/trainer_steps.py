@@ -98,13 +98,21 @@ class Steps:
                 "TrainingArguments(remove_unused_columns=False) keeps columns that the model does not take"
             ) from error
 
-    def without_source(self, inputs: Any) -> Any:
-        """The inputs of an evaluation without what `source_of` takes out: the model may not take it either."""
+    def without_source(self, inputs: Any, labels: Sequence[str]) -> Any:
+        """The inputs of an evaluation without what `source_of` takes out: the model may not take it either.
+
+        Args:
+            inputs: of one batch.
+            labels: the names of inputs that the evaluation hands to the user, which stay.
+        """
         if self._source_of is None:
             return inputs
         copied = shallow_copy(inputs)
         with suppress(Exception):  # the source is of no use here, and such a batch may have none, or several
             self._source_of(copied)
+        for name in labels:
+            if name in inputs and name not in copied:
+                copied[name] = inputs[name]
         return copied
 
     def is_plain(self, short: bool, num: int, model: nn.Module) -> bool:

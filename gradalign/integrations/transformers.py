@@ -166,7 +166,8 @@ class GradAlignMixin:
         Returns:
             What the parent's returns.
         """
-        return super().prediction_step(model, self._gradalign.without_source(inputs), *args, **kwargs)  # type: ignore[misc]
+        inputs = self._gradalign.without_source(inputs, self._trainer.label_names or ())
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of a micro-batch, by the parent.

@@ -93,6 +93,15 @@ def test_a_parameter_that_a_forward_makes_of_the_models_memory_is_none_to_train(
         model.zero_grad()
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_one_that_is_made_of_a_trained_parameter_is_refused(weight):
+    """Its gradient would be lost, and displacements would move it all the same."""
+    model = Transposed()
+    model.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="also trains 1 that are not in it"):
+        GradAlign(model, weight).backward(lambda x: model(x).square().mean(), list(torch.randn(4, 5, 3)))
+
+
 def test_one_that_is_kept_is_refused():
     """Its `.grad` would be left with those of single passes, and somebody may step it."""
     model = Transposed(kept=True)

@@ -163,10 +163,38 @@ def test_a_compiler_that_is_killed_without_a_word_is_tried_again(home, tiny, mon
     assert not list(home.glob("*.log"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nvcc error : 'cicc' died due to signal 11 (Invalid memory reference)",
+        "g++: internal compiler error: Segmentation fault signal terminated program cc1plus",
+        "clang++: error: clang frontend command failed due to signal (use -v to see invocation)",
+        "undefined reference to `vtable for std::bad_alloc'",
+    ],
+)
+def test_a_compiler_that_fails_by_itself_is_remembered(tiny, monkeypatch, tmp_path, num_builds, words):
+    compiler_that(monkeypatch, tmp_path, f'echo "{words}"; exit 1')
+    assert "delete that file to try again" in refused(tiny)
+    refused(tiny)
+    assert len(num_builds) == 1
+
+
+@pytest.mark.parametrize("ninja", [True, False])
+def test_the_names_of_folders_say_nothing_of_a_failure(tiny, monkeypatch, tmp_path, num_builds, ninja):
+    if not ninja:
+        monkeypatch.setattr(compiler, "_ninja", lambda: None)
+    folder = tmp_path / "interrupted"
+    folder.mkdir()
+    compiler_that(monkeypatch, folder, "echo 'a.h: error: none'; exit 1")
+    assert "error: none; all of it is in" in refused(tiny)
+    refused(tiny)
+    assert len(num_builds) == 1
+
+
 def test_what_may_pass_and_was_remembered_by_an_earlier_version_is_tried(home, tiny):
     found = compiler.find_compiler()
     cache.open_directory()
-    failures.remember(tiny.key(found.version), shlex.join(found.command), "g++: fatal error: Killed")
+    failures.remember(tiny.key(found.version), shlex.join(found.command), f"g++\n{PASSING[0]}")
     assert answer(ensure(tiny)) == 42
 
 

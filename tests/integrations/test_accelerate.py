@@ -400,10 +400,18 @@ def test_passes_without_a_whole_window_are_warned_of_once():
     (warning,) = short_passes(run, [run.loader] * 3)
     assert warning.filename == __file__
     assert re.match(
-        "gradient_accumulation_steps: expected windows of k = 3 .*; got epochs of 2, .*: nothing was aligned; lower",
+        "gradient_accumulation_steps: expected windows of k = 3 .*; got epochs of 2, .* nothing of them is aligned; lower",
         str(warning.message),
     )
     assert run.aligner.num_steps == 0
+
+
+def test_a_short_loader_beside_one_that_is_aligned_is_not_warned_of():
+    """An evaluation's, for instance, or the second of two data sets."""
+    run = Run({"weight": 0.1}, batches=3)
+    short = run.accelerator.prepare(torch.utils.data.DataLoader(Rows(8), batch_size=4))
+    assert short_passes(run, [run.loader, short]) == []
+    assert run.aligner.num_steps == 1
 
 
 @pytest.mark.parametrize(("weight", "batches"), [(0.0, 2), (0.1, 3), (0.1, 4)])

@@ -392,7 +392,10 @@ def short_epochs(options, data, **kwargs):
 def test_epochs_without_a_whole_step_are_warned_of_once():
     (message,), callback = short_epochs(OPTIONS, loader(2), max_epochs=3)
     assert message.startswith("accumulate_grad_batches: expected windows of k = 3 micro-batches")
-    assert "got epochs of 2, none of which has k: nothing was aligned; lower accumulate_grad_batches" in message
+    assert (
+        "got epochs of 2, none of which has k, so that nothing of them is aligned; lower accumulate_grad_batches"
+        in message
+    )
     assert callback.aligner is None
     (_,), _ = short_epochs(lambda model: gradalign.GradAlign(model, 0.1), loader(7), limit_train_batches=2)
 

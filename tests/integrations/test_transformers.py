@@ -661,7 +661,10 @@ def short_epochs(*args, **kwargs):
 def test_a_run_whose_epochs_have_no_whole_step_is_warned_of_once(rows, options, given, tmp_path):
     (message,), _ = short_epochs(Aligned, gpt2(), tmp_path, rows, trainer_options={"aligner": options}, **given)
     assert message.startswith("gradient_accumulation_steps: expected windows of k = 4 micro-batches")
-    assert "got epochs of 3, none of which has k: nothing was aligned; lower gradient_accumulation_steps" in message
+    assert (
+        "got epochs of 3, none of which has k, so that nothing of them is aligned; lower gradient_accumulation_steps"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -727,3 +730,20 @@ def test_an_evaluation_takes_the_source_out_too(evaluated, tmp_path):
 
 def recipe_source_of():
     return recipe("Sources in a Trainer")["source_of"]
+
+
+def test_a_source_that_the_evaluation_is_to_hand_on_stays(tmp_path):
+    """As one of `label_names`: the metrics get it, and without it the Trainer would compute none."""
+    seen = []
+    given = {
+        "aligner": {**OPTIONS, "estimator": "leave_one_out"},
+        "source_of": recipe_source_of(),
+        "eval_dataset": rows_of_sites(8),
+        "compute_metrics": lambda prediction: seen.append(prediction.label_ids[1].tolist()) or {"seen": 1.0},
+    }
+    options = {"remove_unused_columns": False, "label_names": ["labels", "site"]}
+    trainer = trained(InOrder, gpt2(), tmp_path, rows_of_sites(24), trainer_options=given, **options)
+    found = trainer.evaluate()
+    assert found["eval_seen"] == 1.0
+    assert "eval_loss" in found
+    assert seen == [[int(row["site"]) for row in rows_of_sites(8)]]
