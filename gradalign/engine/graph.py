@@ -189,9 +189,10 @@ class GraphWatch:
         if self._unless_shown and casts_shown:
             return
         found = inspect_graph(loss, [*self._params, *self._stand_ins()], since)
-        views = self._views(found.foreign_params)
-        _no_foreign_params([p for p in found.foreign_params if all(p is not view for view in views)])
-        leaves = [*found.foreign_leaves, *views]
+        frozen = self._frozen_memory() if found.foreign_params else set()
+        _no_foreign_params([p for p in found.foreign_params if _memory(p) not in frozen])
+        # Those left are views of frozen parameters: `Parameter(weight.T)`, as PEFT's DoRA makes it in every forward.
+        leaves = [*found.foreign_leaves, *found.foreign_params]
         _no_older_leaves(leaves, self._leaves)
         if not self.may_reuse_graphs:
             known = set(map(id, self._older))
@@ -204,17 +205,15 @@ class GraphWatch:
         if found.casts_to_16_bit or not found.compiled or self.casts_to_16_bit is None:
             self._casts = bool(self._casts) or found.casts_to_16_bit
 
-    def _views(self, foreign: Sequence[Tensor]) -> list[Tensor]:
-        """Those of some parameters that have the memory of a frozen one: `Parameter(weight.T)`, as PEFT's DoRA makes it."""
-        if not foreign:
-            return []
-        known = {p.untyped_storage().data_ptr() for p in self._models() if not p.requires_grad and _has_memory(p)}
-        return [p for p in foreign if _has_memory(p) and p.untyped_storage().data_ptr() in known]
+    def _frozen_memory(self) -> set[int | None]:
+        """Where the frozen parameters of the models are."""
+        return {_memory(p) for p in self._models() if not p.requires_grad} - {None}
 
 
-def _has_memory(p: Tensor) -> bool:
-    """Whether an address tells whose memory a parameter has."""
-    return type(p) in (Tensor, Parameter) and p.layout is torch.strided and p.device.type != "meta" and p.numel() > 0
+def _memory(p: Tensor) -> int | None:
+    """The address of a parameter's memory; None where an address does not tell whose it is."""
+    plain = type(p) in (Tensor, Parameter) and p.layout is torch.strided and p.device.type != "meta" and p.numel() > 0
+    return p.untyped_storage().data_ptr() if plain else None
 
 
 def older_graph() -> RuntimeError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -387,9 +386,8 @@ class Method(ABC):
         step = opened.step
         if inspection.looks_for_wrappers:
             opened.passes.look_for_wrappers()
-        compared, params = self._progress.compared, step.space.params
         # Of parameters that are trained since, a wrapper that was made before may know nothing.
-        others = len(compared) != len(params) or not all(map(operator.is_, compared, params))
+        others = list(map(id, self._progress.ranks_compared)) != list(map(id, step.space.params))
         opened.looks_at_ranks = step.space.ranks is not None and (inspection.looks_for_wrappers or others)
         opened.labelled = request.sources is not None or request.tasks is not None
         if inspection.compares_ranks(opened.labelled or self._progress.labelled):

@@ -40,7 +40,7 @@ class Progress(NamedTuple):
         num_aligned: steps with the term that this object has completed.
         inspected: whether a step with the term was looked at closely.
         unreached: positions of the trainable parameters that had no gradient in the last step.
-        compared: the trainable parameters whose gradients ranks compared last.
+        ranks_compared: the trainable parameters whose gradients ranks compared last.
         labelled: whether a step on several ranks had labels.
     """
 
@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     num_aligned: int = 0
     inspected: bool = False
     unreached: tuple[int, ...] = ()
-    compared: Sequence[Parameter] = ()
+    ranks_compared: Sequence[Parameter] = ()
     labelled: bool = False
 
 
@@ -128,15 +128,16 @@ class OpenStep:
             if self.looks_at_ranks:
                 step.space.ranks.same_everywhere(step.space.params, grads, step.space.home)
             step.space.ranks.end(complete=True)
-        inspected = before.inspected or step.active
-        unreached = () if all(map(there, grads)) else tuple(i for i, g in enumerate(grads) if g is None)
-        num_aligned = before.num_aligned + step.active
-        casts = self.passes.casts_to_16_bit
-        shown = self.passes.casts_shown or (before.casts_shown and not self.passes.watches_autocast)
-        compared = step.space.params if self.looks_at_ranks else before.compared
-        labelled = before.labelled or self.labelled
-        progress = Progress(
-            before.num_steps + 1, stats, casts, shown, num_aligned, inspected, unreached, compared, labelled
+        progress = before._replace(
+            num_steps=before.num_steps + 1,
+            stats=stats,
+            casts_to_16_bit=self.passes.casts_to_16_bit,
+            casts_shown=self.passes.casts_shown or (before.casts_shown and not self.passes.watches_autocast),
+            num_aligned=before.num_aligned + step.active,
+            inspected=before.inspected or step.active,
+            unreached=() if all(map(there, grads)) else tuple(i for i, g in enumerate(grads) if g is None),
+            ranks_compared=step.space.params if self.looks_at_ranks else before.ranks_compared,
+            labelled=before.labelled or self.labelled,
         )
         return Outcome(stats, progress, self._displacement(stats), step.displacement.rounded(), self.doubt)
 
